@@ -1,0 +1,156 @@
+"""Pre-train a Point-MAE backbone on procedural shapes, by masked autoencoding.
+
+    accelerate launch examples/pretrain.py --output_dir outputs/point-mae-small --steps 4000 --seed 0
+
+This is how the backbone that ships with the package was made (its model card has the exact command). Only the base classes
+are used, and only clean clouds: the held-out classes and the scan corruptions are kept for fine-tuning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader, RandomSampler
+from tqdm.auto import tqdm
+
+import point_peft_hf
+from point_peft_hf import PointCloudProcessor, PointMAEConfig, PointMAEForPreTraining
+from point_peft_hf.data import BASE_CLASSES, ProceduralShapes, get_augmentation
+
+
+@dataclass
+class PretrainArguments:
+    """Arguments of the script; each is a command-line option of the same name."""
+
+    output_dir: str = "outputs/point-mae-small-procedural"
+    hidden_size: int = 144
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 6
+    patch_hidden_sizes: tuple[int, ...] = (64, 128, 256)
+    num_groups: int = 64
+    group_size: int = 32
+    decoder_num_hidden_layers: int = 2
+    num_points: int = 1024
+    steps: int = 4000
+    warmup_steps: int = 200
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    clouds_per_class: int = 5000
+    num_workers: int = 1
+    seed: int = 0
+    log_every: int = 50
+
+
+def parse_arguments() -> PretrainArguments:
+    """Read the arguments from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for field in fields(PretrainArguments):
+        if field.name == "patch_hidden_sizes":
+            parser.add_argument("--patch_hidden_sizes", type=int, nargs=3, default=field.default)
+        else:
+            parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+    return PretrainArguments(**vars(parser.parse_args()))
+
+
+def learning_rate_factor(step: int, args: PretrainArguments) -> float:
+    """Linear warm-up, then half a cosine down to 1e-3 of the learning rate."""
+    if step < args.warmup_steps:
+        return (step + 1) / args.warmup_steps
+    progress = (step - args.warmup_steps) / max(args.steps - args.warmup_steps, 1)
+    return 1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """No weight decay on biases, norms and tokens."""
+    decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and "token" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim <= 1 or "token" in n]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def main() -> None:
+    """Pre-train, then save backbone, preprocessing and the record of the run."""
+    args = parse_arguments()
+    accelerator = Accelerator()
+    set_seed(args.seed)
+    config = PointMAEConfig(
+        hidden_size=args.hidden_size,
+        num_hidden_layers=args.num_hidden_layers,
+        num_attention_heads=args.num_attention_heads,
+        patch_hidden_sizes=list(args.patch_hidden_sizes),
+        num_groups=args.num_groups,
+        group_size=args.group_size,
+        decoder_num_hidden_layers=args.decoder_num_hidden_layers,
+        decoder_num_attention_heads=args.num_attention_heads,
+        drop_path_rate=0.0,
+    )
+    model = PointMAEForPreTraining(config)
+    dataset = ProceduralShapes(
+        BASE_CLASSES, args.clouds_per_class, num_points=args.num_points, seed=args.seed, cache=False
+    )
+    sampler = RandomSampler(
+        dataset,
+        replacement=True,
+        num_samples=args.steps * args.batch_size,
+        generator=torch.Generator().manual_seed(args.seed),
+    )
+    loader = DataLoader(dataset, args.batch_size, sampler=sampler, num_workers=args.num_workers, drop_last=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.learning_rate)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, args))
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    augment = get_augmentation("scale_translate")
+
+    model.train()
+    started, losses = time.perf_counter(), []
+    output_dir = Path(args.output_dir)
+    progress = tqdm(loader, disable=not accelerator.is_local_main_process, file=sys.stderr, mininterval=10)
+    for step, batch in enumerate(progress, start=1):
+        loss = model(augment(batch["points"])).loss
+        if not torch.isfinite(loss):
+            raise RuntimeError(f"The loss is {loss.item()} at step {step}; try a lower --learning_rate.")
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if step % args.log_every == 0:
+            mean = sum(losses[-args.log_every :]) / args.log_every
+            progress.set_postfix(chamfer_x1000=f"{1000 * mean:.3f}")
+            accelerator.print(f"step {step}: chamfer x 1000 = {1000 * mean:.3f}", flush=True)
+
+    if accelerator.is_main_process:
+        backbone = accelerator.unwrap_model(model)
+        backbone.config.dtype = "float32"
+        backbone.point_mae.save_pretrained(output_dir)
+        PointCloudProcessor(num_points=args.num_points).save_pretrained(output_dir)
+        record = {
+            "arguments": asdict(args),
+            "classes": list(BASE_CLASSES),
+            "final_chamfer_x1000": 1000 * sum(losses[-args.log_every :]) / len(losses[-args.log_every :]),
+            "seconds": round(time.perf_counter() - started),
+            "versions": {
+                "point_peft_hf": point_peft_hf.__version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "python": platform.python_version(),
+            },
+        }
+        (output_dir / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
+        accelerator.print(f"Saved the backbone to {output_dir} after {record['seconds']} s.")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Files to arrays to batches: readers, the processor, augmentation, data sets and few-shot folds."""
+
+from .augmentation import AUGMENTATIONS, get_augmentation
+from .collator import PointCloudCollator
+from .dataset import PointCloudDataset, from_hf_dataset
+from .errors import PointCloudError
+from .few_shot import FewShotFold, few_shot_fold
+from .layouts import LAYOUTS, load_dataset
+from .layouts_pickle import read_few_shot_fold
+from .processing import PointCloudProcessor, register_processor
+from .readers import READERS, read_point_cloud, write_point_cloud
+from .splits import stratified_split
+
+__all__ = [
+    "AUGMENTATIONS",
+    "LAYOUTS",
+    "READERS",
+    "FewShotFold",
+    "PointCloudCollator",
+    "PointCloudDataset",
+    "PointCloudError",
+    "PointCloudProcessor",
+    "few_shot_fold",
+    "from_hf_dataset",
+    "get_augmentation",
+    "load_dataset",
+    "read_few_shot_fold",
+    "read_point_cloud",
+    "register_processor",
+    "stratified_split",
+    "write_point_cloud",
+]

@@ -1,0 +1,72 @@
+"""Items to batches, for `torch.utils.data.DataLoader` and `transformers.Trainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .augmentation import Compose
+from .processing import PointCloudProcessor
+
+
+class PointCloudCollator:
+    """Make a batch of the items of a `PointCloudDataset`.
+
+    Args:
+        processor: Processes the clouds; without one, they must all have the same number of points.
+        augmentation: What `get_augmentation` gives, for training; applied after the processor.
+        sample_ids: Keep the `sample_ids`; `transformers.Trainer` would hand them on to the model, which has no use for
+            them.
+        generator: Source of randomness of the sampling and the augmentation; by default that of torch, which a
+            `DataLoader` seeds differently in each worker.
+    """
+
+    def __init__(
+        self,
+        processor: PointCloudProcessor | None = None,
+        augmentation: Compose | None = None,
+        *,
+        sample_ids: bool = True,
+        generator: torch.Generator | None = None,
+    ):
+        self.processor = processor
+        self.augmentation = augmentation
+        self.sample_ids = sample_ids
+        self.generator = generator
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """Make a batch.
+
+        Args:
+            items: What the data set gives.
+
+        Returns:
+            `points` of shape `(batch_size, num_points, 3)`, `labels` and `sample_ids` of shape `(batch_size,)`, and
+            `part_labels` of shape `(batch_size, num_points)` when the items have parts.
+
+        Raises:
+            ValueError: If there is no processor and the clouds differ in size.
+        """
+        clouds = [item["points"] for item in items]
+        parts = [item["part_labels"] for item in items] if "part_labels" in items[0] else None
+        if self.processor is not None:
+            batch = dict(self.processor(clouds, part_labels=parts, generator=self.generator))
+        else:
+            sizes = sorted({len(cloud) for cloud in clouds})
+            if len(sizes) > 1:
+                raise ValueError(
+                    f"the clouds have {sizes[0]} to {sizes[-1]} points; give the collator a processor, or the "
+                    "data set a num_points"
+                )
+            batch = {"points": torch.stack(clouds)}
+            if parts is not None:
+                batch["part_labels"] = torch.stack(parts)
+        if self.augmentation is not None:
+            batch["points"] = self.augmentation(batch["points"], generator=self.generator)
+        batch["labels"] = torch.tensor([item["labels"] for item in items])
+        if self.sample_ids:
+            batch["sample_ids"] = torch.tensor([item["sample_ids"] for item in items])
+        return batch

@@ -1,0 +1,302 @@
+"""The data set: clouds with a label each, from memory, from files or from the Hugging Face `datasets` library."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import PointCloudError, shorten
+from .sources import FileClouds, read_cloud
+
+
+class PointCloudDataset(torch.utils.data.Dataset):
+    """Labelled clouds, as items `points` (float32, `(num_points, 3)`), `labels` (int) and `sample_ids` (int).
+
+    With part labels, an item has `part_labels` as well (int64, `(num_points,)`). Coordinates keep the unit of the
+    files. Clouds may differ in size: a batch is made of them by `PointCloudCollator` or `PointCloudProcessor`, or set
+    `num_points` for items that all have the same.
+
+    Args:
+        clouds: Array of shape `(num_clouds, num_points, 3)`, or a list of arrays of shape `(num_points, 3)`, or a list
+            of paths, read when they are asked for.
+        labels: Class of each cloud, integers of shape `(num_clouds,)`.
+        class_names: Name of each class.
+        part_labels: Label of each point of each cloud, as `clouds`; None without parts.
+        num_points: Points of an item: larger clouds are cut, smaller ones repeat their points. None leaves them whole.
+        sampling: Which points stay when a cloud is cut: `"first"`, or `"random"` ones, always the same for a cloud.
+        seed: Seed of that draw, and of points on the surface of meshes.
+        sample_ids: Number of each cloud, kept by subsets; by default counted from 0.
+        class_parts: Parts that each class can have, for metrics; None without parts.
+
+    Raises:
+        PointCloudError: If the numbers of clouds and labels differ, a label is out of range, or two classes have the
+            same name but for upper and lower case.
+    """
+
+    def __init__(
+        self,
+        clouds: np.ndarray | Sequence,
+        labels: Sequence[int] | np.ndarray,
+        class_names: Sequence[str],
+        *,
+        part_labels: np.ndarray | Sequence | None = None,
+        num_points: int | None = None,
+        sampling: str = "random",
+        seed: int = 0,
+        sample_ids: Sequence[int] | np.ndarray | None = None,
+        class_parts: list[list[int]] | None = None,
+    ):
+        if sampling not in ("random", "first"):
+            raise ValueError(f"sampling must be random or first, got {sampling!r}")
+        if num_points is not None and num_points < 1:
+            raise ValueError(f"num_points must be at least 1, got {num_points}")
+        if len(clouds) and isinstance(clouds, list | tuple) and isinstance(clouds[0], str | os.PathLike):
+            reader = partial(read_cloud, num_points=num_points, seed=seed, drop_invalid=False)
+            clouds = FileClouds([Path(path) for path in clouds], reader)
+        if len(clouds) != len(labels):
+            raise PointCloudError(
+                f"there are {len(clouds)} clouds and {len(labels)} labels; one label a cloud is needed"
+            )
+        self.class_names = check_class_names(class_names)
+        self.labels = check_labels(labels, len(self.class_names), "labels")
+        self.sample_ids = np.arange(len(clouds)) if sample_ids is None else np.asarray(sample_ids, dtype=np.int64)
+        self.num_points, self.sampling, self.seed = num_points, sampling, seed
+        self.class_parts = class_parts
+        self._clouds, self._part_labels = clouds, part_labels
+        self._places = np.arange(len(clouds))  # where the cloud of an item lies in `clouds`
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def num_parts(self) -> int | None:
+        """Number of parts over all classes, None without parts."""
+        return None if self.class_parts is None else 1 + max(part for parts in self.class_parts for part in parts)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"PointCloudDataset({len(self)} clouds, {self.num_classes} classes, num_points={self.num_points})"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = int(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"item {index} of a data set of {len(self)} clouds")
+        place, sample_id = int(self._places[index]), int(self.sample_ids[index])
+        rows = np.asarray(self._clouds[place])
+        if rows.ndim != 2 or rows.shape[1] < 3:
+            raise PointCloudError(f"cloud {sample_id} must be of shape (num_points, 3), got {rows.shape}")
+        # Files of clouds with parts carry the part of a point in a fourth column.
+        parts = None
+        if self._part_labels is not None:
+            parts = np.asarray(self._part_labels[place])
+        elif self.class_parts is not None:
+            parts = rows[:, 3]
+        chosen = self._choose(len(rows), sample_id)
+        item = {"points": torch.from_numpy(np.array(rows[chosen, :3], dtype=np.float32))}
+        if parts is not None:
+            item["part_labels"] = torch.from_numpy(np.array(parts[chosen], dtype=np.int64))
+        return {**item, "labels": int(self.labels[index]), "sample_ids": sample_id}
+
+    def _choose(self, available: int, sample_id: int) -> np.ndarray | slice:
+        """Choose `num_points` of the points of a cloud."""
+        if self.num_points is None or self.num_points == available:
+            return slice(None)
+        if available < self.num_points:
+            return np.arange(self.num_points) % available
+        if self.sampling == "first":
+            return slice(self.num_points)
+        return np.random.default_rng([self.seed, sample_id]).choice(available, self.num_points, replace=False)
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> PointCloudDataset:
+        """Give some of the items as a data set of its own, which shares the clouds and keeps their `sample_ids`.
+
+        Args:
+            indices: Which items, in which order; integers of shape `(num_chosen,)`.
+
+        Returns:
+            The data set.
+
+        Raises:
+            ValueError: If an index is out of range.
+        """
+        indices = np.asarray(indices)
+        if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
+            raise ValueError(
+                f"indices must be integers of shape (num_chosen,), got {indices.dtype} of {indices.shape}"
+            )
+        indices = indices.astype(np.int64)
+        if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
+            raise ValueError(f"indices go from 0 to {len(self) - 1}, got {indices.min()} to {indices.max()}")
+        subset = copy.copy(self)
+        subset.labels, subset.sample_ids = self.labels[indices], self.sample_ids[indices]
+        subset._places = self._places[indices]
+        return subset
+
+    def keep_classes(self, classes: Sequence[int]) -> PointCloudDataset:
+        """Give the items of some classes, numbered anew: the first of `classes` becomes class 0.
+
+        Args:
+            classes: Class numbers, in the order of the new ones.
+
+        Returns:
+            The data set.
+        """
+        classes = [int(label) for label in classes]
+        new_labels = np.full(self.num_classes, -1)
+        new_labels[classes] = np.arange(len(classes))
+        subset = self.select(np.flatnonzero(new_labels[self.labels] >= 0))
+        subset.labels = new_labels[subset.labels]
+        subset.class_names = [self.class_names[label] for label in classes]
+        if self.class_parts is not None:
+            subset.class_parts = [self.class_parts[label] for label in classes]
+        return subset
+
+
+def check_class_names(class_names: Sequence[str], where: str = "class_names") -> list[str]:
+    """Check that classes have different names, upper and lower case aside.
+
+    Args:
+        class_names: The names.
+        where: What to name in the error, such as a file.
+
+    Returns:
+        The names.
+
+    Raises:
+        PointCloudError: If there is none, or two are the same.
+    """
+    names = [str(name) for name in class_names]
+    if not names:
+        raise PointCloudError(f"{where}: there is no class")
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(name.casefold(), name)
+        if other is not name or names.count(name) > 1:
+            raise PointCloudError(
+                f"{where}: the classes {other!r} and {name!r} differ by upper and lower case at most; merge or rename"
+            )
+    return names
+
+
+def check_labels(labels: Sequence[int] | np.ndarray, num_classes: int, where: str) -> np.ndarray:
+    """Check that labels are class numbers.
+
+    Args:
+        labels: Integers of shape `(num_clouds,)` or `(num_clouds, 1)`.
+        num_classes: Number of classes.
+        where: What to name in the error, such as a file.
+
+    Returns:
+        The labels, int64, of shape `(num_clouds,)`.
+
+    Raises:
+        PointCloudError: If a label is not an integer, or out of range.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
+        raise PointCloudError(
+            f"{where}: labels must be integers of shape (num_clouds,), got {labels.dtype} of {labels.shape}"
+        )
+    labels = labels.astype(np.int64)
+    bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(bad):
+        raise PointCloudError(
+            f"{where}: label {labels[bad[0]]} of cloud {bad[0]} is out of range; {num_classes} classes have the "
+            f"labels 0 to {num_classes - 1}"
+        )
+    return labels
+
+
+class _ColumnClouds(Sequence):
+    """A column of a Hugging Face data set as a sequence of clouds."""
+
+    def __init__(self, dataset: Any, column: str):
+        self.dataset = dataset.select_columns([column]) if hasattr(dataset, "select_columns") else dataset
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        value = self.dataset[int(index)][self.column]
+        try:
+            cloud = np.asarray(value, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise PointCloudError(
+                f"row {index}, column {self.column!r}: not an array of points: {shorten(value)}"
+            ) from None
+        if cloud.ndim != 2 or cloud.shape[1] < 3 or len(cloud) < 2 or not np.isfinite(cloud).all():
+            raise PointCloudError(
+                f"row {index}, column {self.column!r}: needs finite coordinates of shape (num_points, 3), at least 2 "
+                f"points; got shape {cloud.shape}{'' if np.isfinite(cloud).all() else ' with NaN or infinite values'}"
+            )
+        return cloud
+
+
+def from_hf_dataset(
+    dataset: Any,
+    points_column: str = "points",
+    label_column: str = "label",
+    *,
+    class_names: Sequence[str] | None = None,
+    num_points: int | None = None,
+    seed: int = 0,
+) -> PointCloudDataset | dict[str, PointCloudDataset]:
+    """Make a data set from one of the Hugging Face `datasets` library.
+
+    Args:
+        dataset: A `datasets.Dataset`, or a `DatasetDict` of splits.
+        points_column: Column of clouds, each of shape `(num_points, 3)`.
+        label_column: Column of classes: a `ClassLabel`, integers, or names.
+        class_names: Names of the classes; by default those of the `ClassLabel`, the names found, or the numbers.
+        num_points: Points of an item, as in `PointCloudDataset`.
+        seed: Seed of the draw of points.
+
+    Returns:
+        The data set, or a dictionary of them with the keys of the `DatasetDict`.
+
+    Raises:
+        PointCloudError: If a column is missing, or labels are not of the kinds above.
+    """
+    is_dict = isinstance(dataset, Mapping)
+    splits = dict(dataset) if is_dict else {"": dataset}
+    for name, split in splits.items():
+        columns = list(getattr(split, "column_names", None) or split[0])
+        for column in (points_column, label_column):
+            if column not in columns:
+                raise PointCloudError(f"split {name!r} has no column {column!r}; it has {columns}")
+    labels = {name: list(split[label_column]) for name, split in splits.items()}
+    found = sorted({label for values in labels.values() for label in values}, key=str)
+    if class_names is None:
+        feature = next((split.features for split in splits.values() if getattr(split, "features", None)), {})
+        class_names = getattr(feature.get(label_column), "names", None)
+    if found and all(isinstance(label, str) for label in found):
+        class_names = list(class_names or found)
+        unknown = sorted(set(found) - set(class_names))
+        if unknown:
+            raise PointCloudError(f"column {label_column!r}: the labels {unknown} are not among {class_names}")
+        labels = {name: [class_names.index(label) for label in values] for name, values in labels.items()}
+    elif not all(isinstance(label, int | np.integer) for label in found):
+        raise PointCloudError(f"column {label_column!r} must hold integers or names, got {shorten(found)}")
+    elif class_names is None:
+        class_names = [str(number) for number in range(int(max(found, default=0)) + 1)]
+    made = {
+        name: PointCloudDataset(
+            _ColumnClouds(split, points_column), labels[name], class_names, num_points=num_points, seed=seed
+        )
+        for name, split in splits.items()
+    }
+    return made if is_dict else made[""]

@@ -1,0 +1,200 @@
+"""The .pcd format of the Point Cloud Library: ascii, binary and binary_compressed (LZF)."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import PointCloudError, shorten
+from .rows import parse_rows
+
+_TYPES = {
+    **{("F", 4): "<f4", ("F", 8): "<f8"},
+    **{("I", 1): "<i1", ("I", 2): "<i2", ("I", 4): "<i4", ("I", 8): "<i8"},
+    **{("U", 1): "<u1", ("U", 2): "<u2", ("U", 4): "<u4", ("U", 8): "<u8"},
+}
+_MAX_HEADER = 1 << 16
+_MAX_COUNT = 1 << 16
+
+
+@dataclass
+class _Header:
+    fields: list[str]
+    types: list[np.dtype]
+    counts: list[int]
+    num_points: int
+    encoding: str
+    body: int  # offset of the data in the file
+    num_lines: int
+
+    @property
+    def point_bytes(self) -> int:
+        return sum(dtype.itemsize * count for dtype, count in zip(self.types, self.counts, strict=True))
+
+
+def read_pcd(path: Path) -> tuple[np.ndarray, None]:
+    """Read a .pcd file.
+
+    Args:
+        path: The file, DATA ascii, binary or binary_compressed.
+
+    Returns:
+        Points of shape `(num_points, 3)` in the type of the file, and None. Points that the sensor did not measure
+        (NaN) are among them.
+
+    Raises:
+        PointCloudError: If the header is broken, x, y, z are missing, or the data are shorter than it promises.
+    """
+    data = path.read_bytes()
+    header = _read_header(data, path)
+    if header.encoding == "ascii":
+        return _read_ascii(data, header, path), None
+    if header.encoding == "binary":
+        return _read_binary(data, header, path), None
+    return _read_compressed(data, header, path), None
+
+
+def _read_header(data: bytes, path: Path) -> _Header:
+    values: dict[str, list[str]] = {}
+    offset, number = 0, 0
+    while "DATA" not in values:
+        end = data.find(b"\n", offset, _MAX_HEADER)
+        if end < 0:
+            raise PointCloudError(f"{path}: the header of a .pcd file ends with a DATA line, none found; truncated?")
+        words = data[offset:end].decode("latin-1").split()
+        offset, number = end + 1, number + 1
+        if words and not words[0].startswith("#"):
+            values[words[0].upper()] = words[1:]
+    missing = [key for key in ("FIELDS", "SIZE", "TYPE") if key not in values]
+    if missing:
+        raise PointCloudError(f"{path}: the header has no {', '.join(missing)}; it has {sorted(values)}")
+    fields = [name.lower() for name in values["FIELDS"]]
+    kinds, sizes = values["TYPE"], values["SIZE"]
+    counts = values.get("COUNT", ["1"] * len(fields))
+    if not len(fields) == len(kinds) == len(sizes) == len(counts):
+        raise PointCloudError(
+            f"{path}: FIELDS, SIZE, TYPE and COUNT must be of one length, got "
+            f"{len(fields)}, {len(sizes)}, {len(kinds)} and {len(counts)}"
+        )
+    try:
+        types = [np.dtype(_TYPES[kind.upper(), int(size)]) for kind, size in zip(kinds, sizes, strict=True)]
+        counts = [int(count) for count in counts]
+        num_points = int(values["POINTS"][0]) if "POINTS" in values else _area(values)
+    except (KeyError, ValueError, IndexError):
+        raise PointCloudError(
+            f"{path}: header that cannot be read: SIZE {shorten(sizes)}, TYPE {shorten(kinds)}, COUNT "
+            f"{shorten(counts)}, POINTS {shorten(values.get('POINTS'))}"
+        ) from None
+    if num_points < 0 or any(not 0 <= count <= _MAX_COUNT for count in counts):
+        raise PointCloudError(f"{path}: POINTS and COUNT cannot be {num_points} and {counts}")
+    for axis in "xyz":
+        if axis not in fields or counts[fields.index(axis)] != 1:
+            raise PointCloudError(f"{path}: needs the fields x, y and z, one number each; it has {shorten(fields)}")
+    encoding = (values["DATA"] or [""])[0].lower()
+    if encoding not in ("ascii", "binary", "binary_compressed"):
+        raise PointCloudError(f"{path}: DATA must be ascii, binary or binary_compressed, got {shorten(encoding)}")
+    return _Header(fields, types, counts, num_points, encoding, offset, number)
+
+
+def _area(values: dict[str, list[str]]) -> int:
+    return int(values["WIDTH"][0]) * int(values.get("HEIGHT", ["1"])[0])
+
+
+def _truncated(path: Path, header: _Header, found: str) -> PointCloudError:
+    return PointCloudError(
+        f"{path}: the header promises {header.num_points} points, the file holds {found}; truncated?"
+    )
+
+
+def _read_ascii(data: bytes, header: _Header, path: Path) -> np.ndarray:
+    lines = [line for line in data[header.body :].decode("latin-1").splitlines() if line.strip()]
+    if len(lines) < header.num_points:
+        raise _truncated(path, header, f"{len(lines)} rows")
+    starts = np.cumsum([0, *header.counts])
+    columns = [int(starts[header.fields.index(axis)]) for axis in "xyz"]
+    return parse_rows(lines[: header.num_points], columns, path, header.num_lines + 1)
+
+
+def _read_binary(data: bytes, header: _Header, path: Path) -> np.ndarray:
+    available = len(data) - header.body
+    if header.num_points * header.point_bytes > available:
+        raise _truncated(path, header, f"{available} bytes, of {header.point_bytes} a point")
+    dtype = np.dtype(
+        [
+            (str(index), kind, (count,))
+            for index, (kind, count) in enumerate(zip(header.types, header.counts, strict=True))
+        ]
+    )
+    rows = np.frombuffer(data, dtype, header.num_points, header.body)
+    return np.stack([rows[str(header.fields.index(axis))][:, 0] for axis in "xyz"], axis=1)
+
+
+def _read_compressed(data: bytes, header: _Header, path: Path) -> np.ndarray:
+    if len(data) < header.body + 8:
+        raise _truncated(path, header, "no sizes of the compressed data")
+    compressed_size, size = struct.unpack_from("<II", data, header.body)
+    compressed = data[header.body + 8 : header.body + 8 + compressed_size]
+    if len(compressed) < compressed_size:
+        raise _truncated(path, header, f"{len(compressed)} of {compressed_size} compressed bytes")
+    if size < header.num_points * header.point_bytes:
+        raise _truncated(path, header, f"{size} bytes, of {header.point_bytes} a point")
+    try:
+        plain = lzf_decompress(compressed, size)
+    except ValueError as error:
+        raise PointCloudError(f"{path}: the compressed data are broken: {error}") from None
+    # Compressed clouds are stored field by field, so that similar bytes are neighbours.
+    offset, columns = 0, {}
+    for name, dtype, count in zip(header.fields, header.types, header.counts, strict=True):
+        if name in "xyz":
+            columns[name] = np.frombuffer(plain, dtype, header.num_points, offset)
+        offset += dtype.itemsize * count * header.num_points
+    return np.stack([columns[axis] for axis in "xyz"], axis=1)
+
+
+def lzf_decompress(data: bytes, size: int) -> bytes:
+    """Decompress LZF, the format of Marc Lehmann's LibLZF.
+
+    Args:
+        data: Compressed bytes: runs of literals (control byte below 32) and copies of earlier output.
+        size: Number of bytes that must come out.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        ValueError: If the data end within a run, point before their start, or give another number of bytes.
+    """
+    output = bytearray()
+    position, end = 0, len(data)
+    try:
+        while position < end:
+            control = data[position]
+            position += 1
+            if control < 32:
+                if position + control + 1 > end:
+                    raise ValueError("the data end within a run")
+                output += data[position : position + control + 1]
+                position += control + 1
+            else:
+                length = control >> 5
+                if length == 7:
+                    length += data[position]
+                    position += 1
+                length += 2
+                start = len(output) - ((control & 31) << 8) - data[position] - 1
+                position += 1
+                if start < 0:
+                    raise ValueError("a copy points before the start")
+                piece = output[start : start + length]
+                # A copy may overlap what it writes: the piece then repeats.
+                output += piece if len(piece) == length else (piece * (length // len(piece) + 1))[:length]
+            if len(output) > size:
+                raise ValueError(f"more than the {size} bytes that the header promises")
+    except IndexError:
+        raise ValueError("the data end within a copy") from None
+    if len(output) != size:
+        raise ValueError(f"{len(output)} bytes, and the header promises {size}")
+    return bytes(output)

@@ -1,0 +1,215 @@
+"""Files to arrays: `read_point_cloud` and `write_point_cloud`."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from .errors import PointCloudError
+from .files import atomic_write
+from .formats.arrays import read_h5, read_las, read_npy, read_npz
+from .formats.mesh import read_mesh, sample_surface
+from .formats.pcd import read_pcd
+from .formats.ply import read_ply
+from .formats.text import read_off, read_text
+
+Reader = Callable[[Path], tuple[np.ndarray, "np.ndarray | None"]]
+
+READERS: dict[str, Reader] = {
+    **dict.fromkeys((".xyz", ".txt", ".csv", ".pts", ".asc"), read_text),
+    **dict.fromkeys((".h5", ".hdf5"), read_h5),
+    **dict.fromkeys((".las", ".laz"), read_las),
+    **dict.fromkeys((".obj", ".stl", ".glb"), read_mesh),
+    ".npy": read_npy,
+    ".npz": read_npz,
+    ".off": read_off,
+    ".pcd": read_pcd,
+    ".ply": read_ply,
+}
+DEFAULT_MESH_POINTS = 8192
+# First bytes that give a format away when the name of the file does not agree.
+_SIGNATURES = (
+    (b"ply\n", ".ply"),
+    (b"ply\r", ".ply"),
+    (b"# .PCD", ".pcd"),
+    (b"\x93NUMPY", ".npy"),
+    (b"PK\x03\x04", ".npz"),
+    (b"\x89HDF\r\n", ".h5"),
+    (b"LASF", ".las"),
+    (b"glTF", ".glb"),
+    (b"%PDF", ".pdf"),
+    (b"\x89PNG", ".png"),
+    (b"\xff\xd8\xff", ".jpg"),
+)
+_SAME_SIGNATURE = {".laz": ".las", ".hdf5": ".h5"}
+
+
+def read_point_cloud(
+    path: str | os.PathLike, num_points: int | None = None, seed: int = 0, *, drop_invalid: bool = False
+) -> np.ndarray:
+    """Read a cloud or a mesh from a file, by the ending of its name.
+
+    Read are .ply, .pcd, .off, .obj, .stl, .glb, .xyz, .txt, .csv, .pts, .asc, .npy, .npz, .las, .laz, .h5. Coordinates
+    keep the unit and the axes of the file. When they are so far from the origin that float32 would blur the shape
+    (surveys in metres of a national grid), they are shifted to start near 0, with a warning.
+
+    Args:
+        path: The file.
+        num_points: Number of points drawn uniformly on the surface of a mesh, 8192 by default. Clouds come whole.
+        seed: Seed of that draw: the same file, number and seed give the same points.
+        drop_invalid: Leave out points with NaN or infinite coordinates, as depth cameras write them, instead of
+            refusing the file.
+
+    Returns:
+        Array of shape `(num_points, 3)`, float32.
+
+    Raises:
+        PointCloudError: If the file is missing, empty, of a format that is not read, broken, holds fewer than two
+            points, or NaN or infinite coordinates. The message names the file.
+        ImportError: If the format needs a library of the `io` extra that is not installed.
+    """
+    path = Path(path)
+    if num_points is not None and num_points < 1:
+        raise ValueError(f"num_points must be at least 1, got {num_points}")
+    reader = _choose_reader(path)
+    try:
+        points, faces = reader(path)
+    except (PointCloudError, ImportError):
+        raise
+    except OSError as error:
+        raise PointCloudError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except MemoryError as error:
+        raise PointCloudError(f"{path}: does not fit in memory, or is broken") from error
+    if faces is not None:
+        _check_finite(points, path, "vertices", "; repair the mesh")
+        try:
+            generator = np.random.default_rng(seed)
+            points = sample_surface(points, faces, num_points or DEFAULT_MESH_POINTS, generator)
+        except PointCloudError as error:
+            raise PointCloudError(f"{path}: {error}") from None
+    elif drop_invalid:
+        points = points[np.isfinite(points).all(axis=1)]
+    else:
+        _check_finite(points, path, "points", "; read it with drop_invalid=True to leave them out")
+    if len(points) < 2:
+        raise PointCloudError(f"{path}: holds {len(points)} point{'s' * (len(points) != 1)}; a cloud has at least 2")
+    return _to_float32(points, path)
+
+
+def _choose_reader(path: Path) -> Reader:
+    if path.is_dir():
+        raise PointCloudError(f"{path}: is a folder; give a file, or load it as a data set with load_dataset")
+    if not path.is_file():
+        raise PointCloudError(f"{path}: no such file")
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise PointCloudError(
+            f"{path}: files ending with {path.suffix or 'nothing'} are not read; readable are "
+            f"{', '.join(sorted(READERS))}"
+        )
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise PointCloudError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not head:
+        raise PointCloudError(f"{path}: is empty (0 bytes)")
+    found = next((name for signature, name in _SIGNATURES if head.startswith(signature)), None)
+    if found and found != _SAME_SIGNATURE.get(suffix, suffix):
+        raise PointCloudError(f"{path}: its content is that of a {found} file; rename it")
+    return READERS[suffix]
+
+
+def _check_finite(points: np.ndarray, path: Path, what: str, way_out: str) -> None:
+    bad = ~np.isfinite(points).all(axis=1)
+    if bad.any():
+        raise PointCloudError(
+            f"{path}: {int(bad.sum())} of {len(points)} {what} have NaN or infinite coordinates, "
+            f"the first is number {int(bad.argmax())} (counted from 0){way_out}"
+        )
+
+
+def _to_float32(points: np.ndarray, path: Path) -> np.ndarray:
+    """Convert to float32, shifted to the origin where float32 would otherwise lose the shape."""
+    if points.dtype == np.float32:
+        return np.ascontiguousarray(points)
+    points = points.astype(np.float64, copy=False)
+    low, high = points.min(axis=0), points.max(axis=0)
+    largest, extent = max(abs(low).max(), abs(high).max()), (high - low).max()
+    if not np.isfinite(extent) or extent > 1e30:
+        raise PointCloudError(f"{path}: coordinates up to {largest:.3g} are too large for float32")
+    # The step between neighbouring float32 numbers should stay below a 10,000th of the size of the cloud.
+    if extent > 0 and largest * np.finfo(np.float32).eps > extent * 1e-4:
+        warnings.warn(
+            "coordinates far from the origin are shifted so that float32 keeps the shape: read_point_cloud gives "
+            "them relative to the lowest corner of the cloud, rounded down",
+            stacklevel=3,
+        )
+        points = points - np.floor(low)
+    return points.astype(np.float32)
+
+
+def write_point_cloud(path: str | os.PathLike, points: np.ndarray, colors: np.ndarray | None = None) -> None:
+    """Write a cloud to a .ply (binary, little endian) or .npy file.
+
+    The file appears whole or not at all: it is written under a temporary name first.
+
+    Args:
+        path: The file, ending with .ply or .npy; an existing one is replaced.
+        points: Coordinates of shape `(num_points, 3)`, array or tensor, any unit; written as float32.
+        colors: Red, green and blue of shape `(num_points, 3)`: integers from 0 to 255, or floats from 0 to 1. Only for
+            .ply.
+
+    Raises:
+        PointCloudError: If the ending or a shape is another, or colours are out of range.
+    """
+    path = Path(path)
+    points = np.asarray(points.detach().cpu() if hasattr(points, "detach") else points, dtype=np.float32)
+    if points.ndim != 2 or points.shape[1] != 3:
+        raise PointCloudError(f"{path}: points to write must be of shape (num_points, 3), got {points.shape}")
+    suffix = path.suffix.lower()
+    if suffix not in (".ply", ".npy"):
+        raise PointCloudError(f"{path}: clouds are written as .ply or .npy, got {path.suffix or 'no ending'}")
+    if colors is not None:
+        if suffix == ".npy":
+            raise PointCloudError(f"{path}: colours are written to .ply files only")
+        colors = _color_bytes(colors, points, path)
+    with atomic_write(path) as file:
+        if suffix == ".npy":
+            np.save(file, points, allow_pickle=False)
+        else:
+            file.write(_ply_bytes(points, colors))
+
+
+def _color_bytes(colors: np.ndarray, points: np.ndarray, path: Path) -> np.ndarray:
+    colors = np.asarray(colors.detach().cpu() if hasattr(colors, "detach") else colors)
+    if colors.shape != points.shape:
+        raise PointCloudError(f"{path}: colours must be of shape {points.shape}, got {colors.shape}")
+    is_float = colors.dtype.kind == "f"
+    top = 1.0 if is_float else 255
+    if colors.size and not (colors.min() >= 0 and colors.max() <= top):
+        raise PointCloudError(
+            f"{path}: {'float' if is_float else 'integer'} colours go from 0 to {top}, "
+            f"got {colors.min()} to {colors.max()}"
+        )
+    return (np.round(colors * 255) if is_float else colors).astype(np.uint8)
+
+
+def _ply_bytes(points: np.ndarray, colors: np.ndarray | None) -> bytes:
+    fields = [(axis, "<f4") for axis in "xyz"]
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
+    header += [f"property float {axis}" for axis in "xyz"]
+    if colors is not None:
+        fields += [(name, "u1") for name in ("red", "green", "blue")]
+        header += [f"property uchar {name}" for name in ("red", "green", "blue")]
+    rows = np.empty(len(points), dtype=fields)
+    for column, axis in enumerate("xyz"):
+        rows[axis] = points[:, column]
+    if colors is not None:
+        for column, name in enumerate(("red", "green", "blue")):
+            rows[name] = colors[:, column]
+    return ("\n".join([*header, "end_header"]) + "\n").encode("ascii") + rows.tobytes()

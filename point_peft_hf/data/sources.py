@@ -1,0 +1,295 @@
+"""Where the clouds of a data set lie: one file each, or packed in one file of a cache that is mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from .errors import PointCloudError
+from .files import atomic_write
+from .readers import read_point_cloud
+
+CloudReader = Callable[[Path], np.ndarray]
+# Part of what a cache is checked against: raised whenever parsed clouds would differ from those of older versions.
+_CACHE_VERSION = 1
+# More points than any of the models takes, kept small enough that 10,000 scans of any size fit on a disk.
+MAX_CACHED_POINTS = 65536
+_STALE_SECONDS = 86400
+
+
+def default_cache_dir() -> Path:
+    """Give the folder of the cache: `$POINT_PEFT_HF_CACHE`, else `point_peft_hf` in the cache of Hugging Face."""
+    chosen = os.environ.get("POINT_PEFT_HF_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    return Path(home).expanduser() / "point_peft_hf"
+
+
+def read_cloud(
+    path: Path, num_points: int | None, seed: int, drop_invalid: bool, max_points: int = MAX_CACHED_POINTS
+) -> np.ndarray:
+    """Read a cloud for a data set: as `read_point_cloud`, but thinned at random to `max_points` when it has more."""
+    points = read_point_cloud(path, num_points, seed, drop_invalid=drop_invalid)
+    if len(points) > max_points:
+        points = points[np.sort(np.random.default_rng(seed).choice(len(points), max_points, replace=False))]
+    return points
+
+
+class FileClouds(Sequence):
+    """Clouds that are read from their files whenever they are asked for.
+
+    Args:
+        files: One path a cloud.
+        reader: Gives the array of a path, of shape `(num_points, 3 or more)`.
+    """
+
+    def __init__(self, files: Sequence[Path], reader: CloudReader):
+        self.files = list(files)
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.reader(self.files[index])
+
+
+class PackedClouds(Sequence):
+    """Clouds one after the other in a single .npy file, mapped into memory: only what is asked for is read.
+
+    Args:
+        path: The file, float32 of shape `(total_points, num_columns)`.
+        offsets: Row where each cloud starts, and the end; shape `(num_clouds + 1,)`.
+    """
+
+    def __init__(self, path: Path, offsets: np.ndarray):
+        self.path = path
+        self.offsets = offsets
+        self._rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        if self._rows.ndim != 2 or len(self._rows) != offsets[-1]:
+            raise ValueError(f"{path}: expected {offsets[-1]} rows, got shape {self._rows.shape}")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"cloud {index} of {len(self)}")
+        index %= len(self)
+        return np.array(self._rows[self.offsets[index] : self.offsets[index + 1]])
+
+    def __getstate__(self) -> dict:
+        # The map is opened again in a worker; pickled, it would be the whole file.
+        return {"path": self.path, "offsets": self.offsets}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """How the files of a data set are read.
+
+    Args:
+        cache_dir: Folder for parsed clouds; `"auto"` for `default_cache_dir()`; None to parse at each access.
+        skip_bad_files: Leave files out that cannot be read, with one warning that counts them, instead of failing.
+        num_workers: Processes that parse.
+        progress: Show a bar.
+    """
+
+    cache_dir: str | os.PathLike | None = "auto"
+    skip_bad_files: bool = False
+    num_workers: int = 0
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How a data set is loaded; the fields are the arguments of `load_dataset`."""
+
+    num_points: int | None = None
+    seed: int = 0
+    drop_invalid: bool = False
+    files: FileOptions = field(default_factory=FileOptions)
+
+
+def open_files(
+    files: Sequence[Path], root: Path, reader: CloudReader, options: FileOptions
+) -> tuple[Sequence, np.ndarray]:
+    """Open the files of a data set, through the cache when there is one.
+
+    Args:
+        files: One path a cloud.
+        root: Folder of the data set, for names in the cache.
+        reader: `functools.partial` of a function of this package with its options, which become part of the cache key.
+        options: Cache, skipping, workers, bar.
+
+    Returns:
+        The clouds, a sequence of arrays, and the indices of the files that they come from.
+
+    Raises:
+        PointCloudError: If a file cannot be read, or every file had to be skipped.
+    """
+    cache_dir = options.cache_dir
+    if cache_dir is not None:
+        cache_dir = default_cache_dir() if cache_dir == "auto" else Path(cache_dir)
+        try:
+            return _open_cache(files, root, reader, options, cache_dir)
+        except OSError as error:
+            if options.cache_dir != "auto":
+                raise PointCloudError(
+                    f"{cache_dir}: the cache cannot be written: {error.strerror or error}"
+                ) from error
+            warnings.warn(
+                f"{cache_dir}: the cache cannot be written ({error.strerror or error}), so the files are parsed at "
+                "each access; set POINT_PEFT_HF_CACHE to a folder with room",
+                stacklevel=2,
+            )
+    if not options.skip_bad_files:
+        return FileClouds(files, reader), np.arange(len(files))
+    kept, bad = [], []
+    for index, (_, error) in enumerate(_read_all(files, reader, options)):
+        (kept.append(index) if error is None else bad.append(error))
+    _report_bad(bad, len(files), root)
+    return FileClouds([files[index] for index in kept], reader), np.array(kept, dtype=np.int64)
+
+
+class _Reading(torch.utils.data.Dataset):
+    """The files as a data set of (array, error), so that the workers of a DataLoader parse them."""
+
+    def __init__(self, files: Sequence[Path], reader: CloudReader):
+        self.files, self.reader = files, reader
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray | None, str | None]:
+        try:
+            return self.reader(self.files[index]), None
+        except PointCloudError as error:
+            return None, str(error)
+
+
+def _same(item: object) -> object:
+    return item
+
+
+def _read_all(
+    files: Sequence[Path], reader: CloudReader, options: FileOptions
+) -> Iterator[tuple[np.ndarray | None, str | None]]:
+    """Read files in order, in parallel if asked for, with a bar; an error ends it unless bad files are skipped."""
+    reading = _Reading(files, reader)
+    items = (reading[index] for index in range(len(reading)))
+    if options.num_workers > 0:
+        items = torch.utils.data.DataLoader(
+            reading, batch_size=None, num_workers=options.num_workers, collate_fn=_same, prefetch_factor=16
+        )
+    # disable=None: no bar where the output is not a terminal.
+    disable = None if options.progress else True
+    for cloud, error in logging.tqdm(items, total=len(files), desc="Reading clouds", unit="file", disable=disable):
+        if error is not None and not options.skip_bad_files:
+            raise PointCloudError(f"{error} (skip_bad_files=True leaves such files out)")
+        yield cloud, error
+
+
+def _report_bad(bad: list[str], number: int, root: Path) -> None:
+    if not bad:
+        return
+    if len(bad) == number:
+        raise PointCloudError(f"{root}: none of its {number} files can be read; the first: {bad[0]}")
+    listed = "\n".join(f"  {reason}" for reason in bad[:5]) + ("\n  ..." if len(bad) > 5 else "")
+    warnings.warn(f"{root}: {len(bad)} of {number} files are skipped:\n{listed}", stacklevel=3)
+
+
+def _open_cache(
+    files: Sequence[Path], root: Path, reader: CloudReader, options: FileOptions, cache_dir: Path
+) -> tuple[Sequence, np.ndarray]:
+    settings = [_CACHE_VERSION, options.skip_bad_files]
+    if isinstance(reader, partial):
+        settings += [reader.func.__name__, sorted(reader.keywords.items()), list(map(str, reader.args))]
+    root = root.resolve()
+    names = [os.path.relpath(Path(file).resolve(), root) for file in files]
+    stats = [(os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]
+    place = f"{root.name or 'clouds'}-{_hash([str(root), names, settings])}"
+    fingerprint = _hash([settings, names, stats])
+    index_path = cache_dir / f"{place}.json"
+    index = _read_index(index_path, fingerprint)
+    if index is not None:
+        try:
+            clouds = PackedClouds(cache_dir / index["file"], np.array(index["offsets"], dtype=np.int64))
+            _report_bad(index["bad"], len(files), root)
+            return clouds, np.array(index["kept"], dtype=np.int64)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # cut short or deleted: made again
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    index = _write_cache(files, reader, options, cache_dir / f"{place}-{fingerprint}.npy", root)
+    # The index comes last: without it, a finished or unfinished file of clouds is never looked at.
+    with atomic_write(index_path) as file:
+        file.write(json.dumps({"fingerprint": fingerprint, **index}).encode())
+    _clean(cache_dir, place, index["file"])
+    offsets = np.array(index["offsets"], dtype=np.int64)
+    return PackedClouds(cache_dir / index["file"], offsets), np.array(index["kept"], dtype=np.int64)
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:20]
+
+
+def _read_index(path: Path, fingerprint: str) -> dict | None:
+    try:
+        index = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return index if isinstance(index, dict) and index.get("fingerprint") == fingerprint else None
+
+
+def _write_cache(files: Sequence[Path], reader: CloudReader, options: FileOptions, path: Path, root: Path) -> dict:
+    """Parse files into one .npy file, one cloud at a time, and describe it."""
+    kept, bad, offsets, columns = [], [], [0], 3
+    with atomic_write(path) as file:
+        # The header is written twice: numpy leaves room in it for the final number of rows.
+        _write_header(file, 0, columns)
+        start = file.tell()
+        for number, (cloud, error) in enumerate(_read_all(files, reader, options)):
+            if error is not None:
+                bad.append(error)
+                continue
+            if not kept and cloud.shape[1] != columns:
+                columns = cloud.shape[1]
+                file.seek(0)
+                _write_header(file, 0, columns)
+            kept.append(number)
+            offsets.append(offsets[-1] + len(cloud))
+            file.write(np.ascontiguousarray(cloud, dtype=np.float32).tobytes())
+        _report_bad(bad, len(files), root)
+        file.seek(0)
+        _write_header(file, offsets[-1], columns)
+        if file.tell() != start:
+            raise RuntimeError("the header of the .npy file changed its length")
+    return {"file": path.name, "kept": kept, "bad": bad, "offsets": offsets}
+
+
+def _write_header(file, rows: int, columns: int) -> None:
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)})
+
+
+def _clean(cache_dir: Path, place: str, current: str) -> None:
+    """Delete what an earlier state of the same files left, and what a killed process left unfinished."""
+    for old in [*cache_dir.glob(f"{place}-*.npy"), *cache_dir.glob(f".{place}*.tmp")]:
+        try:
+            if old.name != current and (old.suffix == ".npy" or time.time() - old.stat().st_mtime > _STALE_SECONDS):
+                old.unlink()
+        except OSError:
+            pass

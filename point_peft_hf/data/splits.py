@@ -1,0 +1,80 @@
+"""Splits of a data set: stratified, and the folds of few-shot classification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .errors import PointCloudError
+
+
+def stratified_split(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split a data set in two, class by class.
+
+    Args:
+        labels: Class of each cloud, integers of shape `(num_clouds,)`.
+        fraction: Share of each class in the second part, between 0 and 1. Every class of two clouds or more keeps at
+            least one on either side; a class of one cloud stays in the first part.
+        seed: Seed of the draw.
+
+    Returns:
+        Indices of the first and of the second part, int64, ascending.
+
+    Raises:
+        ValueError: If the fraction is not between 0 and 1, or the labels are not one integer a cloud.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
+        raise ValueError(f"labels must be integers of shape (num_clouds,), got {labels.dtype} of {labels.shape}")
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
+    generator = np.random.default_rng(seed)
+    second = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        number = int(np.clip(round(fraction * len(members)), 1, len(members) - 1)) if len(members) > 1 else 0
+        second.append(generator.permutation(members)[:number])
+    chosen = np.zeros(len(labels), dtype=bool)
+    if second:
+        chosen[np.concatenate(second)] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def few_shot_indices(
+    labels: Sequence[int] | np.ndarray, way: int, shot: int, query: int = 20, fold: int = 0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw one fold of few-shot classification: `way` classes, `shot` clouds of each to learn from, `query` to test.
+
+    Args:
+        labels: Class of each cloud, integers of shape `(num_clouds,)`.
+        way: Number of classes.
+        shot: Training clouds of each class.
+        query: Test clouds of each class.
+        fold: Number of the fold; the protocol reports mean and standard deviation over folds 0 to 9.
+        seed: Seed of all the folds.
+
+    Returns:
+        The classes of shape `(way,)`, ascending; the training indices of shape `(way * shot,)` and the test indices of
+        shape `(way * query,)`, class by class, without a cloud in common.
+
+    Raises:
+        PointCloudError: If there are not enough classes with enough clouds.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers of shape (num_clouds,), got {labels.dtype} of {labels.shape}")
+    for name, value, least in (("way", way, 2), ("shot", shot, 1), ("query", query, 1), ("fold", fold, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    classes, counts = np.unique(labels, return_counts=True)
+    enough = classes[counts >= shot + query]
+    if len(enough) < way:
+        raise PointCloudError(
+            f"{way}-way {shot}-shot with {query} test clouds a class needs {way} classes of {shot + query} clouds or "
+            f"more; there are {len(enough)} such classes of {len(classes)}; take a smaller way, shot or query"
+        )
+    generator = np.random.default_rng([seed, fold])
+    chosen = np.sort(generator.choice(enough, way, replace=False))
+    drawn = np.stack([generator.permutation(np.flatnonzero(labels == label))[: shot + query] for label in chosen])
+    return chosen.astype(np.int64), drawn[:, :shot].reshape(-1), drawn[:, shot:].reshape(-1)

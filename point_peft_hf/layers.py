@@ -1,0 +1,88 @@
+"""Layers that backbones and adapters are both made of."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class FreezableBatchNorm1d(nn.BatchNorm1d):
+    """Batch normalisation that uses and keeps its running statistics while its parameters are frozen.
+
+    `nn.BatchNorm1d` goes on updating its running statistics in train mode even if its weight and bias are frozen, so a
+    "frozen" backbone drifts away from the weights that an adapter is saved for. Here frozen means frozen, with nothing to
+    switch: no parameter asks for a gradient, so nothing changes.
+
+    Shapes:
+        - input: `(rows, num_features)` or `(batch_size, num_features, length)`
+        - output: as the input
+    """
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether no parameter of this layer is trained."""
+        return not (self.weight.requires_grad or self.bias.requires_grad)
+
+    @property
+    def uses_running_stats(self) -> bool:
+        """Whether the next forward pass normalises by the running statistics."""
+        return not self.training or self.is_frozen
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Normalise `hidden_states`."""
+        if not self.uses_running_stats:
+            if hidden_states.numel() < 2 * self.num_features:
+                raise ValueError(
+                    f"Batch normalisation cannot be trained on a batch of one value a channel, got an input of shape "
+                    f"{tuple(hidden_states.shape)}. Use a batch size of at least 2 (for the last batch of an epoch: "
+                    "`drop_last=True`), or call `model.eval()` to predict."
+                )
+            return super().forward(hidden_states)
+        return F.batch_norm(
+            hidden_states, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+    def folded_scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `scale` and `shift` of shape `(num_features,)` with which this layer maps x to `x * scale + shift`."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return scale, self.bias - self.running_mean * scale
+
+
+class DropPath(nn.Module):
+    """Drop a residual branch of whole samples in training (stochastic depth, arXiv 1603.09382).
+
+    Args:
+        rate: Probability with which the branch of a sample is dropped, 0 to below 1.
+    """
+
+    def __init__(self, rate: float = 0.0):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return `hidden_states` of shape `(batch_size, ...)`, with whole samples set to 0 and the others scaled up."""
+        if self.rate == 0.0 or not self.training:
+            return hidden_states
+        keep = 1.0 - self.rate
+        shape = (hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1)
+        return hidden_states * hidden_states.new_empty(shape).bernoulli_(keep).div_(keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class TaskModule(nn.Module):
+    """A module of a task, trained and saved as a whole by adapters (PEFT's `modules_to_save`).
+
+    When PEFT unloads an adapter it copies the attribute `weight` from the wrapper of such a module to the module, whether
+    it has one or not. So these modules have one to read, and setting it to what it is already does nothing.
+    """
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The first parameter."""
+        return next(self.parameters())
+
+    def __setattr__(self, name: str, value) -> None:
+        if name == "weight" and value is self.weight:
+            return
+        super().__setattr__(name, value)

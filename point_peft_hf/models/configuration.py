@@ -1,0 +1,95 @@
+"""What the configurations of all point transformers share."""
+
+from __future__ import annotations
+
+import difflib
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+# Fields that transformers itself passes through a configuration's keyword arguments.
+_TRANSFORMERS_KEYS = frozenset(
+    {
+        "attn_implementation",
+        "auto_map",
+        "id2label",
+        "label2id",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "torch_dtype",
+        "transformers_version",
+    }
+)
+
+
+@strict
+class PointTransformerConfig(PreTrainedConfig):
+    """Base of the configurations of point transformers: the fields that they all have.
+
+    Args:
+        num_attention_heads: Attention heads of a block.
+        mlp_ratio: Width of the feed-forward network relative to `hidden_size`.
+        qkv_bias: Whether the query, key and value projections have a bias.
+        hidden_act: Activation of the feed-forward network.
+        layer_norm_eps: Epsilon of the layer norms.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 at the first.
+        attention_dropout: Dropout on the attention weights.
+        position_hidden_size: Width inside the position embedding.
+        classifier_hidden_size: Width of the hidden layers of the classification head.
+        classifier_dropout: Dropout in the classification head.
+        label_smoothing: Label smoothing of the classification loss.
+        skip_near_origin: Sample centres by the rule of the published CUDA operator, which never selects points within a
+            squared distance of 1e-3 of the origin.
+        initializer_range: Standard deviation of newly initialised weights.
+
+    Raises:
+        ValueError: If a field does not exist or does not fit, with the name of the field.
+    """
+
+    num_attention_heads: int = 6
+    mlp_ratio: int | float = 4.0
+    qkv_bias: bool = False
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    drop_path_rate: int | float = 0.1
+    attention_dropout: int | float = 0.0
+    position_hidden_size: int = 128
+    classifier_hidden_size: int = 256
+    classifier_dropout: int | float = 0.5
+    label_smoothing: int | float = 0.0
+    skip_near_origin: bool = False
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        known = set(_TRANSFORMERS_KEYS) | set(PreTrainedConfig.__dataclass_fields__)
+        for name in kwargs:
+            if name.startswith("_") or name in known:
+                continue
+            close = difflib.get_close_matches(name, self.__dataclass_fields__, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else ""
+            raise ValueError(f"{type(self).__name__} has no field `{name}` (got {kwargs[name]!r}).{hint}")
+        super().__post_init__(**kwargs)
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        for name in ("drop_path_rate", "attention_dropout", "classifier_dropout", "label_smoothing"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < 1:
+                raise ValueError(f"`{name}` of {type(self).__name__} must be at least 0 and below 1, got {value!r}.")
+        for name in ("mlp_ratio", "layer_norm_eps", "position_hidden_size", "classifier_hidden_size"):
+            self._check_positive(name, getattr(self, name))
+
+    def _check_positive(self, name: str, *values: int | float) -> None:
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                raise ValueError(f"`{name}` of {type(self).__name__} must be a positive number, got {value!r}.")
+
+    def _check_heads(self, hidden_size: int) -> None:
+        self._check_positive("num_attention_heads", self.num_attention_heads)
+        if hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"`hidden_size` of {type(self).__name__} must be a multiple of `num_attention_heads`, got hidden_size="
+                f"{hidden_size} and num_attention_heads={self.num_attention_heads}."
+            )

@@ -1,0 +1,37 @@
+"""Pooled features to class scores."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ...layers import FreezableBatchNorm1d, TaskModule
+
+
+class ClassificationHead(TaskModule):
+    """(Linear - BatchNorm - ReLU - Dropout) twice, then Linear: the head of Point-MAE and Point-M2AE.
+
+    Args:
+        in_size: Width of the pooled features.
+        hidden_size: Width of the two hidden layers.
+        num_labels: Number of classes.
+        dropout: Dropout rate behind the hidden layers.
+
+    Shapes:
+        - input: `(batch_size, in_size)`
+        - output: `(batch_size, num_labels)`
+    """
+
+    def __init__(self, in_size: int, hidden_size: int, num_labels: int, dropout: float):
+        super().__init__()
+        self.dense1 = nn.Linear(in_size, hidden_size)
+        self.norm1 = FreezableBatchNorm1d(hidden_size)
+        self.dense2 = nn.Linear(hidden_size, hidden_size)
+        self.norm2 = FreezableBatchNorm1d(hidden_size)
+        self.output = nn.Linear(hidden_size, num_labels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the class scores (logits)."""
+        features = self.dropout(F.relu(self.norm1(self.dense1(features))))
+        features = self.dropout(F.relu(self.norm2(self.dense2(features))))
+        return self.output(features)

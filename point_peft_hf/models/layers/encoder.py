@@ -1,0 +1,80 @@
+"""A stack of blocks that adapters can be attached to."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ...slots import BlockContext, LocalitySlot, PriorSlot, prepare_context
+from .transformer import PointTransformerLayer
+
+
+class PointTransformerEncoder(nn.Module):
+    """Blocks in a row, each fed with the tokens plus their position embeddings.
+
+    Args:
+        config: Configuration of the backbone.
+        hidden_size: Width of the tokens.
+        num_heads: Attention heads of a block.
+        num_layers: Number of blocks here.
+        group_size: Points of a group.
+        first_layer_index: Number of the first block, counted over all stages of the backbone.
+        total_num_layers: Number of blocks of the backbone; default: `num_layers`.
+        is_last_stage: Whether the features of the backbone come from here.
+    """
+
+    def __init__(
+        self,
+        config,
+        hidden_size: int,
+        num_heads: int,
+        num_layers: int,
+        group_size: int,
+        first_layer_index: int = 0,
+        total_num_layers: int | None = None,
+        is_last_stage: bool = True,
+    ):
+        super().__init__()
+        total = total_num_layers or num_layers
+        self.layers = nn.ModuleList(
+            PointTransformerLayer(
+                config,
+                hidden_size,
+                num_heads,
+                config.drop_path_rate * index / max(total - 1, 1),
+                layer_index=index,
+                num_layers=total,
+                is_last_stage=is_last_stage,
+            )
+            for index in range(first_layer_index, first_layer_index + num_layers)
+        )
+        self.prior_slot = PriorSlot(hidden_size, is_last_stage)
+        self.locality_slot = LocalitySlot(hidden_size, group_size)
+
+    @property
+    def needs_query_features(self) -> bool:
+        """Whether an adapter asks for the features of the frozen encoder."""
+        return self.prior_slot.needs_query_features
+
+    def forward(
+        self, hidden_states: torch.Tensor, position_embeddings: torch.Tensor, context: BlockContext
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor | None]]:
+        """Run the blocks.
+
+        Args:
+            hidden_states: Tokens of shape `(batch_size, sequence_length, hidden_size)`.
+            position_embeddings: Of the same shape; added to the input of every block.
+            context: What adapters must know of the clouds.
+
+        Returns:
+            The tokens; the tokens that left each block; the attention weights of each block (`None` unless "eager").
+        """
+        context = prepare_context(
+            context, [layer.prompt_slot for layer in self.layers], self.prior_slot, self.locality_slot
+        )
+        all_hidden_states, all_attentions = [], []
+        for layer in self.layers:
+            hidden_states, attention_weights = layer(hidden_states + position_embeddings, context)
+            all_hidden_states.append(hidden_states)
+            all_attentions.append(attention_weights)
+        return hidden_states, all_hidden_states, all_attentions

@@ -1,0 +1,100 @@
+"""What the models of all point transformers share."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from ..ops import validate_points
+from .configuration import PointTransformerConfig
+from .layers import ClassToken
+
+
+class PointPreTrainedModel(PreTrainedModel):
+    """Base of the point transformers: weights, loading, and the two things that adapters ask of a backbone."""
+
+    config_class = PointTransformerConfig
+    main_input_name = "points"
+    input_modalities = ("points",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["PointTransformerLayer"]
+    _supports_sdpa = True
+    _supports_flex_attn = False
+    _supports_flash_attn = False
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    # Modules that belong to a task, not to the pre-training: adapters train them and save them in their file.
+    task_module_names: tuple[str, ...] = ()
+    # The norm behind the last block, which the paper's method tunes as well.
+    final_norm_names: tuple[str, ...] = ("layernorm",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ClassToken):
+            init.trunc_normal_(module.token, std=self.config.initializer_range)
+            init.trunc_normal_(module.position, std=self.config.initializer_range)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the layer that turns groups into tokens; gradient checkpointing hooks its output."""
+        return getattr(self, self.base_model_prefix, self).patch_embedding
+
+    def extract_prior_features(self, points: torch.Tensor) -> torch.Tensor:
+        """Features of the pre-trained encoder, untouched by any adapter: what a point-prior bank holds and is asked with.
+
+        Args:
+            points: Clouds of shape `(batch_size, num_points, 3)`.
+
+        Returns:
+            Features of shape `(batch_size, hidden_size)`, without gradient.
+        """
+        return getattr(self, self.base_model_prefix).extract_prior_features(points)
+
+    def _wants(self, name: str, value: bool | None) -> bool:
+        """An option of the forward pass, which falls back on the configuration."""
+        return bool(getattr(self.config, name, False) if value is None else value)
+
+    def _check_points(self, points: torch.Tensor, num_groups: int, group_size: int) -> torch.Tensor:
+        """Check the clouds; geometry is computed in float32 whatever the weights are in."""
+        minimum = max(num_groups, group_size)
+        validate_points(points, minimum=minimum)
+        return points if points.dtype == torch.float64 else points.float()
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: PointTransformerConfig) -> torch.Tensor:
+    """Cross-entropy with the label smoothing of the configuration.
+
+    Args:
+        logits: Class scores of shape `(batch_size, num_labels)`.
+        labels: Class indices of shape `(batch_size,)`.
+        config: Configuration of the model.
+
+    Returns:
+        The mean loss, a scalar.
+
+    Raises:
+        ValueError: If the labels have another shape or are not classes of this model.
+    """
+    labels = labels.to(logits.device)
+    if labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"`labels` must have shape (batch_size,) = ({logits.shape[0]},), got {tuple(labels.shape)}. ModelNet40's hdf5 "
+            "files store (batch_size, 1): use labels.flatten()."
+        )
+    if labels.dtype.is_floating_point or labels.dtype == torch.bool:
+        raise ValueError(f"`labels` must be class indices of an integer type, got {labels.dtype}. Use labels.long().")
+    if not torch.compiler.is_compiling() and labels.numel():
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= config.num_labels:
+            raise ValueError(
+                f"`labels` contain {high if high >= config.num_labels else low}, but the model has num_labels="
+                f"{config.num_labels} classes (0 to {config.num_labels - 1}). Load the backbone with "
+                "`num_labels=` the number of your classes."
+            )
+    return F.cross_entropy(logits.float(), labels.long(), label_smoothing=config.label_smoothing)
+
+

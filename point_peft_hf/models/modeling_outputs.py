@@ -1,0 +1,62 @@
+"""What the point transformers return."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class PointModelOutput(ModelOutput):
+    """Output of an encoder.
+
+    Args:
+        last_hidden_state: Tokens after the final norm, of shape `(batch_size, sequence_length, hidden_size)`.
+        pooler_output: What the classification head reads, of shape `(batch_size, pooled_size)`.
+        hidden_states: If asked for: the tokens that entered the first block and those that left each block.
+        attentions: If asked for: the attention weights of each block.
+        group_centers: Centres of the patch tokens, of shape `(batch_size, num_groups, 3)`, in the unit of the cloud.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    group_centers: torch.FloatTensor | None = None
+
+
+@dataclass
+class PointClassifierOutput(ModelOutput):
+    """Output of a classifier.
+
+    Args:
+        loss: Cross-entropy, a scalar, if `labels` were given.
+        logits: Class scores of shape `(batch_size, num_labels)`.
+        hidden_states: As in [`PointModelOutput`].
+        attentions: As in [`PointModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class PointReconstructionOutput(ModelOutput):
+    """Output of masked autoencoding.
+
+    Args:
+        loss: Chamfer distance of the masked groups, a scalar.
+        reconstruction: Predicted points relative to their centre, of shape
+            `(batch_size, num_masked_groups, group_size, 3)`, in the unit of the cloud.
+        target: The points that were masked, of the same shape.
+        mask: Which groups were masked, of shape `(batch_size, num_groups)`.
+        group_centers: Centres of all groups, of shape `(batch_size, num_groups, 3)`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    reconstruction: torch.FloatTensor | None = None
+    target: torch.FloatTensor | None = None
+    mask: torch.BoolTensor | None = None
+    group_centers: torch.FloatTensor | None = None

@@ -1,0 +1,17 @@
+"""Point-MAE (arXiv 2203.06604)."""
+
+from .configuration_point_mae import PointMAEConfig
+from .modeling_point_mae import (
+    PointMAEForClassification,
+    PointMAEForPreTraining,
+    PointMAEModel,
+    PointMAEPreTrainedModel,
+)
+
+__all__ = [
+    "PointMAEConfig",
+    "PointMAEForClassification",
+    "PointMAEForPreTraining",
+    "PointMAEModel",
+    "PointMAEPreTrainedModel",
+]

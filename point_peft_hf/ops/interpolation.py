@@ -1,0 +1,67 @@
+"""Weights that spread features from a few points to others."""
+
+import torch
+from torch import Tensor
+
+
+def inverse_distance_weights(
+    targets: Tensor,
+    sources: Tensor,
+    *,
+    num_neighbors: int | None = None,
+    power: float = 2.0,
+    eps: float = 1e-8,
+) -> Tensor:
+    """Weigh sources by their inverse distance from each target; `torch.bmm(weights, features)` then interpolates.
+
+    The interpolation of PointNet++ (arXiv 1706.02413, eq. 2), w proportional to 1 / (d^power + eps), which Point-PEFT
+    (arXiv 2310.03059) uses over all sources. Differentiable with respect to both sets of coordinates, with finite
+    gradients also where a target coincides with a source.
+
+    Args:
+        targets: Where features are wanted, shape (B, G, 3).
+        sources: Where features are known, shape (B, S, 3), in the same unit.
+        num_neighbors: Weigh only this many nearest sources, 1 to S; the others get 0. Default: all.
+        power: Exponent of the distance, above 0. Default 2.
+        eps: Added to d^power, so in unit^power, above 0. Default 1e-8.
+
+    Returns:
+        Weights, shape (B, G, S), each row summing to 1; float32, or float64 if an input is float64.
+
+    Raises:
+        ValueError: If the shapes do not fit together or an option is out of its range.
+    """
+    if targets.dim() != 3 or sources.dim() != 3 or targets.shape[-1] != 3 or sources.shape[-1] != 3:
+        raise ValueError(
+            f"targets and sources must have shapes (B, G, 3) and (B, S, 3), got {tuple(targets.shape)} and "
+            f"{tuple(sources.shape)}."
+        )
+    if targets.shape[0] != sources.shape[0]:
+        raise ValueError(f"targets and sources differ in batch size: {targets.shape[0]} and {sources.shape[0]}.")
+    num_sources = sources.shape[1]
+    if num_neighbors is not None and not 1 <= num_neighbors <= num_sources:
+        raise ValueError(f"num_neighbors must be within 1 and the {num_sources} sources, got {num_neighbors}.")
+    if not power > 0 or not eps > 0:
+        raise ValueError(f"power and eps must be above 0, got power={power} and eps={eps}.")
+    dtype = torch.promote_types(torch.promote_types(targets.dtype, sources.dtype), torch.float32)
+    # Direct differences: the expansion |t|^2 + |s|^2 - 2 t.s can come out below zero where it should be tiny.
+    squared = (targets.to(dtype).unsqueeze(2) - sources.to(dtype).unsqueeze(1)).square().sum(dim=-1)
+    if num_neighbors is None or num_neighbors == num_sources:
+        return _normalized_inverse(squared, power, eps)
+    nearest, indices = squared.topk(num_neighbors, dim=-1, largest=False)
+    weights = _normalized_inverse(nearest, power, eps)
+    return torch.zeros_like(squared).scatter(-1, indices, weights)
+
+
+def _normalized_inverse(squared: Tensor, power: float, eps: float) -> Tensor:
+    """Return 1 / (squared^(power/2) + eps), normalised along the last dimension."""
+    if power == 2.0:
+        distance = squared
+    else:
+        # The derivative of a root is infinite at 0; a coinciding pair gets the gradient 0 instead.
+        apart = squared > 0
+        distance = torch.where(apart, torch.where(apart, squared, 1.0).pow(power / 2), 0.0)
+    distance = distance + eps
+    # The factor cancels, but keeps every weight within 0 and 1 where 1 / eps and its square could overflow.
+    weights = distance.detach().amin(dim=-1, keepdim=True) / distance
+    return weights / weights.sum(dim=-1, keepdim=True)

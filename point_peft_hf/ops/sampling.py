@@ -1,0 +1,118 @@
+"""Farthest point sampling."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_NEAR_ORIGIN = 1e-3
+# Points handled together on the CPU: few enough for their working arrays (7 numbers a point) to stay in the cache and
+# for PyTorch to use one thread (its grain size); thousands of short parallel sections would gain little on a quiet
+# machine, and crawl on a busy one. Many enough that the cost of calling the operations does not matter.
+_BLOCK_POINTS = 32768
+
+
+@torch.no_grad()
+def farthest_point_sample(points: Tensor, num_samples: int, *, skip_near_origin: bool = False) -> Tensor:
+    """Pick points one by one, each the farthest from those already picked.
+
+    Exact and deterministic: the first pick is index 0, ties go to the lowest index. The algorithm is that of
+    "PointNet++", arXiv 1706.02413, section 3.2.
+
+    Args:
+        points: Coordinates, shape (B, N, 3), in the caller's unit. float16 and bfloat16 are computed in float32.
+        num_samples: Number of points to pick from each cloud, 1 to N.
+        skip_near_origin: Follow the rule of the CUDA op that published point-cloud models were trained with: points
+            with |p|^2 <= 1e-3 are never picked, except index 0 as the start, or when no other point is left to choose
+            from. Default False.
+
+    Returns:
+        Indices of the picked points in the order of picking, int64, shape (B, num_samples).
+
+    Raises:
+        ValueError: If `points` is not of shape (B, N, 3) or `num_samples` is not within 1 to N.
+    """
+    if points.dim() != 3 or points.shape[-1] != 3:
+        raise ValueError(f"points must have shape (B, N, 3), got {tuple(points.shape)}.")
+    if not 1 <= num_samples <= points.shape[1]:
+        raise ValueError(
+            f"num_samples must be within 1 and the {points.shape[1]} points of a cloud, got {num_samples}."
+        )
+    if points.dtype != torch.float64:
+        points = points.float()
+    return _farthest_point_sample(points.detach(), num_samples, skip_near_origin)
+
+
+# An operator of its own: torch.compile keeps it as one opaque call, where it would unroll the loop otherwise.
+@torch.library.custom_op("point_peft_hf::farthest_point_sample", mutates_args=())
+def _farthest_point_sample(points: Tensor, num_samples: int, skip_near_origin: bool) -> Tensor:
+    if points.device.type == "cpu":
+        return _sample_cpu(points, num_samples, skip_near_origin)
+    return _sample_torch(points, num_samples, skip_near_origin)
+
+
+@_farthest_point_sample.register_fake
+def _(points: Tensor, num_samples: int, skip_near_origin: bool) -> Tensor:
+    return points.new_empty((points.shape[0], num_samples), dtype=torch.int64)
+
+
+def _sample_torch(points: Tensor, num_samples: int, skip_near_origin: bool) -> Tensor:
+    """Sample with tensor operations, never waiting for the device; arguments as `farthest_point_sample`."""
+    batch, num_points, _ = points.shape
+    planes = points.permute(2, 0, 1).contiguous()
+    squared = planes * planes
+    nearest = torch.full((batch, num_points), torch.inf, dtype=points.dtype, device=points.device)
+    if skip_near_origin:
+        # -1 is below every squared distance, so the minimum keeps it and the maximum never takes it; where nothing
+        # else is left, the first index wins, as in the CUDA op. Like there, the norm is compared in double precision.
+        nearest.masked_fill_((squared[0] + squared[1] + squared[2]).double() <= _NEAR_ORIGIN, -1.0)
+    picked = torch.zeros((num_samples, batch), dtype=torch.int64, device=points.device)
+    for step in range(1, num_samples):
+        last = picked[step - 1].view(1, batch, 1).expand(3, batch, 1)
+        torch.sub(planes, planes.gather(2, last), out=squared)
+        squared.mul_(squared)
+        distance = squared[0].add_(squared[1]).add_(squared[2])
+        torch.minimum(nearest, distance, out=nearest)
+        picked[step] = nearest.argmax(dim=1)
+    return picked.t().contiguous()
+
+
+def _sample_cpu(points: Tensor, num_samples: int, skip_near_origin: bool) -> Tensor:
+    """Sample on the CPU, a few clouds at a time; arguments as `farthest_point_sample`."""
+    batch, num_points, _ = points.shape
+    picked = torch.zeros((batch, num_samples), dtype=torch.int64)
+    blocks = max(1, -(-batch * num_points // _BLOCK_POINTS))
+    for part, target in zip(points.chunk(blocks), picked.chunk(blocks), strict=True):
+        _sample_block(part, target.numpy(), skip_near_origin)
+    return picked
+
+
+def _sample_block(points: Tensor, picked: np.ndarray, skip_near_origin: bool) -> None:
+    """Fill `picked` (b, num_samples), which holds zeros, for clouds (b, N, 3) whose arrays fit the cache.
+
+    The differences are taken by PyTorch, which broadcasts several times faster; the rest by NumPy, whose argmax is many
+    times faster on the CPU. Both work in place on the same memory.
+    """
+    batch, num_points, _ = points.shape
+    planes = points.permute(2, 0, 1).contiguous()
+    rows = points.reshape(-1, 3).numpy()
+    offsets = np.arange(batch) * num_points
+    differences = planes * planes
+    squared = differences.numpy()
+    x, y, z = squared
+    nearest = np.full((batch, num_points), np.inf, dtype=squared.dtype)
+    if skip_near_origin:
+        nearest[(x + y + z).astype(np.float64) <= _NEAR_ORIGIN] = -1.0  # as in _sample_torch
+    centers = torch.empty((batch, 3), dtype=points.dtype)
+    centers_numpy, center_planes = centers.numpy(), centers.t().unsqueeze(-1)
+    subtractions = list(zip(planes, center_planes, differences, strict=True))
+    last = picked[:, 0]
+    for step in range(1, picked.shape[1]):
+        np.take(rows, offsets + last, axis=0, out=centers_numpy, mode="clip")  # "raise" would buffer the output
+        for plane, center, difference in subtractions:
+            torch.sub(plane, center, out=difference)
+        np.square(squared, out=squared)
+        np.add(x, y, out=x)
+        np.add(x, z, out=x)
+        np.minimum(nearest, x, out=nearest)
+        last = nearest.argmax(axis=1)
+        picked[:, step] = last

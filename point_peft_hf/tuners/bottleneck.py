@@ -1,0 +1,53 @@
+"""The bottleneck that the parts of Point-PEFT are made of."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def quick_gelu(hidden_states: torch.Tensor) -> torch.Tensor:
+    """Return x * sigmoid(1.702 x), the approximation of GELU that the published method uses."""
+    return hidden_states * torch.sigmoid(1.702 * hidden_states)
+
+
+class Bottleneck(nn.Module):
+    """Linear down, QuickGELU, dropout, linear up; no residual connection of its own.
+
+    The weights are direct parameters, not layers: PEFT expects one name behind the adapter's name in a state dict.
+
+    Args:
+        hidden_size: Width of the tokens.
+        bottleneck_size: Width in between.
+        dropout: Dropout rate in between.
+
+    Shapes:
+        - input: `(..., hidden_size)`
+        - output: as the input
+    """
+
+    def __init__(self, hidden_size: int, bottleneck_size: int, dropout: float):
+        super().__init__()
+        self.down_weight = nn.Parameter(torch.empty(bottleneck_size, hidden_size))
+        self.down_bias = nn.Parameter(torch.empty(bottleneck_size))
+        self.up_weight = nn.Parameter(torch.empty(hidden_size, bottleneck_size))
+        self.up_bias = nn.Parameter(torch.empty(hidden_size))
+        self.dropout = nn.Dropout(dropout)
+
+    @torch.no_grad()
+    def reset_parameters(self, initialization: str) -> None:
+        """Initialise: Xavier weights and almost zero biases; for "zero" the way up is 0, so the output is."""
+        nn.init.xavier_uniform_(self.down_weight)
+        nn.init.normal_(self.down_bias, std=1e-6)
+        if initialization == "zero":
+            nn.init.zeros_(self.up_weight)
+            nn.init.zeros_(self.up_bias)
+        else:
+            nn.init.xavier_uniform_(self.up_weight)
+            nn.init.normal_(self.up_bias, std=1e-6)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return what is to be added, in the dtype of the weights."""
+        hidden_states = F.linear(hidden_states.to(self.down_weight.dtype), self.down_weight, self.down_bias)
+        return F.linear(self.dropout(quick_gelu(hidden_states)), self.up_weight, self.up_bias)

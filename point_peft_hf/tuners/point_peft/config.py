@@ -1,0 +1,47 @@
+"""Configuration of Point-PEFT as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ..config import PointTunerConfig
+from ..geometry_adapter.config import GeometryOptions
+from ..point_prior_prompt.config import PromptOptions
+
+
+@dataclass
+class PointPeftConfig(GeometryOptions, PromptOptions, PointTunerConfig):
+    """Configuration of the paper's whole method (Point-PEFT, arXiv 2310.03059; type POINT_PEFT) as one adapter, one file.
+
+    Geometry-aware Adapter, Point-prior Prompt, and the tuning of biases, final norm and class token. The fields are those
+    of [`GeometryOptions`], [`PromptOptions`] and [`~point_peft_hf.tuners.config.PointTunerConfig`], and:
+
+    Args:
+        use_geometry: Whether there is a Geometry-aware Adapter.
+        use_prompts: Whether there are Point-prior Prompts.
+        tune_biases: Whether the biases of norms, attention output and feed-forward network are tuned (as shifts that start
+            at 0; the backbone's own biases stay as they are).
+        tune_norm: Whether the norm behind the last block is tuned and saved.
+        tune_class_token: Whether the class token and its position are tuned and saved. Only switch this off if the
+            backbone's checkpoint has a class token, else a random one is used that no file holds.
+
+    Raises:
+        ValueError: If a value does not fit, with the name of the field and the value got.
+    """
+
+    use_geometry: bool = field(default=True, metadata={"help": "Geometry-aware Adapter."})
+    use_prompts: bool = field(default=True, metadata={"help": "Point-prior Prompt."})
+    tune_biases: bool = field(default=True, metadata={"help": "Tune the biases of the blocks."})
+    tune_norm: bool = field(default=True, metadata={"help": "Tune the final norm."})
+    tune_class_token: bool = field(default=True, metadata={"help": "Tune the class token and its position."})
+    use_prompt_coordinates: bool = field(default=True, metadata={"help": "Give prompts coordinates."})
+
+    _peft_type_name: ClassVar[str] = "POINT_PEFT"
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_geometry()
+        self._check_prompts()
+        # Coordinates are only read by the neighbourhoods; without those they would never be trained.
+        self.use_prompt_coordinates &= self.use_geometry and self.use_local_aggregation

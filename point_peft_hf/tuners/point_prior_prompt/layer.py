@@ -1,0 +1,181 @@
+"""Layers of the Point-prior Prompt (Point-PEFT, arXiv 2310.03059, section 3.2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ...slots import BlockContext, InsertedPrompts, PromptSet, require_context
+from ..base import SlotLayer, bottleneck_size
+from ..bottleneck import Bottleneck
+from .bank import BankBuffers, PointPriorBank, check_bank, retrieve
+from .config import PointPriorPromptConfig, PromptOptions
+
+
+class PromptEmbedding(nn.Module):
+    """One learnable row for each prompt token.
+
+    Args:
+        num_prompt_tokens: Number of rows.
+        size: Width of a row.
+    """
+
+    def __init__(self, num_prompt_tokens: int, size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_prompt_tokens, size))
+
+    @torch.no_grad()
+    def spread_on_sphere(self, radius: float) -> None:
+        """Initialise rows of 3 coordinates evenly on a sphere (Fibonacci lattice), so that each has its own place."""
+        if self.weight.is_meta:
+            return
+        index = torch.arange(len(self.weight), dtype=torch.float64) + 0.5
+        height = 1 - 2 * index / len(self.weight)
+        angle = index * math.pi * (3 - math.sqrt(5))
+        ring = (1 - height**2).sqrt()
+        self.weight.copy_(radius * torch.stack([ring * angle.cos(), height, ring * angle.sin()], dim=1))
+
+
+class PriorLayerMixin:
+    """Around a [`~point_peft_hf.slots.PriorSlot`]: asks the bank, once in a forward pass. It owns the bank."""
+
+    parts = ("prompt_coordinates",)
+    buffer_parts = ("bank",)
+
+    @property
+    def banks(self) -> nn.ModuleDict:
+        """The banks, by adapter name."""
+        return getattr(self, f"{self.prefix}bank")
+
+    @property
+    def needs_query_features(self) -> bool:
+        """Whether the context must bring `query_features`."""
+        return self.base_layer.needs_query_features or any(name in self.banks for name in self.working_adapters())
+
+    def create_parts(self, adapter_name: str, config: PromptOptions, slot_name: str) -> dict[str, nn.Module]:
+        """Create the bank, with room for `config.bank_size` entries, and the coordinates of the prompts."""
+        created = {}
+        if config.use_bank and self.slot.is_last_stage:
+            created["bank"] = BankBuffers(config.bank_size, self.slot.hidden_size)
+        if config.use_prompt_coordinates:
+            created["prompt_coordinates"] = PromptEmbedding(config.num_prompt_tokens, 3)
+            created["prompt_coordinates"].spread_on_sphere(0.5)
+        return created
+
+    def set_bank(self, adapter_name: str, bank: PointPriorBank) -> None:
+        """Fill the bank of an adapter.
+
+        Raises:
+            ValueError: If the bank does not fit.
+        """
+        config = self.configs[adapter_name]
+        check_bank(bank, self.slot.hidden_size, config.required_bank_size)
+        buffers = self.banks[adapter_name]
+        device, dtype = buffers.features.device, buffers.features.dtype
+        buffers.features = bank.features.to(device, dtype)
+        buffers.labels = bank.labels.to(device)
+        buffers.sample_ids = bank.sample_ids.to(device)
+        config.bank_size = len(bank.features)
+
+    def forward(self, context: BlockContext) -> BlockContext:
+        """Add to the context what the prompts of this stage are enhanced with, and where they are."""
+        context = self.base_layer(context)
+        for name in self.working_adapters():
+            config, coordinates = self.configs[name], self.part("prompt_coordinates", name)
+            context.prompts[name] = PromptSet(
+                count=config.num_prompt_tokens,
+                cache=self._retrieve(name, config, context) if name in self.banks else None,
+                coordinates=None if coordinates is None else coordinates.weight,
+            )
+        return context
+
+    def _retrieve(self, name: str, config: PromptOptions, context: BlockContext) -> torch.Tensor:
+        query, hidden_size = context.query_features, self.slot.hidden_size
+        if query is None or query.shape != (len(context.group_centers), hidden_size):
+            got = "none" if query is None else f"features of shape {tuple(query.shape)}"
+            raise ValueError(
+                f"Adapter {name!r} asks its bank with the features of the frozen encoder, but got {got}. Pass "
+                f"`query_features` of shape (batch_size, hidden_size) = ({len(context.group_centers)}, {hidden_size}), or "
+                "none to let the backbone compute them."
+            )
+        return retrieve(
+            query, self.banks[name].features, config.num_prompt_tokens, config.retrieved_count, config.retrieval_temperature
+        )
+
+
+class PromptLayerMixin:
+    """Around a [`~point_peft_hf.slots.PromptSlot`]: inserts prompt tokens behind the prefix tokens."""
+
+    parts = ("prompt_embedding", "prompt_bottleneck")
+
+    @property
+    def prompt_names(self) -> tuple[str, ...]:
+        """Names of the adapters that insert prompts here, in the order of the tokens."""
+        return (*self.base_layer.prompt_names, *self.working_adapters())
+
+    def create_parts(self, adapter_name: str, config: PromptOptions, slot_name: str) -> dict[str, nn.Module]:
+        """Create the embeddings and, where they are enhanced, the bottleneck for the retrieved features."""
+        hidden_size = self.slot.hidden_size
+        initialization = config.initialization if config.init_weights else "random"
+        created = {"prompt_embedding": PromptEmbedding(config.num_prompt_tokens, hidden_size)}
+        nn.init.trunc_normal_(created["prompt_embedding"].weight, std=0.02)
+        if config.use_bank and self.slot.is_last_stage:
+            width = bottleneck_size(config, slot_name, config.prompt_bottleneck_size)
+            created["prompt_bottleneck"] = Bottleneck(hidden_size, width, config.prompt_dropout)
+            created["prompt_bottleneck"].reset_parameters(initialization)
+        return created
+
+    def forward(
+        self, hidden_states: torch.Tensor, context: BlockContext | None
+    ) -> tuple[torch.Tensor, InsertedPrompts]:
+        """Insert the prompts.
+
+        Args:
+            hidden_states: Tokens of shape `(batch_size, num_prefix_tokens + num_groups, hidden_size)`.
+            context: The context, with what the prior slot of the stage prepared.
+
+        Returns:
+            Tokens of shape `(batch_size, num_prefix_tokens + num_prompts + num_groups, hidden_size)`, and which prompts
+            are among them.
+        """
+        hidden_states, inserted = self.base_layer(hidden_states, context)
+        for name in self.working_adapters():
+            context = require_context(context, f"the prompt slot of block {self.slot.layer_index}")
+            prompts = self._enhanced_prompts(name, context, len(hidden_states)).to(hidden_states.dtype)
+            start = context.num_prefix_tokens + inserted.count
+            hidden_states = torch.cat([hidden_states[:, :start], prompts, hidden_states[:, start:]], dim=1)
+            inserted = InsertedPrompts((*inserted.names, name), inserted.count + prompts.shape[1])
+        return hidden_states, inserted
+
+    def _enhanced_prompts(self, name: str, context: BlockContext, batch_size: int) -> torch.Tensor:
+        """dropout(E) + Z + A(Z), of shape `(batch_size, num_prompt_tokens, hidden_size)`."""
+        if name not in context.prompts:
+            raise ValueError(
+                f"The context of block {self.slot.layer_index} has no prompts of adapter {name!r}. Prepare it with "
+                "`prepare_context` (see point_peft_hf.slots) and leave the prior slot among the `target_modules`."
+            )
+        embedding = self.part("prompt_embedding", name).weight.expand(batch_size, -1, -1)
+        prompts = F.dropout(embedding, self.configs[name].prompt_dropout, self.training)
+        cache = context.prompts[name].cache
+        if cache is not None:
+            cache = cache.to(prompts.dtype)
+            prompts = prompts + cache + self.part("prompt_bottleneck", name)(cache)
+        return prompts
+
+
+class PointPriorPromptLayer(SlotLayer):
+    """Base of the layers of type POINT_PRIOR_PROMPT."""
+
+    prefix = "point_prior_prompt_"
+    configs: dict[str, PointPriorPromptConfig]
+
+
+class PointPriorPromptPriorLayer(PriorLayerMixin, PointPriorPromptLayer):
+    """Prior layer of type POINT_PRIOR_PROMPT."""
+
+
+class PointPriorPromptPromptLayer(PromptLayerMixin, PointPriorPromptLayer):
+    """Prompt layer of type POINT_PRIOR_PROMPT."""

@@ -1,0 +1,38 @@
+"""Tuner of the Point-prior Prompt."""
+
+from __future__ import annotations
+
+from ...slots import AdapterSlot, PriorSlot, PromptSlot
+from ..base import SlotTuner
+from .config import PromptOptions
+from .layer import PointPriorPromptLayer, PointPriorPromptPriorLayer, PointPriorPromptPromptLayer
+
+
+def wants_prompt_slot(config: PromptOptions, slot: AdapterSlot) -> bool:
+    """Whether Point-prior Prompts have something to put around a slot."""
+    if isinstance(slot, PromptSlot):
+        return config.prompt_depth is None or slot.layer_index < config.prompt_depth
+    return isinstance(slot, PriorSlot)
+
+
+class PointPriorPromptModel(SlotTuner):
+    """Adds Point-prior Prompts to a backbone (Point-PEFT, arXiv 2310.03059, section 3.2).
+
+    Deep prompt tokens, enhanced with the features of the most similar training clouds in a memory bank.
+
+    Example:
+        >>> from peft import get_peft_model
+        >>> from point_peft_hf import PointMAEConfig, PointMAEForClassification, PointPriorPromptConfig
+        >>> from point_peft_hf import build_point_prior_bank
+        >>> model = get_peft_model(PointMAEForClassification(PointMAEConfig(num_labels=15)), PointPriorPromptConfig())
+        >>> bank = build_point_prior_bank(model, train_dataloader)  # doctest: +SKIP
+    """
+
+    prefix = "point_prior_prompt_"
+    tuner_layer_cls = PointPriorPromptLayer
+    default_target_modules = ("prior_slot", "prompt_slot")
+    layer_classes = {PriorSlot: PointPriorPromptPriorLayer, PromptSlot: PointPriorPromptPromptLayer}
+
+    def wants_slot(self, peft_config: PromptOptions, slot: AdapterSlot) -> bool:
+        """Whether the configuration has anything to put around this slot."""
+        return wants_prompt_slot(peft_config, slot)
