@@ -3,6 +3,7 @@
 Importing this package registers its PEFT types with `peft` and its models with the Auto classes of `transformers`.
 """
 
+from .data import PointCloudProcessor, load_dataset, read_point_cloud, write_point_cloud
 from .models import (
     AutoModelForPointCloudClassification,
     PointMAEConfig,

@@ -7,11 +7,18 @@ from .errors import PointCloudError
 from .few_shot import FewShotFold, few_shot_fold
 from .layouts import LAYOUTS, load_dataset
 from .layouts_pickle import read_few_shot_fold
+from .procedural import ALL_CLASSES, BASE_CLASSES, HELD_OUT_CLASSES, ProceduralShapes, ScanCorruption, sample_shape
 from .processing import PointCloudProcessor, register_processor
 from .readers import READERS, read_point_cloud, write_point_cloud
 from .splits import stratified_split
 
 __all__ = [
+    "ALL_CLASSES",
+    "BASE_CLASSES",
+    "HELD_OUT_CLASSES",
+    "ProceduralShapes",
+    "ScanCorruption",
+    "sample_shape",
     "AUGMENTATIONS",
     "LAYOUTS",
     "READERS",

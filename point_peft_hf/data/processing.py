@@ -13,6 +13,7 @@ from transformers import AutoFeatureExtractor, AutoProcessor, BatchFeature, Feat
 
 from ..ops import farthest_point_sample
 from .errors import PointCloudError, shorten
+from .formats.arrays import looks_transposed
 from .readers import read_point_cloud
 
 Cloud = str | os.PathLike | np.ndarray | Tensor
@@ -247,8 +248,8 @@ def _as_tensor(cloud: Any, name: str) -> Tensor:
         if cloud.dtype.kind not in "fiu":
             raise PointCloudError(f"{name}: must be of real numbers, got {cloud.dtype}: {shorten(cloud)}")
         cloud = torch.from_numpy(np.ascontiguousarray(cloud.astype(cloud.dtype.newbyteorder("="), copy=False)))
-    if cloud.dim() != 2 or cloud.shape[1] < 3:
-        hint = "; it looks transposed, give cloud.T" if cloud.dim() == 2 and cloud.shape[0] == 3 else ""
+    if cloud.dim() != 2 or cloud.shape[1] < 3 or looks_transposed(tuple(cloud.shape)):
+        hint = "; it looks transposed, coordinates come last" if looks_transposed(tuple(cloud.shape)) else ""
         raise PointCloudError(f"{name}: must be of shape (num_points, 3), got {tuple(cloud.shape)}{hint}")
     if cloud.dtype.is_complex or cloud.dtype == torch.bool:
         raise PointCloudError(f"{name}: must be of real numbers, got {cloud.dtype}")

@@ -11,7 +11,7 @@ import math
 import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,8 +22,9 @@ _MAX_DEPTH = 16
 _INSTRUCTIONS = (
     "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT "
     "BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES "
-    "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT "
-    "DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD"
+    "SHORT_BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
+    "EMPTY_DICT DICT SETITEM SETITEMS PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL "
+    "REDUCE BUILD"
 ).split()
 
 
@@ -120,12 +121,13 @@ def _refuse(reason: str) -> Any:
 class _File:
     """The file of a pickle, which says no to lengths beyond its end before any memory is taken for them."""
 
-    def __init__(self, data: bytes):
-        self._file = io.BytesIO(data)
-        self._size = len(data)
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.size = file.seek(0, os.SEEK_END)
+        file.seek(0)
 
     def read(self, number: int) -> bytes:
-        if not 0 <= number <= self._size - self._file.tell():
+        if not 0 <= number <= self.size - self._file.tell():
             raise EOFError("it ends too early")
         return self._file.read(number)
 
@@ -168,10 +170,10 @@ def load_restricted_pickle(path: str | os.PathLike) -> Any:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            return _load(file, str(path))
     except OSError as error:
         raise PointCloudError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return loads_restricted_pickle(data, str(path))
 
 
 def loads_restricted_pickle(data: bytes, name: str) -> Any:
@@ -184,11 +186,16 @@ def loads_restricted_pickle(data: bytes, name: str) -> Any:
     Returns:
         What it holds.
     """
-    if not data:
+    return _load(io.BytesIO(data), name)
+
+
+def _load(file: BinaryIO, name: str) -> Any:
+    guarded = _File(file)
+    if guarded.size == 0:
         raise PointCloudError(f"{name}: is empty (0 bytes)")
     try:
         # Python 2 wrote bytes as text of one byte a character, which latin-1 gives back unchanged.
-        loaded = _RestrictedUnpickler(_File(data), encoding="latin-1").load()
+        loaded = _RestrictedUnpickler(guarded, encoding="latin-1").load()
         return _finish(loaded, {}, 0)
     except pickle.UnpicklingError as error:
         raise PointCloudError(f"{name}: refused as a pickle of arrays: {error}") from None

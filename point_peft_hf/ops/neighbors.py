@@ -5,7 +5,7 @@ from torch import Tensor
 
 # Entries of the matrix of distances made at a time, in two buffers: on the CPU few enough for the cache, on a GPU few
 # enough for the memory (32 Mi float32 entries are 128 MiB).
-_CPU_ENTRIES = 256 * 1024
+_CPU_ENTRIES = 2 * 1024 * 1024
 _GPU_ENTRIES = 32 * 1024 * 1024
 
 

@@ -89,8 +89,8 @@ def _sample_cpu(points: Tensor, num_samples: int, skip_near_origin: bool) -> Ten
 def _sample_block(points: Tensor, picked: np.ndarray, skip_near_origin: bool) -> None:
     """Fill `picked` (b, num_samples), which holds zeros, for clouds (b, N, 3) whose arrays fit the cache.
 
-    The differences are taken by PyTorch, which broadcasts several times faster; the rest by NumPy, whose argmax is many
-    times faster on the CPU. Both work in place on the same memory.
+    The differences are taken by PyTorch, which broadcasts several times faster; the rest by NumPy, whose argmax is
+    many times faster on the CPU. Both work in place on the same memory.
     """
     batch, num_points, _ = points.shape
     planes = points.permute(2, 0, 1).contiguous()

@@ -44,10 +44,10 @@ def _validate_shape(points: Tensor, minimum: int, name: str, reason: str) -> Non
         raise ValueError(f"{name} must have shape (B, N, 3), got {points.dim()} dimension(s): {shape}.{hint}")
     if shape[-1] != 3:
         hint = ""
-        if shape[-1] > 3:
-            hint = f" Columns beyond x, y, z (colours, normals) are not coordinates: take {name}[..., :3]."
-        elif shape[1] == 3:
+        if shape[1] == 3:
             hint = f" Coordinates must come last: {name}.transpose(1, 2)."
+        elif shape[-1] > 3:
+            hint = f" Columns beyond x, y, z (colours, normals) are not coordinates: take {name}[..., :3]."
         raise ValueError(f"{name} must have shape (B, N, 3), got a last dimension of {shape[-1]}: {shape}.{hint}")
     if shape[0] == 0:
         raise ValueError(f"{name} is an empty batch, shape {shape}; give at least one cloud.")

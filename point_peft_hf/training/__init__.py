@@ -1,0 +1,26 @@
+"""Fine-tuning under Accelerate: methods, tasks, adapter-only checkpoints, metrics."""
+
+from .checkpoints import load_checkpoint, load_model, register_adapter_checkpoints, save_checkpoint, save_model
+from .finetune import FinetuneArguments, Finetuning, load_backbone, results_table
+from .methods import METHODS, method_config, prepare_method
+from .metrics import ClassificationMetrics
+from .task import ClassificationTask, load_task
+
+
+__all__ = [
+    "METHODS",
+    "ClassificationMetrics",
+    "ClassificationTask",
+    "FinetuneArguments",
+    "Finetuning",
+    "load_backbone",
+    "load_checkpoint",
+    "load_model",
+    "load_task",
+    "method_config",
+    "prepare_method",
+    "register_adapter_checkpoints",
+    "results_table",
+    "save_checkpoint",
+    "save_model",
+]

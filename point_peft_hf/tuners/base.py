@@ -13,7 +13,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from ..slots import AdapterSlot, BlockSlot
-from .config import PointTunerConfig
+from .config import PointTunerConfig, describe_backbone
 
 
 class SlotLayer(nn.Module, BaseTunerLayer):
@@ -145,6 +145,7 @@ class SlotTuner(BaseTuner):
             )
         if peft_config.modules_to_save is None:
             peft_config.modules_to_save = self._default_modules_to_save(peft_config, model)
+        peft_config.attach_to(describe_backbone(model, with_labels="classifier" in (peft_config.modules_to_save or ())))
 
     def _default_modules_to_save(self, peft_config: PointTunerConfig, model: nn.Module) -> list[str] | None:
         """Modules that belong to the task: without them in the file, an adapter could not be used anywhere else."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from peft import PeftConfig
 from peft.utils import PeftType
+from torch import nn
 
 INITIALIZATIONS = ("zero", "published")
 
@@ -27,6 +28,8 @@ class PointTunerConfig(PeftConfig):
         initialization: "zero": a fresh adapter adds nothing to the frozen function. "published": Xavier-initialised
             bottlenecks, as in the published code.
         init_weights: Set to `False` to start from random weights instead (for tests).
+        backbone: Written into the file when an adapter is saved: the backbone it was made for, and the names of its
+            classes. An adapter whose file names another backbone is refused.
     """
 
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Slots to attach to."})
@@ -37,6 +40,7 @@ class PointTunerConfig(PeftConfig):
     bottleneck_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Widths by slot name."})
     initialization: str = field(default="zero", metadata={"help": "'zero' or 'published'."})
     init_weights: bool = field(default=True, metadata={"help": "False: random weights, for tests."})
+    backbone: dict[str, Any] | None = field(default=None, metadata={"help": "The backbone it was made for."})
 
     _peft_type_name: ClassVar[str] = ""
 
@@ -60,6 +64,38 @@ class PointTunerConfig(PeftConfig):
         for pattern, width in self.bottleneck_pattern.items():
             self._check_at_least(f"bottleneck_pattern[{pattern!r}]", width, 1)
 
+    @property
+    def id2label(self) -> dict[int, str] | None:
+        """Names of the classes that the adapter's head tells apart, if it is loaded from a file that has them."""
+        names = (self.backbone or {}).get("id2label")
+        return None if names is None else {int(index): name for index, name in names.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as it is saved, with the backbone that the adapter is attached to."""
+        return {**super().to_dict(), "backbone": getattr(self, "_attached_to", None) or self.backbone}
+
+    def attach_to(self, description: dict[str, Any]) -> None:
+        """Note the backbone that the adapter is being attached to.
+
+        Args:
+            description: What identifies the backbone, from [`describe_backbone`].
+
+        Raises:
+            ValueError: If the configuration comes from a file that was made for another backbone.
+        """
+        for name, expected in (self.backbone or {}).items():
+            got = description.get(name)
+            if name == "id2label" or got is None or expected is None or got == expected:
+                continue
+            hint = "Load the backbone that the adapter was made for"
+            if name == "num_labels":
+                hint = f"Load the backbone with `num_labels={expected}`"
+            base = f" ({self.base_model_name_or_path})" if self.base_model_name_or_path else ""
+            raise ValueError(
+                f"The adapter was made for a backbone{base} with {name}={expected!r}, but this one has {name}={got!r}. {hint}."
+            )
+        self._attached_to = description
+
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, name)
         if value not in choices:
@@ -74,3 +110,25 @@ class PointTunerConfig(PeftConfig):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {value!r}.")
+
+
+def describe_backbone(model: nn.Module, with_labels: bool) -> dict[str, Any]:
+    """What an adapter remembers of its backbone.
+
+    Args:
+        model: The backbone.
+        with_labels: Whether the adapter brings a head, so that the classes matter.
+
+    Returns:
+        Type and sizes of the backbone, and the classes; empty for a model without a configuration.
+    """
+    config = getattr(model, "config", None)
+    description = {name: getattr(config, name, None) for name in ("model_type", "hidden_size", "num_hidden_layers")}
+    if with_labels and hasattr(config, "id2label"):
+        description["num_labels"] = config.num_labels
+        description["id2label"] = {str(index): name for index, name in config.id2label.items()}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in description.items()
+        if value is not None
+    }

@@ -20,16 +20,18 @@ _MAX_HDF5_BYTES = 64 << 30
 
 def read_npy(path: Path) -> tuple[np.ndarray, None]:
     """Read an .npy file of shape (num_points, 3 or more); arrays of Python objects are refused."""
+    _check_signature(path, b"\x93NUMPY")
     try:
         # Mapped first, as that compares the size of the file with the header before any memory is taken.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, TypeError, SyntaxError, OverflowError) as error:
-        raise PointCloudError(f"{path}: not a readable .npy file: {_first_sentence(error)}") from None
+        raise PointCloudError(f"{path}: not a readable .npy file: {_reason(error)}") from None
     return _cloud(array, path, "the array"), None
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, None]:
     """Read the cloud in an .npz file: its only array, or the one named points, xyz, pos, coords, data or vertices."""
+    _check_signature(path, b"PK")
     try:
         with np.load(path, allow_pickle=False) as archive:
             name = _choose(archive.files, path, ".npz file")
@@ -37,7 +39,7 @@ def read_npz(path: Path) -> tuple[np.ndarray, None]:
     except PointCloudError:
         raise
     except (ValueError, EOFError, OSError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise PointCloudError(f"{path}: not a readable .npz file: {_first_sentence(error)}") from None
+        raise PointCloudError(f"{path}: not a readable .npz file: {_reason(error)}") from None
     return _cloud(array, path, f"array {name!r}"), None
 
 
@@ -50,6 +52,21 @@ def read_h5(path: Path) -> tuple[np.ndarray, None]:
     if array.ndim == 3 and len(array) == 1:
         array = array[0]
     return _cloud(array, path, f"array {name!r}"), None
+
+
+def _check_signature(path: Path, signature: bytes) -> None:
+    # numpy takes a file without one for a pickle, and its error then tells the user to run it.
+    with open(path, "rb") as file:
+        head = file.read(len(signature))
+    if head != signature:
+        raise PointCloudError(f"{path}: not an {path.suffix} file: it starts with {head!r}, not with {signature!r}")
+
+
+def _reason(error: Exception) -> str:
+    text = _first_sentence(error)
+    if "Object arrays" in text or "Python objects" in text or "allow_pickle" in text:
+        return "it holds Python objects, which are not loaded as they could run code; save an array of numbers"
+    return text
 
 
 def _h5py():
@@ -149,10 +166,15 @@ def _cloud(array: np.ndarray, path: Path, what: str) -> np.ndarray:
             f"{path}: {what} of shape {array.shape} holds {len(array)} clouds; read one, array[i], or load them all "
             "as a data set"
         )
-    if array.ndim != 2 or array.shape[1] < 3:
-        hint = "; it looks transposed, save array.T" if array.ndim == 2 and array.shape[0] in (3, 6) else ""
+    if array.ndim != 2 or array.shape[1] < 3 or looks_transposed(array.shape):
+        hint = "; it looks transposed, save array.T" if looks_transposed(array.shape) else ""
         raise PointCloudError(f"{path}: {what} must be of shape (num_points, 3 or more), got {array.shape}{hint}")
     return np.array(array[:, :3])
+
+
+def looks_transposed(shape: tuple[int, ...]) -> bool:
+    """Tell whether an array has one row an axis and one column a point: no cloud of 3 points has that many columns."""
+    return len(shape) == 2 and shape[0] == 3 and (shape[1] < 3 or shape[1] > 12)
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -25,7 +25,7 @@ def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """
     trimesh = import_optional("trimesh", f"Reading {path.suffix} files")
     file_type = path.suffix[1:].lower()
-    data = path.read_bytes()
+    data = _repair(path.read_bytes(), file_type, path)
     options = {"skip_materials": True} if file_type in ("obj", "glb") else {}
     try:
         with warnings.catch_warnings():
@@ -43,11 +43,30 @@ def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         reason = "it holds no mesh"
     vertices = np.asarray(getattr(mesh, "vertices", np.empty((0, 3))), dtype=np.float64)
     faces = getattr(mesh, "faces", None)
-    if len(vertices) == 0 and file_type == "obj":
+    if len(vertices) == 0 and file_type == "obj" and b"\nf " not in data:
         vertices, faces = _obj_vertices(data, path), None
     if len(vertices) == 0:
         raise PointCloudError(f"{path}: not a readable .{file_type} mesh: {reason}")
     return vertices, np.asarray(faces) if faces is not None and len(faces) else None
+
+
+def _repair(data: bytes, file_type: str, path: Path) -> bytes:
+    """Put right, or refuse, what trimesh stumbles over."""
+    if file_type == "stl":
+        triangles = int.from_bytes(data[80:84], "little") if len(data) >= 84 else 0
+        size = 84 + 50 * triangles
+        is_text = data.lstrip()[:5].lower() == b"solid" and b"facet" in data[:1024]
+        if not is_text:
+            if len(data) < size or triangles == 0:
+                raise PointCloudError(
+                    f"{path}: not a readable .stl mesh: its header promises {triangles} triangles, {size} bytes; the "
+                    f"file has {len(data)} bytes; truncated?"
+                )
+            return data[:size]
+    if file_type in ("obj", "stl"):
+        # Names in another encoding, such as latin-1, are of no interest here.
+        return data.decode("utf-8", errors="replace").encode()
+    return data
 
 
 def _obj_vertices(data: bytes, path: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def bad_row(line: str, columns: Sequence[int], delimiter: str | None) -> str | N
         try:
             float(tokens[column])
         except ValueError:
-            return f"expected a number in column {column + 1}, got {shorten(tokens[column])}"
+            comma = "; write decimals with a point" if re.fullmatch(r"\s*-?\d+,\d+\s*", tokens[column]) else ""
+            return f"expected a number in column {column + 1}, got {shorten(tokens[column])}{comma}"
     return None
 
 

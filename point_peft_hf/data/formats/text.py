@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from ..errors import PointCloudError, shorten
 from .rows import bad_row, parse_rows, parse_text_faces
 
 _COMMENTS = ("#", "//")
+_HEAD = 65536
 _OFF_HEADER = re.compile(r"^(?:ST)?C?N?4?n?OFF\b|^(?:ST)?C?N?4?n?OFF(?=\d)")
 
 
@@ -28,11 +31,12 @@ def _split(line: str) -> tuple[str | None, list[str]]:
     return delimiter, [token.strip().strip("\"'") for token in line.split(delimiter)]
 
 
-def read_text_lines(path: Path) -> list[str]:
+def read_text_lines(path: Path, limit: int = -1) -> list[str]:
     """Read a text file as lines.
 
     Args:
         path: The file; UTF-8, with or without a byte order mark. Other bytes are kept as replacement characters.
+        limit: Number of bytes to read; all by default. A last line that is cut by it is left out.
 
     Returns:
         The lines, without line ends.
@@ -40,10 +44,23 @@ def read_text_lines(path: Path) -> list[str]:
     Raises:
         PointCloudError: If the file is binary.
     """
-    data = path.read_bytes()
-    if b"\0" in data[:65536]:
+    with open(path, "rb") as file:
+        data = file.read(limit)
+    if b"\0" in data[:_HEAD]:
         raise PointCloudError(f"{path}: is binary, but its name ends with {path.suffix!r}, a text format")
+    if len(data) == limit:
+        data = data[: data.rfind(b"\n") + 1]
     return data.decode("utf-8-sig", errors="replace").splitlines()
+
+
+@dataclass
+class _Plan:
+    """How the rows of a text file are to be read."""
+
+    first: int  # number of lines before the first row
+    columns: list[int]
+    delimiter: str | None
+    promised: int | None  # number of points, when the file says it
 
 
 def read_table(path: Path) -> np.ndarray:
@@ -59,47 +76,72 @@ def read_table(path: Path) -> np.ndarray:
         Array of shape `(num_points, num_columns)`, float64, x, y, z first when the file names its columns.
 
     Raises:
-        PointCloudError: If a line cannot be read as numbers, or the rows differ in length.
+        PointCloudError: If a line cannot be read as numbers, or there are fewer rows than the file says.
     """
-    lines = read_text_lines(path)
-    numbers = [index for index, line in enumerate(lines) if line.strip() and not line.lstrip().startswith(_COMMENTS)]
-    if not numbers:
-        raise PointCloudError(
-            f"{path}: holds no row of numbers, only comments and blank lines; is the export complete?"
-        )
+    head = read_text_lines(path, _HEAD)
+    table = None
+    try:
+        plan = _make_plan(head, path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table = np.loadtxt(
+                path,
+                delimiter=plan.delimiter,
+                skiprows=plan.first,
+                usecols=tuple(plan.columns),
+                ndmin=2,
+                encoding="utf-8-sig",
+            )
+    except ValueError:
+        # Other comments, other encodings, or an error that needs its line named: at leisure.
+        lines = read_text_lines(path)
+        plan = _make_plan(lines, path)
+        table = _parse_lines(lines, plan, path)
+    if plan.promised is not None and plan.promised != len(table):
+        raise PointCloudError(f"{path}: its first line promises {plan.promised} points, {len(table)} follow")
+    return table
+
+
+def _make_plan(lines: list[str], path: Path) -> _Plan:
+    """Look at the first lines of a text file."""
+    numbers = (i for i, line in enumerate(lines) if line.strip() and not line.lstrip().startswith(_COMMENTS))
+    first = next(numbers, None)
+    if first is None:
+        raise PointCloudError(f"{path}: holds no row of numbers, only comments and blank lines; is it complete?")
     names, promised = None, None
-    delimiter, tokens = _split(lines[numbers[0]])
+    delimiter, tokens = _split(lines[first])
+    second = next(numbers, None)
     if not any(_is_number(token) for token in tokens):
-        names = [token.lower() for token in tokens]
-        if len(numbers) == 1:
-            raise PointCloudError(f"{path}: holds a header, {shorten(lines[numbers[0]])}, and no row of numbers")
-        numbers = numbers[1:]
-    elif len(tokens) == 1 and tokens[0].isdigit() and len(numbers) > 1 and len(_split(lines[numbers[1]])[1]) >= 3:
-        promised = int(tokens[0])
-        numbers = numbers[1:]
-    delimiter, tokens = _split(lines[numbers[0]])
-    tokens = tokens[:-1] if tokens and tokens[-1] == "" else tokens  # a delimiter at the end of the line
-    first = numbers[0] + 1
+        if second is None:
+            raise PointCloudError(f"{path}: holds a header, {shorten(lines[first])}, and no row of numbers")
+        names, first = [token.lower() for token in tokens], second
+    elif len(tokens) == 1 and tokens[0].isdigit() and second is not None and len(_split(lines[second])[1]) >= 3:
+        promised, first = int(tokens[0]), second
+    delimiter, tokens = _split(lines[first])
     if len(tokens) < 3:
         raise PointCloudError(
-            f"{path}: line {first}: a point needs 3 numbers (x y z), got {len(tokens)} columns: "
-            f"{shorten(lines[numbers[0]].strip())}"
+            f"{path}: line {first + 1}: a point needs 3 numbers (x y z), got {len(tokens)} columns: "
+            f"{shorten(lines[first].strip())}"
         )
-    columns = _column_order(names, tokens)
-    rows = [lines[index] for index in numbers]
-    if any("#" in row or "//" in row for row in rows):
-        rows = [re.split(r"#|//", row)[0] for row in rows]
+    return _Plan(first, _column_order(names, tokens), delimiter, promised)
+
+
+def _parse_lines(lines: list[str], plan: _Plan, path: Path) -> np.ndarray:
+    """Parse the rows of a text file one by one as far as needed to say which one is wrong."""
+    numbers = [
+        index
+        for index in range(plan.first, len(lines))
+        if lines[index].strip() and not lines[index].lstrip().startswith(_COMMENTS)
+    ]
+    rows = [re.split(r"#|//", lines[index])[0] for index in numbers]
     try:
-        table = parse_rows(rows, columns, path, first, delimiter)
+        return parse_rows(rows, plan.columns, path, plan.first + 1, plan.delimiter)
     except PointCloudError:
         for index, row in zip(numbers, rows, strict=True):  # blank lines and comments shift the line numbers
-            reason = bad_row(row, columns, delimiter)
+            reason = bad_row(row, plan.columns, plan.delimiter)
             if reason:
                 raise PointCloudError(f"{path}: line {index + 1}: {reason}") from None
         raise
-    if promised is not None and promised != len(table):
-        raise PointCloudError(f"{path}: its first line promises {promised} points, {len(table)} follow; truncated?")
-    return table
 
 
 def _column_order(names: list[str] | None, tokens: list[str]) -> list[int]:

@@ -11,7 +11,17 @@ import numpy as np
 # Cells per side of the z-buffer, per square root of the number of points: about three points of the visible side then
 # fall into a cell, which keeps the far side from showing through gaps.
 _CELLS_PER_ROOT = 0.44
-_DEPTH_GAP = 1.6  # in cells
+# In cells. Smaller values start to tear surfaces seen at a grazing angle, larger ones let the back of boxes through.
+_DEPTH_GAP = 1.0
+
+
+def _check_range(name: str, value: float, upper: float = 1.0, below: bool = False) -> None:
+    """Raise ValueError unless value is between 0 and `upper` (or below it) and finite."""
+    if not 0.0 <= value <= upper or math.isinf(value) or (below and value == upper):
+        raise ValueError(
+            f"{name} must be between 0 and {upper:g}{' (below)' if below else ''}, got {value!r}. "
+            "Use 0 to switch this corruption off."
+        )
 
 
 def normalize_unit_sphere(points: np.ndarray) -> np.ndarray:
@@ -40,7 +50,11 @@ def rotate_about_up(points: np.ndarray, rng: np.random.Generator, max_angle: flo
 
     Returns:
         Rotated cloud (N, 3).
+
+    Raises:
+        ValueError: If `max_angle` is outside its range.
     """
+    _check_range("max_angle", max_angle, 180.0)
     angle = math.radians(rng.uniform(-max_angle, max_angle))
     c, s = math.cos(angle), math.sin(angle)
     return points @ np.array([[c, 0.0, -s], [0.0, 1.0, 0.0], [s, 0.0, c]])
@@ -56,7 +70,11 @@ def tilt(points: np.ndarray, rng: np.random.Generator, max_angle: float = 10.0) 
 
     Returns:
         Tilted cloud (N, 3).
+
+    Raises:
+        ValueError: If `max_angle` is outside its range.
     """
+    _check_range("max_angle", max_angle, 180.0)
     heading, angle = rng.uniform(0.0, 2.0 * math.pi), math.radians(rng.uniform(0.0, max_angle))
     c, s = math.cos(heading), math.sin(heading)
     to_axis = np.array([[c, 0.0, -s], [0.0, 1.0, 0.0], [s, 0.0, c]])
@@ -69,7 +87,7 @@ def remove_hidden_points(points: np.ndarray, rng: np.random.Generator, fraction:
     """Keep what a camera in a random direction sees, by a z-buffer over a coarse image.
 
     The camera is far away, between 10 degrees below and 60 degrees above the horizon. Along the points of one cell of
-    the image, from the camera on, everything behind the first gap in depth of about one and a half cells is hidden. A
+    the image, from the camera on, everything behind the first gap in depth of one cell is hidden. A
     threshold on the depth itself would cut stripes out of surfaces seen at a grazing angle.
 
     Args:
@@ -79,7 +97,11 @@ def remove_hidden_points(points: np.ndarray, rng: np.random.Generator, fraction:
 
     Returns:
         Remaining points (M, 3), M <= N, at least one.
+
+    Raises:
+        ValueError: If `fraction` is outside its range.
     """
+    _check_range("fraction", fraction)
     azimuth, elevation = rng.uniform(0.0, 2.0 * math.pi), math.radians(rng.uniform(-10.0, 60.0))
     ca, sa, ce, se = math.cos(azimuth), math.sin(azimuth), math.cos(elevation), math.sin(elevation)
     # Rows: image right, image up, direction to the camera.
@@ -115,7 +137,11 @@ def cut_holes(points: np.ndarray, rng: np.random.Generator, fraction: float = 0.
 
     Returns:
         Remaining points (M, 3), at least one.
+
+    Raises:
+        ValueError: If `fraction` is outside its range.
     """
+    _check_range("fraction", fraction, below=True)
     size = int(fraction * len(points) / max(num_holes, 1))
     for _ in range(num_holes):
         if size < 1 or len(points) <= size:
@@ -136,7 +162,11 @@ def thin_density(points: np.ndarray, rng: np.random.Generator, strength: float =
 
     Returns:
         Remaining points (M, 3), at least one.
+
+    Raises:
+        ValueError: If `strength` is outside its range.
     """
+    _check_range("strength", strength)
     direction = rng.normal(size=3)
     depth = points @ direction
     low, span = float(depth.min()), float(np.ptp(depth))
@@ -155,7 +185,11 @@ def jitter(points: np.ndarray, rng: np.random.Generator, std: float = 0.01) -> n
 
     Returns:
         Noisy cloud (N, 3).
+
+    Raises:
+        ValueError: If `std` is outside its range.
     """
+    _check_range("std", std, math.inf)
     return points + std * np.clip(rng.standard_normal(points.shape), -3.0, 3.0)
 
 
@@ -169,7 +203,11 @@ def add_outliers(points: np.ndarray, rng: np.random.Generator, fraction: float =
 
     Returns:
         Cloud (N, 3).
+
+    Raises:
+        ValueError: If `fraction` is outside its range.
     """
+    _check_range("fraction", fraction)
     count = round(fraction * len(points))
     if count < 1:
         return points
@@ -230,15 +268,16 @@ class ScanCorruption:
     def __post_init__(self) -> None:
         ranges = {"rotation": 180.0, "tilt": 180.0, "noise": math.inf}
         for name in ("rotation", "tilt", "partial_view", "holes", "density", "noise", "outliers"):
-            value, upper = getattr(self, name), ranges.get(name, 1.0)
-            if not 0.0 <= value <= upper or (name == "holes" and value == 1.0) or math.isinf(value):
-                raise ValueError(
-                    f"ScanCorruption: {name} must be between 0 and {upper:g}{' (below)' if name == 'holes' else ''}, "
-                    f"got {value!r}. Use 0 to switch this corruption off."
-                )
-        if self.oversample < 1:
+            below = name == "holes"
+            _check_range(f"ScanCorruption: {name}", getattr(self, name), ranges.get(name, 1.0), below)
+        if (
+            isinstance(self.oversample, bool)
+            or not isinstance(self.oversample, (int, np.integer))
+            or self.oversample < 1
+        ):
             raise ValueError(
-                f"ScanCorruption: oversample must be at least 1, got {self.oversample!r}. Use 4 with a partial view."
+                f"ScanCorruption: oversample must be an integer of at least 1, got {self.oversample!r}. "
+                "Use 4 with a partial view."
             )
 
     def apply(self, points: np.ndarray, rng: np.random.Generator, num_points: int) -> np.ndarray:

@@ -78,8 +78,8 @@ def _open_jaw(s: Surface, rng: np.random.Generator, y: float, sign: float, radiu
 def wrench(rng: np.random.Generator) -> Surface:
     """Wrench, upright: flat shank with open or ring ends, or an adjustable jaw."""
     s = Surface()
-    length, width, thick = rng.uniform(1.1, 1.8), rng.uniform(0.09, 0.16), rng.uniform(0.04, 0.1)
-    head = rng.uniform(0.17, 0.28)
+    length, width, thick = rng.uniform(0.75, 1.9), rng.uniform(0.08, 0.17), rng.uniform(0.04, 0.14)
+    head = rng.uniform(0.16, 0.33)
     if rng.random() < 0.5:
         s.box((0.0, 0.5 * length, 0.0), (width, length, thick))
     else:

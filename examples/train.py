@@ -1,0 +1,70 @@
+"""Fine-tune a pre-trained point transformer.
+
+    accelerate launch examples/train.py                                    # linear probe and Point-PEFT, built-in data
+    accelerate launch examples/train.py --method point_peft --data path/to/modelnet40_ply_hdf5_2048
+    accelerate launch examples/train.py --method lora --config '{"r": 16}' --learning_rate 1e-3
+    accelerate launch examples/train.py --resume_from_checkpoint latest    # go on where a run was stopped
+
+Several methods may be given; they are trained one after the other on the same data and shown in one table. The epoch is
+chosen on a validation split that is cut from the training data; the test split is looked at once, at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import fields
+
+from accelerate.utils import release_memory
+
+from point_peft_hf.training import METHODS, FinetuneArguments, Finetuning, results_table
+
+
+def parse_arguments() -> tuple[list[str], FinetuneArguments]:
+    """Read the methods and the other arguments from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    types = {"int | None": int, "float | None": float, "str | None": str, "int": int, "float": float, "str": str}
+    for field in fields(FinetuneArguments):
+        help_text = f"{field.metadata['help']} (default: %(default)s)"
+        if field.name == "method":
+            parser.add_argument(
+                "--method",
+                nargs="+",
+                choices=METHODS,
+                default=["linear", "point_peft"],
+                metavar="METHOD",
+                help=f"One or more of {', '.join(METHODS)} (default: linear point_peft).",
+            )
+        elif field.name == "config":
+            parser.add_argument("--config", type=json.loads, default={}, help=help_text)
+        else:
+            parser.add_argument(f"--{field.name}", type=types[field.type], default=field.default, help=help_text)
+    values = vars(parser.parse_args())
+    methods = values.pop("method")
+    return methods, FinetuneArguments(**values)
+
+
+def main() -> None:
+    """Train each method, then print the table."""
+    methods, args = parse_arguments()
+    task, records = None, []
+    for method in methods:
+        args.method = method
+        run = Finetuning(args, task)
+        task = run.task
+        records.append(run.run())
+        is_main_process, output_dir = run.accelerator.is_main_process, run.output_dir
+        run.accelerator.free_memory()
+        run = release_memory(run)
+    if is_main_process:
+        print(f"\n{results_table(records)}\n")
+        print(f"Saved to {output_dir.parent}/. To predict: python examples/predict.py FILE --adapter {output_dir}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        # What a person can mend needs no traceback.
+        sys.exit(f"error: {error}")

@@ -1,0 +1,11 @@
+"""Point-BERT (arXiv 2111.14819)."""
+
+from .configuration_point_bert import PointBertConfig
+from .modeling_point_bert import PointBertForClassification, PointBertModel, PointBertPreTrainedModel
+
+__all__ = [
+    "PointBertConfig",
+    "PointBertForClassification",
+    "PointBertModel",
+    "PointBertPreTrainedModel",
+]

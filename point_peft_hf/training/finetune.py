@@ -1,0 +1,345 @@
+"""Fine-tuning under Accelerate: one method, one backbone, one task."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import peft
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..data import PointCloudCollator, PointCloudProcessor, get_augmentation
+from ..models import AutoModelForPointCloudClassification
+from ..pretrained import DEFAULT_BACKBONE, backbone_folder
+from ..tuners import build_point_prior_bank
+from .checkpoints import load_checkpoint, load_model, register_adapter_checkpoints, save_checkpoint, save_model
+from .methods import METHODS, prepare_method, uses_bank
+from .metrics import ClassificationMetrics
+from .resources import PeakMemory, count_parameters, folder_bytes
+from .task import PROCEDURAL, ClassificationTask, load_task
+
+
+@dataclass
+class FinetuneArguments:
+    """What to fine-tune, and how. The fields are the options of `examples/train.py`."""
+
+    method: str = field(default="point_peft", metadata={"help": f"One of {', '.join(METHODS)}."})
+    model: str = field(default=DEFAULT_BACKBONE, metadata={"help": "Backbone: a name, a folder or a Hub repository."})
+    data: str = field(default=PROCEDURAL, metadata={"help": "'procedural', or a folder of a data set."})
+    output_dir: str = field(default="outputs", metadata={"help": "The result goes to a folder of the method's name in it."})
+    epochs: int = field(default=10, metadata={"help": "Number of epochs."})
+    batch_size: int = field(default=32, metadata={"help": "Clouds of a step and process."})
+    learning_rate: float | None = field(default=None, metadata={"help": "Default: that of the method."})
+    weight_decay: float = field(default=0.05, metadata={"help": "Not for biases, norms and tokens."})
+    warmup_ratio: float = field(default=0.1, metadata={"help": "Share of the steps with rising learning rate."})
+    max_gradient_norm: float = field(default=10.0, metadata={"help": "Gradients are clipped to this norm."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of an optimizer step."})
+    mixed_precision: str | None = field(default=None, metadata={"help": "no, fp16 or bf16."})
+    augmentation: str = field(default="scale_translate", metadata={"help": "Augmentation of the training clouds."})
+    clouds_per_class: int = field(default=50, metadata={"help": "Procedural data: training clouds of a class."})
+    max_train_clouds: int | None = field(default=None, metadata={"help": "Use only so many training clouds."})
+    max_test_clouds: int | None = field(default=None, metadata={"help": "Use only so many test clouds."})
+    validation_fraction: float = field(default=0.2, metadata={"help": "Share of training clouds for validation."})
+    data_seed: int = field(default=0, metadata={"help": "Seed of the splits."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, order, augmentation and dropout."})
+    num_workers: int = field(default=0, metadata={"help": "Worker processes of a data loader."})
+    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "'latest', or a checkpoint's folder."})
+    report_to: str = field(default="none", metadata={"help": "Tracker: none, tensorboard, ..."})
+    config: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of the method's config, as JSON."})
+
+    def check(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: If one does not fit, with its name and the value got.
+        """
+        if self.method not in METHODS:
+            raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}.")
+        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "clouds_per_class"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ValueError(f"--learning_rate must be above 0, got {self.learning_rate}.")
+        for name in ("validation_fraction", "warmup_ratio"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be between 0 and 1, got {getattr(self, name)}.")
+        get_augmentation(self.augmentation)
+
+
+def load_backbone(name: str, class_names: list[str]) -> nn.Module:
+    """Load a backbone with a head for the given classes.
+
+    Args:
+        name: Name of a shipped backbone, a folder, or a Hub repository.
+        class_names: Names of the classes.
+
+    Returns:
+        The model.
+    """
+    id2label = dict(enumerate(class_names))
+    backbone = AutoModelForPointCloudClassification.from_pretrained(
+        backbone_folder(name),
+        num_labels=len(class_names),
+        id2label=id2label,
+        label2id={label: index for index, label in id2label.items()},
+        ignore_mismatched_sizes=True,
+    )
+    # A shipped backbone goes by its name: its folder is another on every machine.
+    backbone.name_or_path = backbone.config.name_or_path = name
+    return backbone
+
+
+class Finetuning:
+    """One run: train, choose the epoch on the validation split, look at the test split once.
+
+    Args:
+        args: What to fine-tune, and how.
+        task: The data; loaded from the arguments by default (pass it to share it between runs).
+        report: Called with each line that a person should see.
+    """
+
+    def __init__(
+        self, args: FinetuneArguments, task: ClassificationTask | None = None, report: Callable[[str], None] = print
+    ):
+        args.check()
+        self.args = args
+        self.output_dir = Path(args.output_dir) / args.method
+        self.accelerator = Accelerator(
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            mixed_precision=args.mixed_precision,
+            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
+            log_with=None if args.report_to == "none" else args.report_to,
+            project_dir=self.output_dir,
+        )
+        self.report = report if self.accelerator.is_main_process else lambda line: None
+        self.memory = PeakMemory()
+        self.memory.start()
+        set_seed(args.seed)
+        with self.accelerator.main_process_first():
+            self.task = task or load_task(
+                args.data,
+                clouds_per_class=args.clouds_per_class,
+                validation_fraction=args.validation_fraction,
+                max_train_clouds=args.max_train_clouds,
+                max_test_clouds=args.max_test_clouds,
+                seed=args.data_seed,
+            )
+        self.processor = PointCloudProcessor.from_pretrained(backbone_folder(args.model))
+        self.augment = get_augmentation(args.augmentation)
+        self._prepare()
+
+    # -- Setting up ----------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        args, accelerator = self.args, self.accelerator
+        model = prepare_method(args.method, load_backbone(args.model, self.task.class_names), **args.config)
+        if uses_bank(model):
+            model.to(accelerator.device)
+            build_point_prior_bank(
+                model, self._loader(self.task.train, shuffle=False), progress=accelerator.is_local_main_process
+            )
+        train_loader = self._loader(self.task.train, shuffle=True)
+        optimizer = torch.optim.AdamW(self._parameter_groups(model), lr=args.learning_rate or METHODS[args.method].learning_rate)
+        self.model, self.optimizer, self.train_loader, self.validation_loader = accelerator.prepare(
+            model, optimizer, train_loader, self._loader(self.task.validation, shuffle=False)
+        )
+        steps = math.ceil(len(self.train_loader) / args.gradient_accumulation_steps) * args.epochs
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: warmup_cosine(step, steps, args.warmup_ratio)
+        )
+        accelerator.register_for_checkpointing(self.scheduler)
+        register_adapter_checkpoints(accelerator)
+        self.history: list[dict[str, float]] = []
+        self.best = {"epoch": 0, "accuracy": -1.0}
+        self.counts: dict[str, int] = {}
+
+    def _loader(self, dataset: torch.utils.data.Dataset, shuffle: bool) -> DataLoader:
+        processor = self.processor
+        if shuffle:
+            # Other points of a larger cloud in each epoch.
+            processor = PointCloudProcessor.from_dict({**self.processor.to_dict(), "seed": None})
+        return DataLoader(
+            dataset,
+            batch_size=self.args.batch_size,
+            shuffle=shuffle,
+            # A last batch of a single cloud cannot go through the batch normalisation of the head.
+            drop_last=shuffle and len(dataset) > self.args.batch_size,
+            collate_fn=PointCloudCollator(processor),
+            num_workers=self.args.num_workers,
+        )
+
+    def _parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """No weight decay on biases, norms, tokens and prompts."""
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        exempt = {name for name, p in named if p.ndim <= 1 or "token" in name or "prompt_" in name.rsplit(".", 2)[0]}
+        return [
+            {"params": [p for name, p in named if name not in exempt], "weight_decay": self.args.weight_decay},
+            {"params": [p for name, p in named if name in exempt], "weight_decay": 0.0},
+        ]
+
+    # -- Running -------------------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train, choose, test, and save everything.
+
+        Returns:
+            The record of the run, as it is saved to "run.json".
+
+        Raises:
+            RuntimeError: If the loss is not finite.
+        """
+        args, accelerator = self.args, self.accelerator
+        if accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+        first_epoch = self._resume()
+        if args.report_to != "none":
+            accelerator.init_trackers("point_peft_hf", config={k: str(v) for k, v in asdict(args).items()})
+        for epoch in range(first_epoch, args.epochs + 1):
+            started = time.perf_counter()
+            loss = self._train_epoch(epoch)
+            seconds = time.perf_counter() - started
+            scores = self._evaluate(self.validation_loader)
+            row = {"epoch": epoch, "loss": loss, **{f"validation_{k}": v for k, v in scores.items()}, "seconds": seconds}
+            self.history.append(row)
+            accelerator.log(row, step=epoch)
+            if scores["accuracy"] > self.best["accuracy"]:
+                self.best = {"epoch": epoch, "accuracy": scores["accuracy"]}
+                self._save(self.output_dir)
+            save_checkpoint(accelerator, self.output_dir / "checkpoint", self._state(epoch))
+            best = " (best)" if self.best["epoch"] == epoch else ""
+            self.report(
+                f"[{args.method}] epoch {epoch}/{args.epochs}: loss {loss:.4f}, validation accuracy "
+                f"{100 * scores['accuracy']:.1f} %{best}, {seconds:.1f} s"
+            )
+        record = self._finish()
+        accelerator.end_training()
+        return record
+
+    def _train_epoch(self, epoch: int) -> float:
+        args, accelerator, model = self.args, self.accelerator, self.model
+        self.train_loader.set_epoch(epoch)
+        model.train()
+        total, count = torch.zeros((), device=accelerator.device), 0
+        progress = tqdm(
+            self.train_loader,
+            desc=f"{args.method} {epoch}/{args.epochs}",
+            disable=not accelerator.is_local_main_process or not sys.stderr.isatty(),
+            leave=False,
+        )
+        for batch in progress:
+            with accelerator.accumulate(model):
+                loss = model(points=self.augment(batch["points"]), labels=batch["labels"]).loss
+                if not torch.isfinite(loss):
+                    raise RuntimeError(
+                        f"The loss is {loss.item()} in epoch {epoch}, on the clouds {batch['sample_ids'].tolist()}. Look at "
+                        f"these clouds, or try a lower --learning_rate. The last good state is in {self.output_dir}."
+                    )
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), args.max_gradient_norm)
+                if not self.counts:
+                    self.counts = count_parameters(accelerator.unwrap_model(model))
+                self.optimizer.step()
+                if accelerator.sync_gradients:
+                    self.scheduler.step()
+                self.optimizer.zero_grad()
+            total += loss.detach()
+            count += 1
+            progress.set_postfix(loss=f"{loss.item():.3f}")
+        return float(accelerator.reduce(total / count, reduction="mean"))
+
+    @torch.no_grad()
+    def _evaluate(self, loader: DataLoader) -> dict[str, float]:
+        self.model.eval()
+        metrics = ClassificationMetrics(len(self.task.class_names))
+        for batch in loader:
+            predictions = self.model(points=batch["points"]).logits.argmax(dim=-1)
+            # A last batch that is filled up for the sake of other processes is cut back here.
+            metrics.update(*self.accelerator.gather_for_metrics((predictions, batch["labels"])))
+        return metrics.compute()
+
+    # -- Saving --------------------------------------------------------------------------------------------------------
+
+    def _save(self, folder: Path) -> None:
+        if self.accelerator.is_main_process:
+            save_model(self.accelerator.unwrap_model(self.model), folder)
+            self.processor.save_pretrained(folder)
+        self.accelerator.wait_for_everyone()
+
+    def _state(self, epoch: int) -> dict[str, Any]:
+        return {"epoch": epoch, "best": self.best, "history": self.history, "counts": self.counts}
+
+    def _resume(self) -> int:
+        wanted = self.args.resume_from_checkpoint
+        if wanted is None:
+            return 1
+        folder = self.output_dir / "checkpoint" if wanted == "latest" else Path(wanted)
+        state = load_checkpoint(self.accelerator, folder)
+        self.best, self.history, self.counts = state["best"], state["history"], state["counts"]
+        self.report(f"[{self.args.method}] resuming after epoch {state['epoch']} from {folder}")
+        return state["epoch"] + 1
+
+    def _finish(self) -> dict[str, Any]:
+        """Go back to the best epoch and look at the test split, once."""
+        load_model(self.accelerator.unwrap_model(self.model), self.output_dir)
+        test_loader = self.accelerator.prepare(self._loader(self.task.test, shuffle=False))
+        record = {
+            "method": self.args.method,
+            "arguments": asdict(self.args),
+            "learning_rate": self.args.learning_rate or METHODS[self.args.method].learning_rate,
+            "class_names": self.task.class_names,
+            "clouds": {name: len(getattr(self.task, name)) for name in ("train", "validation", "test")},
+            "parameters": self.counts,
+            "best_epoch": self.best["epoch"],
+            "validation_accuracy": self.best["accuracy"],
+            "test": self._evaluate(test_loader),
+            "file_bytes": folder_bytes(self.output_dir),
+            "seconds_per_epoch": sum(row["seconds"] for row in self.history) / len(self.history),
+            "peak_memory_mib": self.memory.mebibytes(),
+            "history": self.history,
+            "versions": {
+                "python": platform.python_version(),
+                **{m.__name__: m.__version__ for m in (torch, transformers, peft, accelerate)},
+            },
+        }
+        if self.accelerator.is_main_process:
+            (self.output_dir / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+        return record
+
+
+def warmup_cosine(step: int, total_steps: int, warmup_ratio: float) -> float:
+    """Factor of the learning rate: a linear rise, then half a cosine down to almost 0."""
+    warmup = max(int(total_steps * warmup_ratio), 1)
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
+    return 2e-3 + (1 - 2e-3) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def results_table(records: list[dict[str, Any]]) -> str:
+    """The records of runs as a table in Markdown."""
+    head = (
+        "| method | trainable | with gradient | file | validation | test accuracy | mean class | s/epoch | peak memory |\n"
+        "|---|---|---|---|---|---|---|---|---|"
+    )
+    rows = [
+        f"| {r['method']} | {r['parameters']['trainable']:,} | {r['parameters']['received_gradient']:,} | "
+        f"{r['file_bytes'] / 1e6:.2f} MB | {100 * r['validation_accuracy']:.1f} % | {100 * r['test']['accuracy']:.1f} % | "
+        f"{100 * r['test']['mean_class_accuracy']:.1f} % | {r['seconds_per_epoch']:.1f} | {r['peak_memory_mib']:.0f} MiB |"
+        for r in records
+    ]
+    return "\n".join([head, *rows])

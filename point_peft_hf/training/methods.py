@@ -1,0 +1,96 @@
+"""The fine-tuning methods by name: what is attached to a backbone, and with which learning rate it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peft import LoraConfig, PeftConfig, get_peft_model
+from torch import nn
+
+from ..tuners import GeometryAdapterConfig, PointPeftConfig, PointPriorPromptConfig
+
+
+@dataclass(frozen=True)
+class Method:
+    """A fine-tuning method.
+
+    Attributes:
+        description: What is trained, in a few words.
+        learning_rate: Default learning rate, the best on the validation split of the default task among 5e-4, 1e-3, 2e-3,
+            4e-3 and 8e-3 (`examples/train.py --learning_rate`).
+    """
+
+    description: str
+    learning_rate: float
+
+
+METHODS = {
+    "full": Method("all weights of the backbone, and the head", 5e-4),
+    "linear": Method("the head and the class token", 2e-3),
+    "lora": Method("LoRA of rank 8 on all projections of the blocks, and the head", 2e-3),
+    "bias": Method("the biases of the blocks, and the head", 2e-3),
+    "geometry": Method("Geometry-aware Adapter, and the head", 2e-3),
+    "prompt": Method("Point-prior Prompt, and the head", 2e-3),
+    "point_peft": Method("Point-PEFT: geometry, prompts, biases, final norm, and the head", 2e-3),
+}
+
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+
+
+def method_config(name: str, backbone: nn.Module, **options) -> PeftConfig | None:
+    """The PEFT configuration of a method.
+
+    Args:
+        name: One of `METHODS`.
+        backbone: The model that will be tuned.
+        **options: Fields of the configuration that differ from the method's defaults.
+
+    Returns:
+        The configuration, or `None` for full fine-tuning.
+
+    Raises:
+        ValueError: If there is no such method, or if full fine-tuning is given options.
+    """
+    if name not in METHODS:
+        raise ValueError(f"There is no method {name!r}. Choose one of {', '.join(METHODS)}.")
+    if name == "full":
+        if options:
+            raise ValueError(f"Full fine-tuning has no options, got {sorted(options)}.")
+        return None
+    if name == "lora":
+        defaults = {
+            "r": 8,
+            "lora_alpha": 16,
+            "target_modules": LORA_TARGETS,
+            "modules_to_save": list(backbone.task_module_names),
+        }
+        return LoraConfig(**(defaults | options))
+    if name == "geometry":
+        return GeometryAdapterConfig(**options)
+    if name == "prompt":
+        return PointPriorPromptConfig(**options)
+    parts = {}
+    if name in ("linear", "bias"):
+        parts = {"use_geometry": False, "use_prompts": False, "tune_norm": False, "tune_biases": name == "bias"}
+    return PointPeftConfig(**(parts | options))
+
+
+def prepare_method(name: str, backbone: nn.Module, **options) -> nn.Module:
+    """Attach a method to a backbone.
+
+    Args:
+        name: One of `METHODS`.
+        backbone: The model to tune; it is changed in place.
+        **options: Fields of the method's configuration.
+
+    Returns:
+        A `PeftModel`, or for full fine-tuning the backbone with all its weights trainable.
+    """
+    config = method_config(name, backbone, **options)
+    return backbone.requires_grad_(True) if config is None else get_peft_model(backbone, config)
+
+
+def uses_bank(model: nn.Module) -> bool:
+    """Whether an active adapter of the model asks a point-prior bank."""
+    config = getattr(model, "active_peft_config", None)
+    return bool(getattr(config, "use_bank", False) and getattr(config, "use_prompts", True))

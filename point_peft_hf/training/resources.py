@@ -1,0 +1,59 @@
+"""What a run costs: parameters, memory, bytes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class PeakMemory:
+    """Peak memory since `start`: that of the GPU if there is one, else of this process.
+
+    On Linux the process's peak can be set back, so that each of several runs in a process has its own; elsewhere it is the
+    peak since the process began.
+    """
+
+    def start(self) -> None:
+        """Set the peak back."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            pass
+
+    def mebibytes(self) -> float:
+        """Return the peak, in MiB."""
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated() / 2**20
+        try:
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 2**10
+        except OSError:
+            pass
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Count parameters: "total", "trainable", and those that have "received_gradient" since gradients were last cleared.
+
+    Call it after a backward pass; a parameter that is declared trainable but gets no gradient is a mistake.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return {
+        "total": sum(p.numel() for p in model.parameters()),
+        "trainable": sum(p.numel() for p in trainable),
+        "received_gradient": sum(p.numel() for p in trainable if p.grad is not None),
+    }
+
+
+def folder_bytes(folder: str | Path, pattern: str = "*.safetensors") -> int:
+    """Size of the files in a folder that match a pattern, in bytes."""
+    return sum(path.stat().st_size for path in Path(folder).glob(pattern))

@@ -1,0 +1,101 @@
+"""What a model is fine-tuned on: the data set of a name or a folder, cut into training, validation and test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..data import PointCloudDataset, ProceduralShapes, load_dataset, stratified_split
+
+
+PROCEDURAL = "procedural"
+# Test clouds of a class of the procedural task, whatever the number of training clouds.
+PROCEDURAL_TEST_CLOUDS = 50
+
+
+@dataclass
+class ClassificationTask:
+    """A classification task.
+
+    Attributes:
+        class_names: Names of the classes.
+        train: Training clouds.
+        validation: Clouds that choose the epoch; never trained on.
+        test: Clouds that are looked at once, at the end.
+    """
+
+    class_names: list[str]
+    train: PointCloudDataset
+    validation: PointCloudDataset
+    test: PointCloudDataset
+
+
+def load_task(
+    data: str = PROCEDURAL,
+    *,
+    num_points: int = 1024,
+    clouds_per_class: int = 50,
+    corruption: str = "scan",
+    validation_fraction: float = 0.2,
+    max_train_clouds: int | None = None,
+    max_test_clouds: int | None = None,
+    seed: int = 0,
+) -> ClassificationTask:
+    """Load a task, and cut a validation split from its training split where it has none.
+
+    The cut depends on the seed of the split alone, so that runs with other seeds of training are compared on the same
+    clouds.
+
+    Args:
+        data: "procedural", or a folder in a layout that [`~point_peft_hf.data.load_dataset`] knows.
+        num_points: Points of a cloud.
+        clouds_per_class: Procedural shapes: training clouds of a class, validation included.
+        corruption: Procedural shapes: how the clouds are corrupted.
+        validation_fraction: Share of the training clouds that becomes the validation split.
+        max_train_clouds: Use at most so many training clouds (before the cut), stratified.
+        max_test_clouds: Use at most so many test clouds, stratified.
+        seed: Seed of the splits and of the procedural shapes.
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: If the data cannot be loaded or are too few.
+    """
+    if data == PROCEDURAL:
+        options: dict[str, Any] = {"num_points": num_points, "seed": seed, "corruption": corruption}
+        splits = {
+            "train": _in_memory(ProceduralShapes(clouds_per_class=clouds_per_class, split="train", **options)),
+            "test": _in_memory(ProceduralShapes(clouds_per_class=PROCEDURAL_TEST_CLOUDS, split="test", **options)),
+        }
+    else:
+        splits = load_dataset(data, seed=seed)
+    class_names = list(splits["train"].class_names)
+    train = _limit(splits["train"], max_train_clouds, seed)
+    test = _limit(splits["test"], max_test_clouds, seed)
+    if "validation" in splits:
+        validation = splits["validation"]
+    else:
+        kept, held_out = stratified_split(train.labels, validation_fraction, seed)
+        train, validation = train.select(kept), train.select(held_out)
+    for name, split in (("training", train), ("validation", validation), ("test", test)):
+        if len(split) == 0:
+            raise ValueError(
+                f"The {name} split of {data} is empty. Every class needs at least 2 training clouds (one is held out for "
+                "validation) and the test split at least one; or pass another --validation_fraction."
+            )
+    return ClassificationTask(class_names, train, validation, test)
+
+
+def _in_memory(shapes: ProceduralShapes) -> PointCloudDataset:
+    clouds = np.stack([shapes[index]["points"].numpy() for index in range(len(shapes))])
+    return PointCloudDataset(clouds, shapes.labels, shapes.class_names)
+
+
+def _limit(dataset: PointCloudDataset, maximum: int | None, seed: int) -> PointCloudDataset:
+    if maximum is None or maximum >= len(dataset):
+        return dataset
+    _, kept = stratified_split(dataset.labels, maximum / len(dataset), seed)
+    return dataset.select(kept)
