@@ -2,8 +2,8 @@
 
     accelerate launch examples/pretrain.py --output_dir outputs/point-mae-small --steps 4000 --seed 0
 
-This is how the backbone that ships with the package was made (its model card has the exact command). Only the base classes
-are used, and only clean clouds: the held-out classes and the scan corruptions are kept for fine-tuning.
+This is how the backbone that ships with the package was made (its model card has the exact command). Only the base
+classes are used, and only clean clouds: the held-out classes and the scan corruptions are kept for fine-tuning.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     accelerate launch examples/train.py --method lora --config '{"r": 16}' --learning_rate 1e-3
     accelerate launch examples/train.py --resume_from_checkpoint latest    # go on where a run was stopped
 
-Several methods may be given; they are trained one after the other on the same data and shown in one table. The epoch is
-chosen on a validation split that is cut from the training data; the test split is looked at once, at the end.
+Several methods may be given; they are trained one after the other on the same data and shown in one table. The epoch
+is chosen on a validation split that is cut from the training data; the test split is looked at once, at the end.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from dataclasses import fields
 
+import transformers
 from accelerate.utils import release_memory
 
 from point_peft_hf.training import METHODS, FinetuneArguments, Finetuning, results_table
@@ -48,6 +50,10 @@ def parse_arguments() -> tuple[list[str], FinetuneArguments]:
 def main() -> None:
     """Train each method, then print the table."""
     methods, args = parse_arguments()
+    # That a backbone from pre-training has no head yet is no news here, nor what PEFT still asks of transformers.
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     task, records = None, []
     for method in methods:
         args.method = method

@@ -6,6 +6,13 @@ Importing this package registers its PEFT types with `peft` and its models with 
 from .data import PointCloudProcessor, load_dataset, read_point_cloud, write_point_cloud
 from .models import (
     AutoModelForPointCloudClassification,
+    PointBertConfig,
+    PointBertForClassification,
+    PointBertModel,
+    PointM2AEConfig,
+    PointM2AEForClassification,
+    PointM2AEForPreTraining,
+    PointM2AEModel,
     PointMAEConfig,
     PointMAEForClassification,
     PointMAEForPreTraining,
@@ -24,5 +31,28 @@ from .tuners import (
     set_point_prior_bank,
 )
 
-
 __version__ = "0.1.0"
+
+__all__ = [
+    "AutoModelForPointCloudClassification",
+    "GeometryAdapterConfig",
+    "GeometryAdapterModel",
+    "PointCloudProcessor",
+    "PointMAEConfig",
+    "PointMAEForClassification",
+    "PointMAEForPreTraining",
+    "PointMAEModel",
+    "PointPeftConfig",
+    "PointPeftModel",
+    "PointPriorBank",
+    "PointPriorPromptConfig",
+    "PointPriorPromptModel",
+    "build_point_prior_bank",
+    "farthest_point_sample",
+    "group_points",
+    "knn_indices",
+    "load_dataset",
+    "read_point_cloud",
+    "set_point_prior_bank",
+    "write_point_cloud",
+]

@@ -9,8 +9,8 @@ class FreezableBatchNorm1d(nn.BatchNorm1d):
     """Batch normalisation that uses and keeps its running statistics while its parameters are frozen.
 
     `nn.BatchNorm1d` goes on updating its running statistics in train mode even if its weight and bias are frozen, so a
-    "frozen" backbone drifts away from the weights that an adapter is saved for. Here frozen means frozen, with nothing to
-    switch: no parameter asks for a gradient, so nothing changes.
+    "frozen" backbone drifts away from the weights that an adapter is saved for. Here frozen means frozen, with nothing
+    to switch: no parameter asks for a gradient, so nothing changes.
 
     Shapes:
         - input: `(rows, num_features)` or `(batch_size, num_features, length)`
@@ -42,7 +42,7 @@ class FreezableBatchNorm1d(nn.BatchNorm1d):
         )
 
     def folded_scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return `scale` and `shift` of shape `(num_features,)` with which this layer maps x to `x * scale + shift`."""
+        """Return scale and shift, of shape `(num_features,)`, with which this layer maps x to x * scale + shift."""
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         return scale, self.bias - self.running_mean * scale
 
@@ -59,7 +59,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Return `hidden_states` of shape `(batch_size, ...)`, with whole samples set to 0 and the others scaled up."""
+        """Set whole samples of `hidden_states`, of shape `(batch_size, ...)`, to 0 and scale the others up."""
         if self.rate == 0.0 or not self.training:
             return hidden_states
         keep = 1.0 - self.rate
@@ -67,14 +67,15 @@ class DropPath(nn.Module):
         return hidden_states * hidden_states.new_empty(shape).bernoulli_(keep).div_(keep)
 
     def extra_repr(self) -> str:
+        """Describe the layer where the model is printed."""
         return f"rate={self.rate:.3f}"
 
 
 class TaskModule(nn.Module):
     """A module of a task, trained and saved as a whole by adapters (PEFT's `modules_to_save`).
 
-    When PEFT unloads an adapter it copies the attribute `weight` from the wrapper of such a module to the module, whether
-    it has one or not. So these modules have one to read, and setting it to what it is already does nothing.
+    When PEFT unloads an adapter it copies the attribute `weight` from the wrapper of such a module to the module,
+    whether it has one or not. So these modules have one to read, and setting it to what it is already does nothing.
     """
 
     @property

@@ -1,11 +1,11 @@
 """Where adapters attach: the contract between the blocks of a backbone and the adapters.
 
-A backbone that wants 3D adapters holds *slots*: modules without parameters that return their input unchanged. An adapter
-replaces a slot by a layer of its own and puts the slot back when it is unloaded, so no key of the backbone ever changes
-and other PEFT methods (LoRA on the projections, ...) do not notice.
+A backbone that wants 3D adapters holds *slots*: modules without parameters that return their input unchanged. An
+adapter replaces a slot by a layer of its own and puts the slot back when it is unloaded, so no key of the backbone
+ever changes and other PEFT methods (LoRA on the projections, ...) do not notice.
 
-What an adapter must know of the cloud reaches it as an explicit argument, the [`BlockContext`]: never through globals or
-hooks. One forward pass of a stage of blocks reads
+What an adapter must know of the cloud reaches it as an explicit argument, the [`BlockContext`]: never through globals
+or hooks. One forward pass of a stage of blocks reads
 
     context = prepare_context(context, prompt_slots, prior_slot, locality_slot)    # once: retrieval, neighbourhoods
     for layer in layers:
@@ -32,10 +32,10 @@ class PromptSet:
 
     Attributes:
         count: Number of prompt tokens that a block inserts.
-        cache: Features each prompt is enhanced with, of shape `(batch_size, num_prompt_tokens, hidden_size)`, or `None`
-            where the prompts are not enhanced.
-        coordinates: Position of each prompt token, of shape `(num_prompt_tokens, 3)`, in the unit of the cloud, or `None`
-            if the prompts have no position and so never join a neighbourhood.
+        cache: Features each prompt is enhanced with, of shape `(batch_size, num_prompt_tokens, hidden_size)`, or
+            `None` where the prompts are not enhanced.
+        coordinates: Position of each prompt token, of shape `(num_prompt_tokens, 3)`, in the unit of the cloud, or
+            `None` if the prompts have no position and so never join a neighbourhood.
     """
 
     count: int
@@ -62,18 +62,22 @@ class BlockContext:
     Attributes:
         group_centers: Centres of the patch tokens, of shape `(batch_size, num_groups, 3)`, in the unit of the cloud.
         num_prefix_tokens: Number of tokens in front of the patch tokens that belong to no place (the class token).
-        query_features: Features that the point-prior bank is asked with, of shape `(batch_size, hidden_size)`, from the
-            frozen encoder. Only needed if a prompt adapter with a bank is active.
+        query_features: Features that the point-prior bank is asked with, of shape `(batch_size, hidden_size)`, from
+            the frozen encoder. Only needed if a prompt adapter with a bank is active.
         attention_mask: Additive attention mask between the patch tokens, of shape
             `(batch_size, 1, num_groups, num_groups)`, or `None` where all tokens see each other.
+        prompt_coordinates: By adapter name, the coordinates of the prompts, in the unit of the cloud. The first stage's
+            prior slot fills it; a backbone of several stages passes the same dictionary to all of them.
         prompts: By adapter name, what the prompt adapters prepared.
-        neighborhoods: By adapter name and by the prompt adapters at work in a block, what the geometry adapters prepared.
+        neighborhoods: By adapter name and by the prompt adapters at work in a block, what the geometry adapters
+            prepared.
     """
 
     group_centers: torch.Tensor
     num_prefix_tokens: int = 0
     query_features: torch.Tensor | None = None
     attention_mask: torch.Tensor | None = None
+    prompt_coordinates: dict[str, torch.Tensor] = field(default_factory=dict)
     prompts: dict[str, PromptSet] = field(default_factory=dict)
     neighborhoods: dict[tuple[str, tuple[str, ...]], Any] = field(default_factory=dict)
 
@@ -90,11 +94,12 @@ class AdapterSlot(nn.Module):
     def __init__(self, hidden_size: int):
         super().__init__()
         self.hidden_size = hidden_size
-        # Empty and not saved: it only follows the model to its device and dtype, which is what PEFT asks the `weight` of
-        # the module under an adapter for.
+        # Empty and not saved: it only follows the model to its device and dtype, which is what PEFT asks the `weight`
+        # of the module under an adapter for.
         self.register_buffer("weight", torch.empty(0), persistent=False)
 
     def extra_repr(self) -> str:
+        """Describe the slot where the model is printed."""
         return f"hidden_size={self.hidden_size}"
 
 
@@ -104,11 +109,13 @@ class PriorSlot(AdapterSlot):
     Args:
         hidden_size: Width of the tokens of the stage.
         is_last_stage: Whether the features of the encoder come from this stage; only there the prior has its width.
+        is_first_stage: Whether this is the first stage, which keeps what the prompts of all stages share.
     """
 
-    def __init__(self, hidden_size: int, is_last_stage: bool = True):
+    def __init__(self, hidden_size: int, is_last_stage: bool = True, is_first_stage: bool = True):
         super().__init__(hidden_size)
         self.is_last_stage = is_last_stage
+        self.is_first_stage = is_first_stage
 
     @property
     def needs_query_features(self) -> bool:
@@ -125,7 +132,8 @@ class LocalitySlot(AdapterSlot):
 
     Args:
         hidden_size: Width of the tokens of the stage.
-        group_size: Number of points of a group of the backbone, the published yardstick for the size of a neighbourhood.
+        group_size: Number of points of a group of the backbone, the published yardstick for the size of a
+            neighbourhood.
     """
 
     def __init__(self, hidden_size: int, group_size: int):
@@ -152,6 +160,7 @@ class BlockSlot(AdapterSlot):
         self.num_layers = num_layers
 
     def extra_repr(self) -> str:
+        """Describe the slot where the model is printed."""
         return f"hidden_size={self.hidden_size}, layer_index={self.layer_index}"
 
 
@@ -236,9 +245,7 @@ def prepare_context(
     return locality_slot(context, prompt_sets)
 
 
-def drop_prompts(
-    hidden_states: torch.Tensor, context: BlockContext | None, prompts: InsertedPrompts
-) -> torch.Tensor:
+def drop_prompts(hidden_states: torch.Tensor, context: BlockContext | None, prompts: InsertedPrompts) -> torch.Tensor:
     """Remove the prompt tokens of a block from its sequence.
 
     Args:

@@ -154,7 +154,8 @@ def load_dataset(
     except PermissionError as error:
         raise PointCloudError(f"{error.filename}: cannot be read: {error.strerror}") from error
     except FileNotFoundError as error:
-        raise PointCloudError(f"{error.filename}: no such file{_sources(name)}") from error
+        reason = error.strerror.replace(" or directory", "").replace("No", "no", 1)
+        raise PointCloudError(f"{error.filename}: {reason}{_sources(name)}") from error
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
     if len(splits) == 1:

@@ -16,7 +16,7 @@ from .errors import PointCloudError
 from .formats.text import read_table
 from .layouts_hdf5 import parts_of_classes, read_names
 from .readers import READERS
-from .sources import LoadOptions, open_files, read_cloud
+from .sources import LoadOptions, open_files, read_cloud, require_files
 
 _SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -165,7 +165,7 @@ def load_modelnet40_normal(root: Path, options: LoadOptions) -> dict[str, PointC
     """Load the layout of modelnet40_normal_resampled, or its ModelNet10 lists when those are the only ones."""
     prefix = "modelnet40" if (root / "modelnet40_train.txt").exists() else "modelnet10"
     names = read_names(root / f"{prefix}_shape_names.txt")
-    splits = {}
+    listed = {}
     for split in ("train", "test"):
         listing = root / f"{prefix}_{split}.txt"
         shapes = [line.strip() for line in listing.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -176,9 +176,10 @@ def load_modelnet40_normal(root: Path, options: LoadOptions) -> dict[str, PointC
                 f"{listing}: names shapes of the class {unknown[:1]}, which {prefix}_shape_names.txt lacks"
             )
         files = [root / name / f"{shape}.txt" for name, shape in zip(classes, shapes, strict=True)]
-        # The points of the release are ordered so that the first ones cover the shape.
-        splits[split] = _dataset(files, [names.index(name) for name in classes], names, root, options, "first")
-    return splits
+        listed[split] = files, [names.index(name) for name in classes]
+    require_files([file for files, _ in listed.values() for file in files], options.files)
+    # The points of the release are ordered so that the first ones cover the shape.
+    return {split: _dataset(files, labels, names, root, options, "first") for split, (files, labels) in listed.items()}
 
 
 def load_shapenetpart_txt(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset]:
@@ -189,7 +190,7 @@ def load_shapenetpart_txt(root: Path, options: LoadOptions) -> dict[str, PointCl
         raise PointCloudError(f"{listing}: expected a name and a number in each line")
     names = check_class_names([row[0] for row in rows], str(listing))
     codes = {row[1]: label for label, row in enumerate(rows)}
-    opened, labels = {}, {}
+    listed, opened, labels = {}, {}, {}
     for split, short in (("train", "train"), ("validation", "val"), ("test", "test")):
         path = root / "train_test_split" / f"shuffled_{short}_file_list.json"
         if split == "validation" and not path.exists():
@@ -202,9 +203,12 @@ def load_shapenetpart_txt(root: Path, options: LoadOptions) -> dict[str, PointCl
         if unknown or not shapes:
             raise PointCloudError(f"{path}: names shapes of the category {unknown[:1]}, which {listing.name} lacks")
         files = [root / code / f"{shape}.txt" for code, shape in shapes]
-        reader = partial(read_part_cloud, drop_invalid=options.drop_invalid)
+        listed[split] = files, np.array([codes[code] for code, _ in shapes], dtype=np.int64)
+    require_files([file for files, _ in listed.values() for file in files], options.files)
+    reader = partial(read_part_cloud, drop_invalid=options.drop_invalid)
+    for split, (files, all_labels) in listed.items():
         opened[split], kept = open_files(files, root, reader, options.files)
-        labels[split] = np.array([codes[code] for code, _ in shapes], dtype=np.int64)[kept]
+        labels[split] = all_labels[kept]
     pairs = [
         (labels[split][index : index + 1], clouds[index][None, :, 3].astype(np.int64))
         for split, clouds in opened.items()

@@ -140,7 +140,7 @@ def _to_float32(points: np.ndarray, path: Path) -> np.ndarray:
     points = points.astype(np.float64, copy=False)
     low, high = points.min(axis=0), points.max(axis=0)
     largest, extent = max(abs(low).max(), abs(high).max()), (high - low).max()
-    if not np.isfinite(extent) or extent > 1e30:
+    if not np.isfinite(extent) or max(largest, extent) > 1e30:
         raise PointCloudError(f"{path}: coordinates up to {largest:.3g} are too large for float32")
     # The step between neighbouring float32 numbers should stay below a 10,000th of the size of the cloud.
     if extent > 0 and largest * np.finfo(np.float32).eps > extent * 1e-4:

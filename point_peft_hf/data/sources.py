@@ -166,6 +166,21 @@ def open_files(
     return FileClouds([files[index] for index in kept], reader), np.array(kept, dtype=np.int64)
 
 
+def require_files(files: Sequence[Path], options: FileOptions) -> None:
+    """Check that the files of a list exist, before hours are spent on reading them.
+
+    Args:
+        files: The files.
+        options: Whether bad files are skipped, then nothing is checked.
+
+    Raises:
+        FileNotFoundError: If any is missing.
+    """
+    missing = [] if options.skip_bad_files else [file for file in files if not file.is_file()]
+    if missing:
+        raise FileNotFoundError(2, f"No such file ({len(missing)} of {len(files)} are missing)", str(missing[0]))
+
+
 class _Reading(torch.utils.data.Dataset):
     """The files as a data set of (array, error), so that the workers of a DataLoader parse them."""
 
@@ -221,7 +236,7 @@ def _open_cache(
         settings += [reader.func.__name__, sorted(reader.keywords.items()), list(map(str, reader.args))]
     root = root.resolve()
     names = [os.path.relpath(Path(file).resolve(), root) for file in files]
-    stats = [(os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]
+    stats = [_stat(file) for file in files]
     place = f"{root.name or 'clouds'}-{_hash([str(root), names, settings])}"
     fingerprint = _hash([settings, names, stats])
     index_path = cache_dir / f"{place}.json"
@@ -241,6 +256,14 @@ def _open_cache(
     _clean(cache_dir, place, index["file"])
     offsets = np.array(index["offsets"], dtype=np.int64)
     return PackedClouds(cache_dir / index["file"], offsets), np.array(index["kept"], dtype=np.int64)
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    try:
+        stat = os.stat(path)
+    except OSError:  # for its reader to report
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _hash(value: object) -> str:

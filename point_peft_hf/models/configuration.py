@@ -36,7 +36,6 @@ class PointTransformerConfig(PreTrainedConfig):
         layer_norm_eps: Epsilon of the layer norms.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 at the first.
         attention_dropout: Dropout on the attention weights.
-        position_hidden_size: Width inside the position embedding.
         classifier_hidden_size: Width of the hidden layers of the classification head.
         classifier_dropout: Dropout in the classification head.
         label_smoothing: Label smoothing of the classification loss.
@@ -55,7 +54,6 @@ class PointTransformerConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-5
     drop_path_rate: int | float = 0.1
     attention_dropout: int | float = 0.0
-    position_hidden_size: int = 128
     classifier_hidden_size: int = 256
     classifier_dropout: int | float = 0.5
     label_smoothing: int | float = 0.0
@@ -78,7 +76,7 @@ class PointTransformerConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:
                 raise ValueError(f"`{name}` of {type(self).__name__} must be at least 0 and below 1, got {value!r}.")
-        for name in ("mlp_ratio", "layer_norm_eps", "position_hidden_size", "classifier_hidden_size"):
+        for name in ("mlp_ratio", "layer_norm_eps", "classifier_hidden_size"):
             self._check_positive(name, getattr(self, name))
 
     def _check_positive(self, name: str, *values: int | float) -> None:
@@ -86,10 +84,51 @@ class PointTransformerConfig(PreTrainedConfig):
             if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
                 raise ValueError(f"`{name}` of {type(self).__name__} must be a positive number, got {value!r}.")
 
-    def _check_heads(self, hidden_size: int) -> None:
-        self._check_positive("num_attention_heads", self.num_attention_heads)
-        if hidden_size % self.num_attention_heads:
+    def _check_list(self, name: str, length: int | None = None) -> None:
+        """Check that a field is a list of positive numbers, of a given length or at least of length 1."""
+        values = getattr(self, name)
+        if len(values) != length if length is not None else not len(values):
+            wanted = "at least 1 value" if length is None else f"{length} values"
+            raise ValueError(f"`{name}` of {type(self).__name__} must have {wanted}, got {values}.")
+        self._check_positive(name, *values)
+
+    def _check_heads(self, hidden_size: int, name: str = "num_attention_heads") -> None:
+        heads = getattr(self, name)
+        self._check_positive(name, heads)
+        if hidden_size % heads:
             raise ValueError(
-                f"`hidden_size` of {type(self).__name__} must be a multiple of `num_attention_heads`, got hidden_size="
-                f"{hidden_size} and num_attention_heads={self.num_attention_heads}."
+                f"`hidden_size` of {type(self).__name__} must be a multiple of `{name}`, got hidden_size={hidden_size} "
+                f"and {name}={heads}."
             )
+
+
+@strict
+class SingleStageConfig(PointTransformerConfig):
+    """Base of the configurations of point transformers whose blocks all work on the same groups.
+
+    Args:
+        hidden_size: Width of the tokens.
+        num_hidden_layers: Number of blocks.
+        num_groups: Number of groups, hence patch tokens, of a cloud: 64 for 1024 points, 128 for 2048.
+        group_size: Number of points of a group.
+        patch_hidden_sizes: Widths inside of the patch embedding.
+        position_hidden_size: Width inside the position embedding.
+        **kwargs: Fields of [`PointTransformerConfig`] and of transformers.
+
+    Raises:
+        ValueError: If a field does not exist or does not fit, with the name of the field.
+    """
+
+    hidden_size: int = 384
+    num_hidden_layers: int = 12
+    num_groups: int = 64
+    group_size: int = 32
+    patch_hidden_sizes: list[int] | tuple[int, ...] = (128, 256, 512)
+    position_hidden_size: int = 128
+
+    def _check_ranges(self) -> None:
+        super()._check_ranges()
+        for name in ("hidden_size", "num_hidden_layers", "num_groups", "group_size", "position_hidden_size"):
+            self._check_positive(name, getattr(self, name))
+        self._check_heads(self.hidden_size)
+        self._check_list("patch_hidden_sizes", 3)

@@ -11,6 +11,8 @@ from transformers import initialization as init
 from ..ops import validate_points
 from .configuration import PointTransformerConfig
 from .layers import ClassToken
+from .modeling_outputs import PointClassifierOutput
+from .published import find_published_weights, load_published_weights
 
 
 class PointPreTrainedModel(PreTrainedModel):
@@ -31,6 +33,37 @@ class PointPreTrainedModel(PreTrainedModel):
     task_module_names: tuple[str, ...] = ()
     # The norm behind the last block, which the paper's method tunes as well.
     final_norm_names: tuple[str, ...] = ("layernorm",)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Load a model from a folder or a repository of the Hub.
+
+        Beside those of this package, folders and repositories of the organisation torch-pointcloud can be loaded: they
+        hold published weights in other names, and no configuration of transformers. Widths, depth and classes are then
+        read from the tensors; heads, groups, their sizes and radii are those of the published model, unless fields of the
+        configuration are passed (`num_groups=128`).
+
+        Args:
+            pretrained_model_name_or_path: Name of a repository, or a folder.
+            *model_args: As in transformers.
+            **kwargs: As in transformers.
+
+        Returns:
+            The model, in eval mode.
+
+        Raises:
+            ValueError: If the weights are those of another model type.
+        """
+        weights = find_published_weights(pretrained_model_name_or_path, kwargs)
+        if weights is None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        name = str(pretrained_model_name_or_path)
+        config, state_dict, kwargs = load_published_weights(cls, weights, name, kwargs)
+        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # Adapters remember the name of their backbone.
+        model.name_or_path = model.config.name_or_path = name
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -65,6 +98,56 @@ class PointPreTrainedModel(PreTrainedModel):
         return points if points.dtype == torch.float64 else points.float()
 
 
+class PointClassificationMixin:
+    """The forward pass of a classifier: the encoder, then `classifier` on its pooled features."""
+
+    def forward(
+        self,
+        points: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        query_features: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> PointClassifierOutput | tuple:
+        """Classify clouds.
+
+        Args:
+            points: Clouds of shape `(batch_size, num_points, 3)`, with at least as many points as there are groups and as
+                a group has points.
+            labels: Class indices of shape `(batch_size,)`, for the loss.
+            query_features: Features that a point-prior bank is asked with, of shape `(batch_size, hidden_size)`, as
+                `extract_prior_features` returns them. Computed here when an adapter needs them and none are given; pass
+                them to save that pass where the clouds are not augmented.
+            output_hidden_states: Whether to return the tokens at every block; default: as in the configuration.
+            output_attentions: Whether to return the attention weights; needs `attn_implementation="eager"`.
+            return_dict: Whether to return a [`PointClassifierOutput`] instead of a tuple; default: as in the configuration.
+            **kwargs: Ignored; keys that trainers pass along.
+
+        Returns:
+            Logits of shape `(batch_size, num_labels)`, and the loss if `labels` are given.
+
+        Raises:
+            ValueError: If the clouds or the labels do not fit the model.
+        """
+        outputs = self.base_model(
+            points,
+            query_features=query_features,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        logits = self.classifier(outputs.pooler_output)
+        output = PointClassifierOutput(
+            loss=None if labels is None else classification_loss(logits, labels, self.config),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+        return output if self._wants("return_dict", return_dict) else output.to_tuple()
+
+
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: PointTransformerConfig) -> torch.Tensor:
     """Cross-entropy with the label smoothing of the configuration.
 
@@ -96,5 +179,3 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Poin
                 "`num_labels=` the number of your classes."
             )
     return F.cross_entropy(logits.float(), labels.long(), label_smoothing=config.label_smoothing)
-
-

@@ -26,8 +26,8 @@ def chamfer_distance(predicted: torch.Tensor, target: torch.Tensor) -> torch.Ten
             "`predicted` and `target` must have shapes (batch_size, num_points, 3) with the same batch_size, got "
             f"{tuple(predicted.shape)} and {tuple(target.shape)}."
         )
-    # Only who is whose neighbour comes from the expanded square (fast, a little inexact); the distances themselves, and
-    # so the gradients, come from the differences.
+    # Only who is whose neighbour comes from the expanded square (fast, a little inexact); the distances themselves,
+    # and so the gradients, come from the differences.
     with torch.no_grad():
         squared_norms = (predicted**2).sum(-1)[:, :, None] + (target**2).sum(-1)[:, None]
         squared_distances = torch.baddbmm(squared_norms, predicted, target.transpose(1, 2), alpha=-2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-
 DEFAULT_BACKBONE = "point-mae-small-procedural"
 
 

@@ -4,8 +4,8 @@ from .checkpoints import load_checkpoint, load_model, register_adapter_checkpoin
 from .finetune import FinetuneArguments, Finetuning, load_backbone, results_table
 from .methods import METHODS, method_config, prepare_method
 from .metrics import ClassificationMetrics
+from .predictor import Predictor
 from .task import ClassificationTask, load_task
-
 
 __all__ = [
     "METHODS",
@@ -13,6 +13,7 @@ __all__ = [
     "ClassificationTask",
     "FinetuneArguments",
     "Finetuning",
+    "Predictor",
     "load_backbone",
     "load_checkpoint",
     "load_model",

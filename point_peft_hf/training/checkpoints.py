@@ -12,7 +12,6 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 
-
 STATE_NAME = "training_state.json"
 
 

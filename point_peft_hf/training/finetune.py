@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -12,10 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import peft
 import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import nn
@@ -29,6 +24,7 @@ from ..tuners import build_point_prior_bank
 from .checkpoints import load_checkpoint, load_model, register_adapter_checkpoints, save_checkpoint, save_model
 from .methods import METHODS, prepare_method, uses_bank
 from .metrics import ClassificationMetrics
+from .record import RECORD_NAME, versions, write_json
 from .resources import PeakMemory, count_parameters, folder_bytes
 from .task import PROCEDURAL, ClassificationTask, load_task
 
@@ -40,7 +36,9 @@ class FinetuneArguments:
     method: str = field(default="point_peft", metadata={"help": f"One of {', '.join(METHODS)}."})
     model: str = field(default=DEFAULT_BACKBONE, metadata={"help": "Backbone: a name, a folder or a Hub repository."})
     data: str = field(default=PROCEDURAL, metadata={"help": "'procedural', or a folder of a data set."})
-    output_dir: str = field(default="outputs", metadata={"help": "The result goes to a folder of the method's name in it."})
+    output_dir: str = field(
+        default="outputs", metadata={"help": "The result goes to a folder of the method's name in it."}
+    )
     epochs: int = field(default=10, metadata={"help": "Number of epochs."})
     batch_size: int = field(default=32, metadata={"help": "Clouds of a step and process."})
     learning_rate: float | None = field(default=None, metadata={"help": "Default: that of the method."})
@@ -142,7 +140,8 @@ class Finetuning:
         self.augment = get_augmentation(args.augmentation)
         self._prepare()
 
-    # -- Setting up ----------------------------------------------------------------------------------------------------
+    # -- Setting up
+    # ----------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
         args, accelerator = self.args, self.accelerator
@@ -153,7 +152,9 @@ class Finetuning:
                 model, self._loader(self.task.train, shuffle=False), progress=accelerator.is_local_main_process
             )
         train_loader = self._loader(self.task.train, shuffle=True)
-        optimizer = torch.optim.AdamW(self._parameter_groups(model), lr=args.learning_rate or METHODS[args.method].learning_rate)
+        optimizer = torch.optim.AdamW(
+            self._parameter_groups(model), lr=args.learning_rate or METHODS[args.method].learning_rate
+        )
         self.model, self.optimizer, self.train_loader, self.validation_loader = accelerator.prepare(
             model, optimizer, train_loader, self._loader(self.task.validation, shuffle=False)
         )
@@ -191,7 +192,8 @@ class Finetuning:
             {"params": [p for name, p in named if name in exempt], "weight_decay": 0.0},
         ]
 
-    # -- Running -------------------------------------------------------------------------------------------------------
+    # -- Running
+    # -------------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
         """Train, choose, test, and save everything.
@@ -213,7 +215,12 @@ class Finetuning:
             loss = self._train_epoch(epoch)
             seconds = time.perf_counter() - started
             scores = self._evaluate(self.validation_loader)
-            row = {"epoch": epoch, "loss": loss, **{f"validation_{k}": v for k, v in scores.items()}, "seconds": seconds}
+            row = {
+                "epoch": epoch,
+                "loss": loss,
+                **{f"validation_{k}": v for k, v in scores.items()},
+                "seconds": seconds,
+            }
             self.history.append(row)
             accelerator.log(row, step=epoch)
             if scores["accuracy"] > self.best["accuracy"]:
@@ -243,11 +250,7 @@ class Finetuning:
         for batch in progress:
             with accelerator.accumulate(model):
                 loss = model(points=self.augment(batch["points"]), labels=batch["labels"]).loss
-                if not torch.isfinite(loss):
-                    raise RuntimeError(
-                        f"The loss is {loss.item()} in epoch {epoch}, on the clouds {batch['sample_ids'].tolist()}. Look at "
-                        f"these clouds, or try a lower --learning_rate. The last good state is in {self.output_dir}."
-                    )
+                self._check_loss(loss, epoch, batch)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), args.max_gradient_norm)
@@ -262,6 +265,14 @@ class Finetuning:
             progress.set_postfix(loss=f"{loss.item():.3f}")
         return float(accelerator.reduce(total / count, reduction="mean"))
 
+    def _check_loss(self, loss: torch.Tensor, epoch: int, batch: dict[str, torch.Tensor]) -> None:
+        if not torch.isfinite(loss):
+            clouds = ", ".join(map(str, batch["sample_ids"].tolist()))
+            raise RuntimeError(
+                f"The loss is {loss.item()} in epoch {epoch}, on the clouds {clouds}. Look at these clouds, or try a "
+                f"lower --learning_rate. The last good state is in {self.output_dir}."
+            )
+
     @torch.no_grad()
     def _evaluate(self, loader: DataLoader) -> dict[str, float]:
         self.model.eval()
@@ -272,7 +283,8 @@ class Finetuning:
             metrics.update(*self.accelerator.gather_for_metrics((predictions, batch["labels"])))
         return metrics.compute()
 
-    # -- Saving --------------------------------------------------------------------------------------------------------
+    # -- Saving
+    # --------------------------------------------------------------------------------------------------------
 
     def _save(self, folder: Path) -> None:
         if self.accelerator.is_main_process:
@@ -311,13 +323,10 @@ class Finetuning:
             "seconds_per_epoch": sum(row["seconds"] for row in self.history) / len(self.history),
             "peak_memory_mib": self.memory.mebibytes(),
             "history": self.history,
-            "versions": {
-                "python": platform.python_version(),
-                **{m.__name__: m.__version__ for m in (torch, transformers, peft, accelerate)},
-            },
+            "versions": versions(),
         }
         if self.accelerator.is_main_process:
-            (self.output_dir / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+            write_json(self.output_dir / RECORD_NAME, record)
         return record
 
 
@@ -332,14 +341,19 @@ def warmup_cosine(step: int, total_steps: int, warmup_ratio: float) -> float:
 
 def results_table(records: list[dict[str, Any]]) -> str:
     """The records of runs as a table in Markdown."""
-    head = (
-        "| method | trainable | with gradient | file | validation | test accuracy | mean class | s/epoch | peak memory |\n"
-        "|---|---|---|---|---|---|---|---|---|"
-    )
-    rows = [
-        f"| {r['method']} | {r['parameters']['trainable']:,} | {r['parameters']['received_gradient']:,} | "
-        f"{r['file_bytes'] / 1e6:.2f} MB | {100 * r['validation_accuracy']:.1f} % | {100 * r['test']['accuracy']:.1f} % | "
-        f"{100 * r['test']['mean_class_accuracy']:.1f} % | {r['seconds_per_epoch']:.1f} | {r['peak_memory_mib']:.0f} MiB |"
-        for r in records
-    ]
-    return "\n".join([head, *rows])
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "method": lambda r: r["method"],
+        "trainable": lambda r: f"{r['parameters']['trainable']:,}",
+        "with gradient": lambda r: f"{r['parameters']['received_gradient']:,}",
+        "file": lambda r: f"{r['file_bytes'] / 1e6:.2f} MB",
+        "validation": lambda r: f"{100 * r['validation_accuracy']:.1f} %",
+        "test accuracy": lambda r: f"{100 * r['test']['accuracy']:.1f} %",
+        "mean class": lambda r: f"{100 * r['test']['mean_class_accuracy']:.1f} %",
+        "s/epoch": lambda r: f"{r['seconds_per_epoch']:.1f}",
+        "peak memory": lambda r: f"{r['peak_memory_mib']:.0f} MiB",
+    }
+    cells = [list(columns), *([cell(record) for cell in columns.values()] for record in records)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(columns))]
+    padded = [[text.ljust(width) for text, width in zip(row, widths, strict=True)] for row in cells]
+    lines = [f"| {' | '.join(row)} |" for row in padded]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

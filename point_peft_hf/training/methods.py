@@ -16,8 +16,8 @@ class Method:
 
     Attributes:
         description: What is trained, in a few words.
-        learning_rate: Default learning rate, the best on the validation split of the default task among 5e-4, 1e-3, 2e-3,
-            4e-3 and 8e-3 (`examples/train.py --learning_rate`).
+        learning_rate: Default learning rate, the best on the validation split of the default task among 5e-4, 1e-3,
+            2e-3, 4e-3 and 8e-3 (`examples/train.py --learning_rate`).
     """
 
     description: str

@@ -13,8 +13,8 @@ from torch import nn
 class PeakMemory:
     """Peak memory since `start`: that of the GPU if there is one, else of this process.
 
-    On Linux the process's peak can be set back, so that each of several runs in a process has its own; elsewhere it is the
-    peak since the process began.
+    On Linux the process's peak can be set back, so that each of several runs in a process has its own; elsewhere it is
+    the peak since the process began.
     """
 
     def start(self) -> None:
@@ -42,8 +42,9 @@ class PeakMemory:
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Count parameters: "total", "trainable", and those that have "received_gradient" since gradients were last cleared.
+    """Count the parameters of a model.
 
+    Returns "total", "trainable", and those that have "received_gradient" since gradients were last cleared.
     Call it after a backward pass; a parameter that is declared trainable but gets no gradient is a mistake.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]

@@ -9,7 +9,6 @@ import numpy as np
 
 from ..data import PointCloudDataset, ProceduralShapes, load_dataset, stratified_split
 
-
 PROCEDURAL = "procedural"
 # Test clouds of a class of the procedural task, whatever the number of training clouds.
 PROCEDURAL_TEST_CLOUDS = 50
@@ -83,8 +82,8 @@ def load_task(
     for name, split in (("training", train), ("validation", validation), ("test", test)):
         if len(split) == 0:
             raise ValueError(
-                f"The {name} split of {data} is empty. Every class needs at least 2 training clouds (one is held out for "
-                "validation) and the test split at least one; or pass another --validation_fraction."
+                f"The {name} split of {data} is empty. Every class needs at least 2 training clouds (one is held out "
+                "for validation) and the test split at least one; or pass another --validation_fraction."
             )
     return ClassificationTask(class_names, train, validation, test)
 

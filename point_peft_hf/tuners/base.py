@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
 from torch import nn
 
@@ -145,6 +146,9 @@ class SlotTuner(BaseTuner):
             )
         if peft_config.modules_to_save is None:
             peft_config.modules_to_save = self._default_modules_to_save(peft_config, model)
+        if peft_config.modules_to_save and not any(self.wants_slot(peft_config, s) for s in self._slots.values()):
+            # Every part is switched off: an adapter that is nothing but a head. PEFT knows this by a name of its own.
+            peft_config.target_modules = DUMMY_TARGET_MODULES
         peft_config.attach_to(describe_backbone(model, with_labels="classifier" in (peft_config.modules_to_save or ())))
 
     def _default_modules_to_save(self, peft_config: PointTunerConfig, model: nn.Module) -> list[str] | None:

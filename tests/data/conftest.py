@@ -62,5 +62,11 @@ def make_scans(rng):
     return make
 
 
-def files_under(folder):
-    return sorted(os.path.relpath(path, folder) for path in Path(folder).rglob("*") if path.is_file())
+@pytest.fixture
+def files_under():
+    """List the files of a folder and the folders in it, hidden ones included."""
+
+    def list_files(folder):
+        return sorted(os.path.relpath(path, folder) for path in Path(folder).rglob("*") if path.is_file())
+
+    return list_files

@@ -41,7 +41,7 @@ def test_compressed_by_another_library(write):
 
 
 def test_ascii(write):
-    rows = "".join("9 8 %g %g %g\n" % (z, x, y) for x, y, z in POINTS)
+    rows = "".join(f"9 8 {z:g} {x:g} {y:g}\n" for x, y, z in POINTS)
     content = header("ascii", fields="pair z x y", sizes="4 4 4 4", types="U F F F", counts="2 1 1 1") + rows.encode()
     np.testing.assert_array_equal(read_point_cloud(write("a.pcd", content)), POINTS)
 
@@ -111,10 +111,12 @@ def read_bytes(content):
         try:
             points = read_point_cloud(path)
         except PointCloudError as error:
-            assert str(path) in str(error)
+            message = str(error)
         else:
+            message = str(path)
             assert points.dtype == np.float32
             assert points.shape[1] == 3
+        assert str(path) in message
 
 
 def damaged(content):
@@ -131,7 +133,11 @@ def damaged(content):
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(damaged(BY_PYPCD4) | damaged(header("binary") + POINTS.tobytes()) | damaged(header("ascii") + b"0 0 0\n1 1 1\n2 2 2\n"))
+@given(
+    damaged(BY_PYPCD4)
+    | damaged(header("binary") + POINTS.tobytes())
+    | damaged(header("ascii") + b"0 0 0\n1 1 1\n2 2 2\n")
+)
 def test_damaged_files_are_read_or_refused(content):
     read_bytes(content)
 

@@ -28,12 +28,14 @@ def test_binary_with_extra_properties_and_elements(write, kind, order):
     note = b"".join(bytes([n]) + np.arange(n, dtype=order + "i4").tobytes() for n in (1, 3))
     rows = np.zeros(3, dtype=[("id", order + "u2"), ("xyz", order + "f4", 3)])
     rows["xyz"] = POINTS
-    content = header(kind, *lines, "element tail 1", "property int unused").encode() + note + rows.tobytes() + b"\0" * 4
+    content = (
+        header(kind, *lines, "element tail 1", "property int unused").encode() + note + rows.tobytes() + b"\0" * 4
+    )
     np.testing.assert_array_equal(read_point_cloud(write("a.ply", content)), POINTS)
 
 
 def test_windows_line_ends(write):
-    text = header("ascii", "element vertex 3", *XYZ) + "".join("%g %g %g\n" % tuple(point) for point in POINTS)
+    text = header("ascii", "element vertex 3", *XYZ) + "".join(f"{x:g} {y:g} {z:g}\n" for x, y, z in POINTS)
     np.testing.assert_array_equal(read_point_cloud(write("a.ply", text.replace("\n", "\r\n"))), POINTS)
 
 
@@ -54,10 +56,16 @@ def test_cloud_of_trimesh_with_colors(tmp_path, encoding):
 
 
 def test_polygons_of_different_sizes_become_fans(write):
-    lines = ["element vertex 3", *XYZ, "element face 3", "property uchar flag", "property list uchar int vertex_indices"]
+    lines = [
+        "element vertex 3",
+        *XYZ,
+        "element face 3",
+        "property uchar flag",
+        "property list uchar int vertex_indices",
+    ]
     faces = [[0, 1, 2], [0, 1, 2, 0], [1, 2]]
     expected = [[0, 1, 2], [0, 1, 2], [0, 2, 0]]
-    text = "".join("%g %g %g\n" % tuple(point) for point in POINTS)
+    text = "".join(f"{x:g} {y:g} {z:g}\n" for x, y, z in POINTS)
     text += "".join(f"1 {len(face)} {' '.join(map(str, face))}\n" for face in faces)
     _, found = read_ply(write("a.ply", header("ascii", *lines) + text))
     np.testing.assert_array_equal(found, expected)
@@ -77,7 +85,10 @@ def test_polygons_of_different_sizes_become_fans(write):
         (header("ascii", "element vertex 1", "property quad x"), "line 5 of the header"),
         (header("utf8", "element vertex 1", *XYZ), "format must be"),
         ("ply\nformat ascii 1.0\n", "no 'end_header'"),
-        (header("ascii", "element vertex 2", *XYZ) + "0 0 0\n1 one 1\n", "line 10: expected a number in column 2, got 'one'"),
+        (
+            header("ascii", "element vertex 2", *XYZ) + "0 0 0\n1 one 1\n",
+            "line 10: expected a number in column 2, got 'one'",
+        ),
         (header("ascii", "element vertex 2", *XYZ) + "0 0 0\n1 1\n", "line 10: needs at least 3 columns"),
     ],
 )

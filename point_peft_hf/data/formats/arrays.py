@@ -129,6 +129,8 @@ def read_h5_array(file: h5py.File, name: str, path: Path) -> np.ndarray:
 def read_las(path: Path) -> tuple[np.ndarray, None]:
     """Read the coordinates of a .las or .laz file, scaled and shifted as its header says, in its unit."""
     laspy = import_optional("laspy", "Reading .las and .laz files")
+    if path.suffix.lower() == ".laz" and not laspy.LazBackend.detect_available():
+        import_optional("lazrs", "Reading .laz files")
     try:
         with laspy.open(path) as reader:
             promised = reader.header.point_count
@@ -159,6 +161,8 @@ def _choose(names: list[str], path: Path, what: str) -> str:
 
 def _cloud(array: np.ndarray, path: Path, what: str) -> np.ndarray:
     """Check that an array is one cloud, and take its coordinates."""
+    if not isinstance(array, np.ndarray):  # a file in an archive that is no array
+        raise PointCloudError(f"{path}: {what} is not an array of numbers")
     if array.dtype.kind not in "fiu":
         raise PointCloudError(f"{path}: {what} must be of real numbers, got {array.dtype}")
     if array.ndim == 3 and array.shape[2] >= 3:

@@ -1,9 +1,9 @@
 """Layers that the point transformers share."""
 
 from .class_token import ClassToken
-from .classification_head import ClassificationHead
+from .classification_head import ClassificationHead, ShallowClassificationHead
 from .encoder import PointTransformerEncoder
-from .frozen import pretrained_behavior
+from .frozen import is_pretrained, pretrained_behavior
 from .patch_embedding import PatchEmbedding
 from .position_embedding import PositionEmbedding
 from .transformer import PointAttention, PointMLP, PointTransformerLayer
@@ -17,5 +17,7 @@ __all__ = [
     "PointTransformerEncoder",
     "PointTransformerLayer",
     "PositionEmbedding",
+    "ShallowClassificationHead",
+    "is_pretrained",
     "pretrained_behavior",
 ]

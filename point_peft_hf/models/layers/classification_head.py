@@ -35,3 +35,28 @@ class ClassificationHead(TaskModule):
         features = self.dropout(F.relu(self.norm1(self.dense1(features))))
         features = self.dropout(F.relu(self.norm2(self.dense2(features))))
         return self.output(features)
+
+
+class ShallowClassificationHead(TaskModule):
+    """Linear - ReLU - Dropout - Linear: the head of Point-BERT.
+
+    Args:
+        in_size: Width of the pooled features.
+        hidden_size: Width of the hidden layer.
+        num_labels: Number of classes.
+        dropout: Dropout rate behind the hidden layer.
+
+    Shapes:
+        - input: `(batch_size, in_size)`
+        - output: `(batch_size, num_labels)`
+    """
+
+    def __init__(self, in_size: int, hidden_size: int, num_labels: int, dropout: float):
+        super().__init__()
+        self.dense = nn.Linear(in_size, hidden_size)
+        self.output = nn.Linear(hidden_size, num_labels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return the class scores (logits)."""
+        return self.output(self.dropout(F.relu(self.dense(features))))

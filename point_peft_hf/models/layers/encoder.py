@@ -20,6 +20,7 @@ class PointTransformerEncoder(nn.Module):
         group_size: Points of a group.
         first_layer_index: Number of the first block, counted over all stages of the backbone.
         total_num_layers: Number of blocks of the backbone; default: `num_layers`.
+        is_first_stage: Whether there is no stage before.
         is_last_stage: Whether the features of the backbone come from here.
     """
 
@@ -32,6 +33,7 @@ class PointTransformerEncoder(nn.Module):
         group_size: int,
         first_layer_index: int = 0,
         total_num_layers: int | None = None,
+        is_first_stage: bool = True,
         is_last_stage: bool = True,
     ):
         super().__init__()
@@ -48,7 +50,7 @@ class PointTransformerEncoder(nn.Module):
             )
             for index in range(first_layer_index, first_layer_index + num_layers)
         )
-        self.prior_slot = PriorSlot(hidden_size, is_last_stage)
+        self.prior_slot = PriorSlot(hidden_size, is_last_stage, is_first_stage)
         self.locality_slot = LocalitySlot(hidden_size, group_size)
 
     @property

@@ -35,3 +35,14 @@ def pretrained_behavior(module: nn.Module) -> Iterator[None]:
             m.training = training
         for m, disabled in adapted:
             m._disable_adapters = disabled
+
+
+def is_pretrained(module: nn.Module) -> bool:
+    """Whether a module computes what it was pre-trained to: nothing in it is trained, and no adapter is attached.
+
+    Args:
+        module: A part of a model.
+    """
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        return False
+    return not any(isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for m in module.modules())

@@ -6,18 +6,12 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from ...ops import chamfer_distance, gather_points, group_points
+from ...ops import chamfer_distance, gather_points
 from ...slots import BlockContext
-from ..layers import (
-    ClassificationHead,
-    ClassToken,
-    PatchEmbedding,
-    PointTransformerEncoder,
-    PositionEmbedding,
-    pretrained_behavior,
-)
-from ..modeling import PointPreTrainedModel, classification_loss
-from ..modeling_outputs import PointClassifierOutput, PointModelOutput, PointReconstructionOutput
+from ..layers import ClassificationHead, PointTransformerEncoder, PositionEmbedding
+from ..modeling import PointClassificationMixin, PointPreTrainedModel
+from ..modeling_outputs import PointReconstructionOutput
+from ..single_stage import SingleStageEncoderMixin
 from .configuration_point_mae import PointMAEConfig
 
 
@@ -31,7 +25,7 @@ class PointMAEPreTrainedModel(PointPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^decoder", r"^mask_token", r"^reconstruction_head"]
 
 
-class PointMAEModel(PointMAEPreTrainedModel):
+class PointMAEModel(SingleStageEncoderMixin, PointMAEPreTrainedModel):
     """The encoder: points -> groups -> tokens -> blocks.
 
     Args:
@@ -39,116 +33,13 @@ class PointMAEModel(PointMAEPreTrainedModel):
         use_class_token: Whether a class token is put in front of the patch tokens; pre-training has none.
     """
 
-    task_module_names = ("class_token",)
-
     def __init__(self, config: PointMAEConfig, use_class_token: bool = True):
         super().__init__(config)
-        self.patch_embedding = PatchEmbedding(3, tuple(config.patch_hidden_sizes), config.hidden_size)
-        self.position_embedding = PositionEmbedding(config.position_hidden_size, config.hidden_size)
-        self.class_token = ClassToken(config.hidden_size) if use_class_token else None
-        self.encoder = PointTransformerEncoder(
-            config, config.hidden_size, config.num_attention_heads, config.num_hidden_layers, config.group_size
-        )
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self._build(config, config.hidden_size, use_class_token)
         self.post_init()
 
-    def group(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Check and group the clouds.
 
-        Args:
-            points: Clouds of shape `(batch_size, num_points, 3)`.
-
-        Returns:
-            Groups relative to their centre, of shape `(batch_size, num_groups, group_size, 3)`, and the centres.
-
-        Raises:
-            ValueError: If the clouds are no float tensor of that shape, not finite or too small.
-        """
-        config = self.config
-        points = self._check_points(points, config.num_groups, config.group_size)
-        return group_points(points, config.num_groups, config.group_size, skip_near_origin=config.skip_near_origin)
-
-    def forward(
-        self,
-        points: torch.Tensor,
-        query_features: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-        **kwargs,
-    ) -> PointModelOutput | tuple:
-        """Encode clouds.
-
-        Args:
-            points: Clouds of shape `(batch_size, num_points, 3)`, with at least `num_groups` and `group_size` points.
-            query_features: Features that a point-prior bank is asked with, of shape `(batch_size, hidden_size)`, as
-                `extract_prior_features` returns them. Computed here when an adapter needs them and none are given; pass
-                them to save that pass where the clouds are not augmented.
-            output_hidden_states: Whether to return the tokens at every block; default: as in the configuration.
-            output_attentions: Whether to return the attention weights; needs `attn_implementation="eager"`.
-            return_dict: Whether to return a [`PointModelOutput`] instead of a tuple; default: as in the configuration.
-            **kwargs: Ignored; keys that trainers pass along.
-
-        Returns:
-            The tokens after the final norm (class token first), the pooled features
-            `(batch_size, 2 * hidden_size)` = [class token, maximum over the patch tokens], and the centres.
-
-        Raises:
-            ValueError: If the clouds are no float tensor of that shape, not finite or too small.
-        """
-        neighborhoods, group_centers = self.group(points)
-        tokens = self.patch_embedding(neighborhoods)
-        positions = self.position_embedding(group_centers)
-        if query_features is None and self.encoder.needs_query_features:
-            query_features = self._prior_features(tokens, group_centers)
-        context = BlockContext(group_centers, 0, query_features)
-
-        hidden_states = tokens
-        if self.class_token is not None:
-            class_token, class_position = self.class_token(len(tokens))
-            hidden_states = torch.cat([class_token, hidden_states], dim=1)
-            positions = torch.cat([class_position, positions], dim=1)
-            context.num_prefix_tokens = 1
-        embeddings = hidden_states
-        hidden_states, all_hidden_states, attentions = self.encoder(hidden_states, positions, context)
-        hidden_states = self.layernorm(hidden_states)
-
-        pooled = hidden_states[:, context.num_prefix_tokens :].amax(dim=1)
-        if self.class_token is not None:
-            pooled = torch.cat([hidden_states[:, 0], pooled], dim=-1)
-        output = PointModelOutput(
-            last_hidden_state=hidden_states,
-            pooler_output=pooled,
-            hidden_states=(embeddings, *all_hidden_states) if self._wants("output_hidden_states", output_hidden_states) else None,
-            attentions=tuple(attentions) if self._wants("output_attentions", output_attentions) else None,
-            group_centers=group_centers,
-        )
-        return output if self._wants("return_dict", return_dict) else output.to_tuple()
-
-    @torch.no_grad()
-    def extract_prior_features(self, points: torch.Tensor) -> torch.Tensor:
-        """Features of the pre-trained encoder: the maximum over the patch tokens after the final norm, no class token.
-
-        Args:
-            points: Clouds of shape `(batch_size, num_points, 3)`.
-
-        Returns:
-            Features of shape `(batch_size, hidden_size)`, without gradient.
-        """
-        neighborhoods, group_centers = self.group(points)
-        with pretrained_behavior(self.patch_embedding):
-            tokens = self.patch_embedding(neighborhoods)
-        return self._prior_features(tokens, group_centers)
-
-    def _prior_features(self, tokens: torch.Tensor, group_centers: torch.Tensor) -> torch.Tensor:
-        with pretrained_behavior(self):
-            hidden_states, _, _ = self.encoder(
-                tokens.detach(), self.position_embedding(group_centers), BlockContext(group_centers)
-            )
-            return self.layernorm(hidden_states).amax(dim=1)
-
-
-class PointMAEForClassification(PointMAEPreTrainedModel):
+class PointMAEForClassification(PointClassificationMixin, PointMAEPreTrainedModel):
     """Point-MAE with a classification head on [class token, maximum over the patch tokens].
 
     Args:
@@ -165,49 +56,6 @@ class PointMAEForClassification(PointMAEPreTrainedModel):
         )
         self.post_init()
 
-    def forward(
-        self,
-        points: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        query_features: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-        **kwargs,
-    ) -> PointClassifierOutput | tuple:
-        """Classify clouds.
-
-        Args:
-            points: Clouds of shape `(batch_size, num_points, 3)`, with at least `num_groups` and `group_size` points.
-            labels: Class indices of shape `(batch_size,)`, for the loss.
-            query_features: As in [`PointMAEModel`].
-            output_hidden_states: As in [`PointMAEModel`].
-            output_attentions: As in [`PointMAEModel`].
-            return_dict: As in [`PointMAEModel`].
-            **kwargs: Ignored; keys that trainers pass along.
-
-        Returns:
-            Logits of shape `(batch_size, num_labels)`, and the loss if `labels` are given.
-
-        Raises:
-            ValueError: If the clouds or the labels do not fit the model.
-        """
-        outputs = self.point_mae(
-            points,
-            query_features=query_features,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
-        )
-        logits = self.classifier(outputs.pooler_output)
-        output = PointClassifierOutput(
-            loss=None if labels is None else classification_loss(logits, labels, self.config),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return output if self._wants("return_dict", return_dict) else output.to_tuple()
-
 
 class PointMAEForPreTraining(PointMAEPreTrainedModel):
     """Masked autoencoding: predict the points of masked groups from the visible ones.
@@ -220,6 +68,7 @@ class PointMAEForPreTraining(PointMAEPreTrainedModel):
 
     def __init__(self, config: PointMAEConfig):
         super().__init__(config)
+        config._check_heads(config.hidden_size, "decoder_num_attention_heads")
         self.point_mae = PointMAEModel(config, use_class_token=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.decoder_position_embedding = PositionEmbedding(config.position_hidden_size, config.hidden_size)

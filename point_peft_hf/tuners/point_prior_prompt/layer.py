@@ -60,7 +60,7 @@ class PriorLayerMixin:
         created = {}
         if config.use_bank and self.slot.is_last_stage:
             created["bank"] = BankBuffers(config.bank_size, self.slot.hidden_size)
-        if config.use_prompt_coordinates:
+        if config.use_prompt_coordinates and self.slot.is_first_stage:
             created["prompt_coordinates"] = PromptEmbedding(config.num_prompt_tokens, 3)
             created["prompt_coordinates"].spread_on_sphere(0.5)
         return created
@@ -85,10 +85,12 @@ class PriorLayerMixin:
         context = self.base_layer(context)
         for name in self.working_adapters():
             config, coordinates = self.configs[name], self.part("prompt_coordinates", name)
+            if coordinates is not None:
+                context.prompt_coordinates[name] = coordinates.weight
             context.prompts[name] = PromptSet(
                 count=config.num_prompt_tokens,
                 cache=self._retrieve(name, config, context) if name in self.banks else None,
-                coordinates=None if coordinates is None else coordinates.weight,
+                coordinates=context.prompt_coordinates.get(name),
             )
         return context
 

@@ -1,0 +1,194 @@
+"""Published checkpoints -> folders and models of this package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from .convert_config import read_config_file
+from .convert_tensors import (
+    WEIGHTS_NAME,
+    ConversionReport,
+    ConvertedTensors,
+    convert_tensors,
+    read_checkpoint,
+    rename_tensors,
+)
+from .modeling import PointPreTrainedModel
+from .point_bert import PointBertForClassification, PointBertModel
+from .point_m2ae import PointM2AEForClassification, PointM2AEForPreTraining, PointM2AEModel
+from .point_mae import PointMAEForClassification, PointMAEForPreTraining, PointMAEModel
+
+# By model type: encoder, classifier, and pre-training.
+MODEL_CLASSES: dict[str, tuple[type[PointPreTrainedModel] | None, ...]] = {
+    "point_bert": (PointBertModel, PointBertForClassification, None),
+    "point_m2ae": (PointM2AEModel, PointM2AEForClassification, PointM2AEForPreTraining),
+    "point_mae": (PointMAEModel, PointMAEForClassification, PointMAEForPreTraining),
+}
+REPORT_NAME = "conversion_report.json"
+
+
+def _choose_class(
+    model_type: str, converted: ConvertedTensors
+) -> tuple[type[PointPreTrainedModel], dict[str, torch.Size]]:
+    """The class that the file has all parts of, and the shapes of its tensors."""
+    encoder, classifier, pretraining = MODEL_CLASSES[model_type]
+    fields, tensors = converted.config_fields, converted.tensors
+    if any(key.startswith("classifier.") for key in tensors):
+        return classifier, _shapes_of(classifier, fields)
+    if pretraining is not None and any(key.startswith("decoder") for key in tensors):
+        shapes = _shapes_of(pretraining, fields)
+        # The decoders of other methods on the same encoder (ReCon) are not this one.
+        if all(key in tensors and tensors[key].shape == shape for key, shape in shapes.items()):
+            return pretraining, shapes
+    return encoder, {f"{encoder.base_model_prefix}.{key}": shape for key, shape in _shapes_of(encoder, fields).items()}
+
+
+def _shapes_of(model_class: type[PointPreTrainedModel], fields: dict[str, Any]) -> dict[str, torch.Size]:
+    """Shapes of the tensors of a model, without creating them."""
+    with torch.device("meta"):
+        model = model_class(model_class.config_class(**fields))
+    return {key: tensor.shape for key, tensor in model.state_dict().items()}
+
+
+def _check_shapes(converted: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size], name: str) -> None:
+    for key, tensor in converted.items():
+        if tensor.shape != expected[key]:
+            raise ValueError(
+                f"{key!r} has shape {tuple(tensor.shape)} in {name or 'the checkpoint'!r}, but {tuple(expected[key])} in a model "
+                "of the sizes that its other tensors and the configuration give. The file mixes models, or a field of the "
+                "configuration is wrong."
+            )
+
+
+def _check_complete(new: list[str], model_class: type[PointPreTrainedModel], name: str) -> None:
+    # Point-MAE's pre-training has no class token, and old files no counters of batches.
+    missing = [key for key in new if ".class_token." not in key and not key.endswith("num_batches_tracked")]
+    if missing:
+        raise ValueError(
+            f"{name or 'The checkpoint'!r} has only a part of a {model_class.__name__}: {len(missing)} tensors are missing, for "
+            f"example {', '.join(missing[:3])}. Check that the file is complete, and `model_type`."
+        )
+
+
+def convert_checkpoint(
+    checkpoint: str | Path,
+    output_dir: str | Path,
+    model_type: str,
+    config: str | Path | Mapping[str, Any] | None = None,
+) -> ConversionReport:
+    """Convert a published checkpoint to a folder that `from_pretrained` loads.
+
+    The folder is for the class that the file has all parts of: with a classification head the classifier, with a decoder
+    pre-training, else the encoder. Any of the classes of the model type can be loaded from it; what it lacks starts
+    untrained, and what it has too much is left out.
+
+    Args:
+        checkpoint: A `.pth` or `.safetensors` file of a research repository (Point-BERT, Point-MAE, Point-M2AE, ReCon, ACT)
+            or of torch-pointcloud, or a folder with `model.safetensors`.
+        output_dir: Folder to write `config.json`, `model.safetensors` and `conversion_report.json` into.
+        model_type: "point_bert", "point_mae" or "point_m2ae".
+        config: Fields of the configuration that no tensor tells, if they are not the published ones: a dictionary or a
+            JSON file. Widths, depth and classes are read from the tensors.
+
+    Returns:
+        What was loaded, what is new, and what was ignored.
+
+    Raises:
+        ValueError: If the file cannot be read, does not fit, or nothing in it belongs to such a model.
+    """
+    path, output_dir = Path(checkpoint), Path(output_dir)
+    name = str(path)
+    if path.is_dir():
+        path = path / WEIGHTS_NAME
+    tensors = read_checkpoint(path)
+    if config is not None and not isinstance(config, Mapping):
+        config = read_config_file(config, model_type)
+    converted = convert_tensors(tensors, model_type, config, name=name)
+    model_class, expected = _choose_class(model_type, converted)
+    kept = {key: tensor for key, tensor in converted.tensors.items() if key in expected}
+    report = _report(name, model_type, model_class, kept, converted.sources, expected, tensors)
+    report.assumed = converted.assumed
+    _check_shapes(kept, expected, name)
+    _check_complete(report.new, model_class, name)
+    _write_folder(model_class, kept, converted.config_fields, output_dir)
+    fields = {field: getattr(report, field) for field in report.__dataclass_fields__}
+    (output_dir / REPORT_NAME).write_text(json.dumps(fields, indent=2) + "\n")
+    return report
+
+
+def _report(
+    name: str,
+    model_type: str,
+    model_class: type[PointPreTrainedModel],
+    kept: Mapping[str, torch.Tensor],
+    sources: Mapping[str, str],
+    expected: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+) -> ConversionReport:
+    """What became of `tensors`, of which those `kept` go into a model with the tensors `expected`."""
+    loaded: dict[str, list[str]] = {}
+    for target in kept:
+        loaded.setdefault(sources[target], []).append(target)
+    return ConversionReport(
+        source=name,
+        model_type=model_type,
+        architecture=model_class.__name__,
+        loaded=loaded,
+        new=[key for key in expected if key not in kept],
+        ignored=[key for key in tensors if key not in loaded],
+    )
+
+
+def _write_folder(
+    model_class: type[PointPreTrainedModel],
+    tensors: dict[str, torch.Tensor],
+    config_fields: dict[str, Any],
+    output_dir: Path,
+) -> None:
+    output_dir.mkdir(parents=True, exist_ok=True)
+    config = model_class.config_class(**config_fields)
+    config.architectures = [model_class.__name__]
+    config.dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+    config.save_pretrained(output_dir)
+    prefix = model_class.base_model_prefix + "."
+    if all(key.startswith(prefix) for key in tensors):
+        # An encoder alone is saved without the name it has inside of other models.
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    save_file(tensors, output_dir / WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def load_checkpoint(model: PointPreTrainedModel, checkpoint: str | Path) -> ConversionReport:
+    """Load what a published checkpoint has into a model, and leave the rest of the model as it is.
+
+    Args:
+        model: A model of this package.
+        checkpoint: As in [`convert_checkpoint`]; it need not be complete.
+
+    Returns:
+        What was loaded, what of the model the file does not have, and what was ignored.
+
+    Raises:
+        ValueError: If the file cannot be read, does not fit, or nothing in it belongs to the model.
+    """
+    path = Path(checkpoint)
+    tensors = read_checkpoint(path / WEIGHTS_NAME if path.is_dir() else path)
+    config = model.config
+    converted, sources = rename_tensors(tensors, config.model_type, getattr(config, "num_stages", 1))
+    # Inside of the encoder's own class, names have no prefix.
+    prefix = f"{model.base_model_prefix}." if model.base_model is model else ""
+    state = {prefix + key: tensor for key, tensor in model.state_dict().items()}
+    kept = {key: tensor for key, tensor in converted.items() if key in state}
+    if not kept:
+        raise ValueError(f"Nothing in {str(checkpoint)!r} belongs to a {type(model).__name__} ({len(tensors)} tensors).")
+    _check_shapes(kept, {key: tensor.shape for key, tensor in state.items()}, str(checkpoint))
+    for key, tensor in kept.items():
+        state[key].copy_(tensor)
+    return _report(str(checkpoint), config.model_type, type(model), kept, sources, state, tensors)

@@ -1,0 +1,207 @@
+"""Configurations of published checkpoints: what the tensors say, and what is known of the published models."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Names of the research repositories' configurations, and what they are called here.
+_RESEARCH_FIELDS = {
+    "point_mae": {
+        "trans_dim": "hidden_size",
+        "depth": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "num_group": "num_groups",
+        "num_classes": "num_labels",
+        "decoder_depth": "decoder_num_hidden_layers",
+        "decoder_num_heads": "decoder_num_attention_heads",
+    },
+    "point_bert": {
+        "trans_dim": "hidden_size",
+        "depth": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "num_group": "num_groups",
+        "encoder_dims": "patch_embedding_size",
+        "num_classes": "num_labels",
+    },
+    "point_m2ae": {
+        "encoder_dims": "hidden_sizes",
+        "encoder_depths": "depths",
+        "num_heads": "num_attention_heads",
+        "num_groups": "num_groups",
+        "local_radius": "attention_radii",
+        "decoder_depths": "decoder_depths",
+        "num_classes": "num_labels",
+    },
+}
+_SAME_FIELDS = ("group_size", "group_sizes", "mlp_ratio", "drop_path_rate", "mask_ratio", "layer_norm_eps")
+_RESEARCH_MARKS = ("trans_dim", "encoder_dims", "num_group")
+
+# Number of groups of the published classifiers on clouds that are denser than 1024 points, by part of their name.
+_DENSE_GROUPS = {"4k": 256, "8k": 512}
+SCANOBJECTNN_LABELS = 15
+
+
+def infer_sizes(model_type: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Read from the shapes of the tensors what they tell of a configuration.
+
+    Args:
+        model_type: "point_bert", "point_mae" or "point_m2ae".
+        shapes: Shapes by research name.
+
+    Returns:
+        Fields of the configuration.
+
+    Raises:
+        ValueError: If tensors that must be there are missing.
+    """
+    reader = _infer_point_m2ae if model_type == "point_m2ae" else _infer_single_stage
+    try:
+        sizes = reader(model_type, shapes)
+    except KeyError as error:
+        raise ValueError(
+            f"The checkpoint has no tensor {error.args[0]!r}, so it does not hold the whole encoder of a {model_type}. Check "
+            "`model_type`, and whether the file is complete."
+        ) from None
+    if "cls_head_finetune.0.weight" in shapes:
+        sizes["classifier_hidden_size"] = shapes["cls_head_finetune.0.weight"][0]
+        output = "cls_head_finetune.3.weight" if model_type == "point_bert" else "cls_head_finetune.8.weight"
+        if output in shapes:
+            sizes["num_labels"] = shapes[output][0]
+    return sizes
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
+    """One more than the highest number that `pattern` catches among the names."""
+    found = (re.match(pattern, name) for name in shapes)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
+
+
+def _mlp_ratio(shapes: Mapping[str, tuple[int, ...]], block: str) -> float:
+    intermediate_size, hidden_size = shapes[f"{block}.mlp.fc1.weight"][:2]
+    ratio = intermediate_size / hidden_size
+    # Rounding must not lose a unit when the width is computed from the ratio.
+    return ratio if int(hidden_size * ratio) == intermediate_size else math.nextafter(ratio, math.inf)
+
+
+def _patch_hidden_sizes(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> list[int]:
+    return [shapes[f"{prefix}.{name}.weight"][0] for name in ("first_conv.0", "first_conv.3", "second_conv.0")]
+
+
+def _infer_single_stage(model_type: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    sizes = {
+        "hidden_size": shapes["blocks.blocks.0.norm1.weight"][0],
+        "num_hidden_layers": _count(shapes, r"blocks\.blocks\.(\d+)\."),
+        "patch_hidden_sizes": _patch_hidden_sizes(shapes, "encoder"),
+        "position_hidden_size": shapes["pos_embed.0.weight"][0],
+        "mlp_ratio": _mlp_ratio(shapes, "blocks.blocks.0"),
+        "qkv_bias": "blocks.blocks.0.attn.qkv.bias" in shapes,
+    }
+    if model_type == "point_bert":
+        sizes["patch_embedding_size"] = shapes["reduce_dim.weight"][1]
+    elif "increase_dim.0.weight" in shapes:
+        sizes["decoder_num_hidden_layers"] = _count(shapes, r"MAE_decoder\.blocks\.(\d+)\.")
+        sizes["group_size"] = shapes["increase_dim.0.weight"][0] // 3
+    return sizes
+
+
+def _infer_point_m2ae(model_type: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    num_stages = _count(shapes, r"h_encoder\.token_embed\.(\d+)\.")
+    blocks = "h_encoder.encoder_blocks"
+    sizes = {
+        "hidden_sizes": [shapes[f"{blocks}.{stage}.blocks.0.norm1.weight"][0] for stage in range(max(num_stages, 1))],
+        "depths": [_count(shapes, rf"h_encoder\.encoder_blocks\.{stage}\.blocks\.(\d+)\.") for stage in range(num_stages)],
+        "patch_hidden_sizes": _patch_hidden_sizes(shapes, "h_encoder.token_embed.0"),
+        "mlp_ratio": _mlp_ratio(shapes, f"{blocks}.0.blocks.0"),
+        "qkv_bias": f"{blocks}.0.blocks.0.attn.qkv.bias" in shapes,
+    }
+    head = shapes.get("cls_head_finetune.0.weight")
+    if head is not None:
+        sizes["pooling"] = "sum" if head[1] == sizes["hidden_sizes"][-1] else "concat"
+    num_decoder_stages = _count(shapes, r"h_decoder\.(\d+)\.")
+    if num_decoder_stages and "rec_head.weight" in shapes and num_stages == 3:
+        # The decoder predicts as many points as a group of the first stage has; the others have half of them.
+        group_size = shapes["rec_head.weight"][0] // 3
+        sizes["group_sizes"] = [group_size, group_size // 2, group_size // 2]
+    if num_decoder_stages:
+        sizes["decoder_depths"] = [
+            _count(shapes, rf"h_decoder\.{stage}\.blocks\.(\d+)\.") for stage in range(num_decoder_stages)
+        ]
+        sizes["decoder_propagation_depths"] = [
+            _count(shapes, rf"token_prop\.{stage}\.extraction\.operation\.(\d+)\.")
+            for stage in range(num_decoder_stages - 1)
+        ]
+    return sizes
+
+
+def published_settings(model_type: str, sizes: Mapping[str, Any], name: str = "") -> dict[str, Any]:
+    """What no tensor tells, as it was in the published model: heads, groups, their sizes and radii.
+
+    Args:
+        model_type: "point_bert", "point_mae" or "point_m2ae".
+        sizes: What the tensors tell; a classifier of 15 classes is taken for one of ScanObjectNN.
+        name: Name of the file or repository; "scanobjectnn", "shapenetpart", "4k" and "8k" in it are understood.
+
+    Returns:
+        Fields of the configuration.
+    """
+    name = name.lower()
+    is_scan = "scanobjectnn" in name or sizes.get("num_labels") == SCANOBJECTNN_LABELS
+    if model_type == "point_m2ae":
+        settings = {
+            "num_attention_heads": 6,
+            "num_groups": [512, 256, 64],
+            "group_sizes": [32, 16, 16] if is_scan else [16, 8, 8],
+            "attention_radii": [0.32, 0.64, 1.28],
+        }
+        if len(sizes["hidden_sizes"]) != 3:
+            settings = {"num_attention_heads": 6}
+        if sizes.get("num_labels") == 40:
+            settings["label_smoothing"] = 0.3
+        return settings
+    settings = {"num_attention_heads": 6, "num_groups": 64, "group_size": 32}
+    if model_type == "point_mae" and (is_scan or "shapenetpart" in name):
+        settings["num_groups"] = 128
+    for part, num_groups in _DENSE_GROUPS.items():
+        if re.search(rf"(?<![a-z0-9]){part}(?![a-z0-9])", name):
+            settings["num_groups"] = num_groups
+    return settings
+
+
+def read_config_file(path: str | Path, model_type: str) -> dict[str, Any]:
+    """Read the fields that a user gives for a conversion.
+
+    Args:
+        path: A JSON file: fields of the configuration class, or a configuration in the names of the research
+            repositories ("trans_dim", "num_heads", "num_group", ...), of which only what is needed is taken.
+        model_type: "point_bert", "point_mae" or "point_m2ae".
+
+    Returns:
+        Fields of the configuration.
+
+    Raises:
+        ValueError: If the file is no JSON object, or is for another model type.
+    """
+    try:
+        fields = json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"The configuration {str(path)!r} is no JSON file: {error}.") from None
+    if not isinstance(fields, dict):
+        raise ValueError(
+            f"The configuration {str(path)!r} must be a JSON object with the fields of the model, got {type(fields).__name__}."
+        )
+    if fields.get("model_type", model_type) != model_type:
+        raise ValueError(
+            f"The configuration {str(path)!r} is for model_type={fields['model_type']!r}, but the checkpoint is to be "
+            f"converted as {model_type!r}."
+        )
+    inner = fields.get("model")
+    fields = inner if isinstance(inner, dict) else fields
+    if any(mark in fields for mark in _RESEARCH_MARKS):
+        known = {**_RESEARCH_FIELDS[model_type], **{name: name for name in _SAME_FIELDS}}
+        return {known[name]: value for name, value in fields.items() if name in known}
+    return {name: value for name, value in fields.items() if name not in ("architectures", "model_type", "dtype")}

@@ -1,0 +1,269 @@
+"""Names of the tensors in published checkpoints, and what they are called here.
+
+Three layouts are read: that of the research repositories (Point-BERT, Point-MAE, Point-M2AE, and ReCon and ACT, which have
+the same blocks), with whatever prefixes their files carry; that of the PyPI package torch-pointcloud; and tensors are
+brought from the first two to the names of this package. All layouts are first brought to the names of the research
+repositories without prefix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+
+import torch
+
+# Wrappers around a whole model: data parallel training, the checkpoint's own key, and Lightning-like ones.
+_WRAPPERS = ("module.", "base_model.", "model.")
+# Wrappers around the encoder, in the order in which they are preferred. The momentum encoder of Point-BERT
+# ("transformer_k.") and its tokeniser ("dvae.") also look like encoders; they are not the one to use.
+_ENCODER_WRAPPERS = ("transformer_q.", "MAE_encoder.", "ACT_encoder.", "encoder.", "")
+_NOT_THE_ENCODER = ("transformer_k.", "dvae.")
+_ENCODER_MARK = "encoder.first_conv.0.weight"
+
+# torch-pointcloud -> research repositories.
+_TORCH_POINTCLOUD_RULES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\blocal_mlp\.lins\.0\.", "first_conv.0."),
+        (r"\blocal_mlp\.norms\.0\.module\.", "first_conv.1."),
+        (r"\blocal_mlp\.lins\.1\.", "first_conv.3."),
+        (r"\bglobal_mlp\.lins\.0\.", "second_conv.0."),
+        (r"\bglobal_mlp\.norms\.0\.module\.", "second_conv.1."),
+        (r"\bglobal_mlp\.lins\.1\.", "second_conv.3."),
+        (r"(pos_embeds?(?:\.\d+)?)\.lins\.0\.", r"\1.0."),
+        (r"(pos_embeds?(?:\.\d+)?)\.lins\.1\.", r"\1.2."),
+        (r"\bfp\.mlp\.lins\.0\.", "fuse.net.0."),
+        (r"\bfp\.mlp\.norms\.0\.module\.", "fuse.net.1."),
+        (r"\bextraction\.(\d+)\.(net[12])\.lins\.0\.", r"extraction.operation.\1.\2.0."),
+        (r"\bextraction\.(\d+)\.(net[12])\.norms\.0\.module\.", r"extraction.operation.\1.\2.1."),
+        (r"\bmlp\.lins\.0\.", "mlp.fc1."),
+        (r"\bmlp\.lins\.1\.", "mlp.fc2."),
+        (r"\bincrease_dim\.lins\.0\.", "increase_dim.0."),
+        (r"^norm_f\.", "norm."),
+    )
+)
+_TORCH_POINTCLOUD_MARK = re.compile(r"(^|\.)(lins\.\d+|norms\.\d+\.module)\.")
+# Its heads count linear layers and norms; those of the research repositories count all layers.
+_DEEP_HEAD = {"lins.0": "0", "norms.0.module": "1", "lins.1": "4", "norms.1.module": "5", "lins.2": "8"}
+_SHALLOW_HEAD = {"lins.0": "0", "lins.1": "3"}
+
+_BLOCK = r"(?P<leaf>norm1|norm2|attn\.proj|mlp\.fc1|mlp\.fc2)\.(?P<kind>weight|bias)"
+_QKV = r"attn\.qkv\.(?P<kind>weight|bias)"
+_CONV = {"0": "linear1", "1": "norm1", "3": "linear2"}
+_POSITION = {"0": "linear1", "2": "linear2"}
+_STATE = r"(?P<kind>weight|bias|running_mean|running_var|num_batches_tracked)"
+
+
+def is_torch_pointcloud(keys: Iterable[str]) -> bool:
+    """Whether tensors are named as in the package torch-pointcloud."""
+    return any(_TORCH_POINTCLOUD_MARK.search(key) for key in keys)
+
+
+def guess_model_type(keys: Iterable[str]) -> str | None:
+    """The model type that published names belong to, or `None` if they are not of a published layout."""
+    names = research_names(keys).values()
+    if any(name.startswith("h_encoder.token_embed.") for name in names):
+        return "point_m2ae"
+    if _ENCODER_MARK not in names:
+        return None
+    return "point_bert" if "reduce_dim.weight" in names else "point_mae"
+
+
+def research_names(keys: Iterable[str]) -> dict[str, str]:
+    """Bring the names in a file to those of the research repositories, without prefix.
+
+    Args:
+        keys: Names in the file.
+
+    Returns:
+        By name in the file, the name to look up. Names that belong to no known layout stay as they are.
+    """
+    keys = list(keys)
+    names = {key: _strip_wrappers(key) for key in keys}
+    if is_torch_pointcloud(keys):
+        head = _DEEP_HEAD if any(name.startswith("head.lins.2.") for name in names.values()) else _SHALLOW_HEAD
+        names = {key: _from_torch_pointcloud(name, head) for key, name in names.items()}
+    wrapper = _encoder_wrapper(names.values())
+    if wrapper:
+        names = {key: name[len(wrapper) :] if name.startswith(wrapper) else name for key, name in names.items()}
+    # Blocks that are not inside of a module that only holds them.
+    return {key: re.sub(r"^blocks\.(?=\d)", "blocks.blocks.", name) for key, name in names.items()}
+
+
+def _strip_wrappers(key: str) -> str:
+    while True:
+        wrapper = next((wrapper for wrapper in _WRAPPERS if key.startswith(wrapper)), None)
+        if wrapper is None:
+            return key
+        key = key[len(wrapper) :]
+
+
+def _from_torch_pointcloud(name: str, head: dict[str, str]) -> str:
+    match = re.match(r"head\.(lins\.\d|norms\.\d\.module)\.(.*)", name)
+    if match:
+        return f"cls_head_finetune.{head.get(match[1], match[1])}.{match[2]}"
+    for pattern, replacement in _TORCH_POINTCLOUD_RULES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _encoder_wrapper(names: Iterable[str]) -> str:
+    found = {name[: -len(_ENCODER_MARK)] for name in names if name.endswith(_ENCODER_MARK)}
+    found = {wrapper for wrapper in found if not wrapper.startswith(_NOT_THE_ENCODER)}
+    for wrapper in _ENCODER_WRAPPERS:
+        if wrapper in found:
+            return wrapper
+    # A prefix that is not known, but the only one.
+    return found.pop() if len(found) == 1 else ""
+
+
+class _Rule:
+    """A pattern of research names, and the function from its match to the names here."""
+
+    def __init__(self, pattern: str, target: Callable[[re.Match], str | list[str]]):
+        self.pattern, self.target = re.compile(pattern), target
+
+    def __call__(self, name: str) -> list[str] | None:
+        match = self.pattern.fullmatch(name)
+        if match is None:
+            return None
+        target = self.target(match)
+        return [target] if isinstance(target, str) else target
+
+
+def _blocks(source: str, target: str) -> list[_Rule]:
+    """Rules for a list of blocks; both arguments may refer to a stage by `{stage}`, `source` in a group of that name."""
+
+    def place(match: re.Match) -> str:
+        groups = match.groupdict()
+        return f"{target.format(stage=groups.get('stage'))}.layers.{groups['block']}"
+
+    leaves = {"attn.proj": "attention.out_proj"}
+    return [
+        _Rule(
+            rf"{source}\.(?P<block>\d+)\.{_BLOCK}",
+            lambda m: f"{place(m)}.{leaves.get(m['leaf'], m['leaf'])}.{m['kind']}",
+        ),
+        _Rule(
+            rf"{source}\.(?P<block>\d+)\.{_QKV}",
+            lambda m: [f"{place(m)}.attention.{name}_proj.{m['kind']}" for name in "qkv"],
+        ),
+    ]
+
+
+def _patch_embedding(source: str, target: str) -> _Rule:
+    return _Rule(
+        rf"{source}\.(?P<half>first|second)_conv\.(?P<layer>[013])\.{_STATE}",
+        lambda m: (
+            f"{target.format(stage=m.groupdict().get('stage'))}.{m['half']}_{_CONV[m['layer']]}.{m['kind']}"
+        ),
+    )
+
+
+def _position_embedding(source: str, target: str) -> _Rule:
+    return _Rule(
+        rf"{source}\.(?P<layer>[02])\.(?P<kind>weight|bias)",
+        lambda m: f"{target.format(stage=m.groupdict().get('stage'))}.{_POSITION[m['layer']]}.{m['kind']}",
+    )
+
+
+def _renamed(source: str, target: str) -> _Rule:
+    """A rule for one module or parameter, with everything in it."""
+    return _Rule(rf"{source}(?P<rest>(\..*)?)", lambda m: target + m["rest"])
+
+
+def _head(layers: dict[str, str]) -> list[_Rule]:
+    return [_renamed(rf"cls_head_finetune\.{number}", f"classifier.{name}") for number, name in layers.items()]
+
+
+_DEEP_HEAD_RULES = _head({"0": "dense1", "1": "norm1", "4": "dense2", "5": "norm2", "8": "output"})
+
+
+def _single_stage(base: str) -> list[_Rule]:
+    return [
+        _patch_embedding("encoder", f"{base}.patch_embedding"),
+        _position_embedding("pos_embed", f"{base}.position_embedding"),
+        _renamed("cls_token", f"{base}.class_token.token"),
+        _renamed("cls_pos", f"{base}.class_token.position"),
+        *_blocks(r"blocks\.blocks", f"{base}.encoder"),
+        _renamed("norm", f"{base}.layernorm"),
+    ]
+
+
+def _point_m2ae(num_stages: int) -> list[_Rule]:
+    stage, last = r"(?P<stage>\d+)", num_stages - 1
+    return [
+        _patch_embedding(rf"h_encoder\.token_embed\.{stage}", "point_m2ae.patch_embeddings.{stage}"),
+        _position_embedding(rf"h_encoder\.encoder_pos_embeds\.{stage}", "point_m2ae.position_embeddings.{stage}"),
+        *_blocks(rf"h_encoder\.encoder_blocks\.{stage}\.blocks", "point_m2ae.stages.{stage}"),
+        # The classifier has one norm, behind the last stage; pre-training has one behind each.
+        _renamed(rf"h_encoder\.encoder_norms\.{last}", "point_m2ae.layernorm"),
+        _Rule(rf"h_encoder\.encoder_norms\.{stage}\.(?P<kind>.*)", lambda m: f"stage_layernorms.{m['stage']}.{m['kind']}"),
+        _renamed("norm", "point_m2ae.layernorm"),
+        *_DEEP_HEAD_RULES,
+        _renamed("mask_token", "mask_token"),
+        *_blocks(rf"h_decoder\.{stage}\.blocks", "decoder_stages.{stage}"),
+        _position_embedding(rf"decoder_pos_embeds\.{stage}", "decoder_position_embeddings.{stage}"),
+        _Rule(
+            rf"token_prop\.{stage}\.fuse\.net\.(?P<layer>[01])\.{_STATE}",
+            lambda m: f"token_propagations.{m['stage']}.fuse_{('linear', 'norm')[int(m['layer'])]}.{m['kind']}",
+        ),
+        _Rule(
+            rf"token_prop\.{stage}\.extraction\.operation\.(?P<block>\d+)\.net(?P<half>[12])\.(?P<layer>[01])\.{_STATE}",
+            lambda m: (
+                f"token_propagations.{m['stage']}.layers.{m['block']}."
+                f"{('linear', 'norm')[int(m['layer'])]}{m['half']}.{m['kind']}"
+            ),
+        ),
+        _renamed("decoder_norm", "decoder_layernorm"),
+        _renamed("rec_head", "reconstruction_head"),
+    ]
+
+
+def conversion_rules(model_type: str, num_stages: int = 1) -> list[_Rule]:
+    """Rules from research names to the names of a model here, pre-training and classification alike.
+
+    Args:
+        model_type: "point_bert", "point_mae" or "point_m2ae".
+        num_stages: Number of stages of a Point-M2AE.
+    """
+    if model_type == "point_m2ae":
+        return _point_m2ae(num_stages)
+    rules = _single_stage(model_type)
+    if model_type == "point_bert":
+        heads = _head({"0": "dense", "3": "output"})
+        return [*rules, _renamed("reduce_dim", "point_bert.patch_projection"), *heads]
+    return [
+        *rules,
+        *_DEEP_HEAD_RULES,
+        _renamed("mask_token", "mask_token"),
+        _position_embedding("decoder_pos_embed", "decoder_position_embedding"),
+        *_blocks(r"MAE_decoder\.blocks", "decoder"),
+        _renamed(r"MAE_decoder\.norm", "decoder_layernorm"),
+        _renamed(r"increase_dim\.0", "reconstruction_head"),
+    ]
+
+
+def converted_tensors(
+    name: str, targets: list[str], tensor: torch.Tensor, from_torch_pointcloud: bool
+) -> dict[str, torch.Tensor]:
+    """The tensors here that a published tensor becomes.
+
+    Args:
+        name: Its research name.
+        targets: Names here.
+        tensor: The published tensor.
+        from_torch_pointcloud: Whether it is from a file of torch-pointcloud.
+
+    Returns:
+        Tensors by name: convolutions of kernel size 1 as linear layers, fused projections in their parts.
+    """
+    if name.endswith(".weight") and tensor.ndim == 3 and tensor.shape[-1] == 1:
+        tensor = tensor.squeeze(-1)
+    if from_torch_pointcloud and re.fullmatch(r"token_prop\.\d+\.fuse\.net\.0\.weight", name):
+        # There the interpolated coarse tokens come before the fine ones.
+        num_coarse = tensor.shape[1] - tensor.shape[0]
+        tensor = torch.cat([tensor[:, num_coarse:], tensor[:, :num_coarse]], dim=1)
+    pieces = [tensor] if len(targets) == 1 else tensor.chunk(len(targets))
+    return dict(zip(targets, pieces, strict=True))

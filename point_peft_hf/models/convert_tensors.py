@@ -1,0 +1,226 @@
+"""Published checkpoints: reading them, and bringing their tensors to the names of this package.
+
+Nothing in a file can run code: pickles are opened with `weights_only=True`, and of what they hold only tensors are used.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .convert_config import infer_sizes, published_settings
+from .convert_keys import conversion_rules, converted_tensors, is_torch_pointcloud, research_names
+
+MODEL_TYPES = ("point_bert", "point_m2ae", "point_mae")
+WEIGHTS_NAME = "model.safetensors"
+# Where training scripts keep the weights among other things.
+_STATE_DICT_KEYS = ("base_model", "state_dict", "model_state_dict", "model")
+
+
+@dataclass
+class ConversionReport:
+    """What became of a checkpoint.
+
+    Attributes:
+        source: The file.
+        model_type: The model type.
+        architecture: The class that the output is for.
+        loaded: By name in the file, the names of the tensors that it became.
+        new: Tensors of the class that the file does not have; they start untrained.
+        ignored: Tensors of the file that were not used.
+        assumed: Fields of the configuration that neither the tensors nor the user gave: as in the published model.
+    """
+
+    source: str
+    model_type: str
+    architecture: str
+    loaded: dict[str, list[str]] = field(default_factory=dict)
+    new: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    assumed: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{self.source} -> {self.architecture}"]
+        for title, names in (("loaded", self.loaded), ("new", self.new), ("ignored", self.ignored)):
+            lines.append(f"  {title}: {len(names)} tensors")
+            lines += [f"    {group} ({count})" for group, count in _grouped(names).items()]
+        if self.assumed:
+            values = ", ".join(f"{name}={value}" for name, value in self.assumed.items())
+            lines.append(f"  assumed, as in the published model: {values}")
+        return "\n".join(lines)
+
+
+def _grouped(names: Mapping[str, Any] | list[str]) -> dict[str, int]:
+    """Count names by module, taking lists of modules as one."""
+    counts: dict[str, int] = {}
+    for name in names:
+        module = name.rpartition(".")[0] or name
+        group = re.split(r"\.\d+(?=\.|$)", module)[0]
+        counts[group] = counts.get(group, 0) + 1
+    return counts
+
+
+@dataclass
+class ConvertedTensors:
+    """A checkpoint in the names of this package.
+
+    Attributes:
+        tensors: Tensors by name, as in a model with a head or a decoder.
+        sources: By name of a tensor here, its name in the file.
+        config_fields: Fields of the configuration.
+        assumed: Which of them neither the tensors nor the caller gave: as in the published model.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    sources: dict[str, str]
+    config_fields: dict[str, Any]
+    assumed: dict[str, Any]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a checkpoint without running anything that is in it.
+
+    Args:
+        path: A `.safetensors` file, or one that `torch.save` wrote: a state dict, or a dictionary with one under
+            "base_model", "state_dict", "model_state_dict" or "model".
+
+    Returns:
+        Tensors by name, on the CPU; where the format allows it, they are read from the disk when they are used.
+
+    Raises:
+        ValueError: If there is no such file, if it is damaged, if it holds objects that only running code could restore, or
+            if it has no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no file {str(path)!r}. Pass a .pth or .safetensors file, or a folder with {WEIGHTS_NAME}.")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{str(path)!r} is no readable safetensors file: {error}. Download it again.") from None
+    content = _read_pickle(path)
+    for key in _STATE_DICT_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    tensors = content if isinstance(content, Mapping) else {}
+    tensors = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        found = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+        raise ValueError(
+            f"{str(path)!r} has no tensors by name. Looked in the file itself and under {', '.join(_STATE_DICT_KEYS)}; "
+            f"found: {found}."
+        )
+    return tensors
+
+
+def _read_pickle(path: Path) -> Any:
+    # Published files keep their accuracy as a NumPy number; restoring one runs nothing.
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = [type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")]
+    try:
+        with torch.serialization.safe_globals([scalar, np.dtype, *dtypes]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "GLOBAL" in str(error):
+            raise ValueError(
+                f"{str(path)!r} holds objects that could run code when they are restored, so it is not opened "
+                f"({str(error).splitlines()[0]}). If you trust where it is from, save its tensors alone, in a process without "
+                "access to anything: torch.save(torch.load(path, weights_only=False)['base_model'], 'weights.pth')."
+            ) from None
+        raise ValueError(f"{str(path)!r} is no checkpoint of PyTorch: {error}. Download it again.") from None
+    except (EOFError, RuntimeError, KeyError, ValueError, AttributeError) as error:
+        raise ValueError(f"{str(path)!r} is damaged or no checkpoint of PyTorch: {error}. Download it again.") from None
+
+
+def convert_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    model_type: str,
+    config_fields: Mapping[str, Any] | None = None,
+    *,
+    name: str = "",
+) -> ConvertedTensors:
+    """Bring the tensors of a published checkpoint to the names and shapes of this package.
+
+    Args:
+        tensors: Tensors by name, in the layout of a research repository or of torch-pointcloud.
+        model_type: "point_bert", "point_mae" or "point_m2ae".
+        config_fields: Fields of the configuration that no tensor tells (heads, groups, their sizes, radii), or that should
+            be other than in the published model.
+        name: Name of the file or repository, for the published settings and for messages.
+
+    Returns:
+        The tensors and the configuration.
+
+    Raises:
+        ValueError: If nothing in the file belongs to such a model, if its encoder cannot be recognised, or if its tensors
+            contradict `config_fields`.
+    """
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"`model_type` must be one of {', '.join(map(repr, MODEL_TYPES))}, got {model_type!r}.")
+    names = research_names(tensors)
+    shapes = {names[key]: tuple(tensor.shape) for key, tensor in tensors.items()}
+    num_stages = len({match[1] for n in shapes if (match := re.match(r"h_encoder\.token_embed\.(\d+)\.", n))})
+    converted, sources = rename_tensors(tensors, model_type, num_stages)
+    if not converted:
+        raise ValueError(
+            f"Nothing in {name or 'the checkpoint'!r} belongs to a {model_type}: none of its {len(tensors)} tensors is known "
+            f"(for example {', '.join(list(tensors)[:3])}). Check `model_type`, and that it is a checkpoint of that model."
+        )
+    sizes = infer_sizes(model_type, shapes)
+    fields, assumed = _merge_fields(model_type, sizes, dict(config_fields or {}), name)
+    return ConvertedTensors(converted, sources, fields, assumed)
+
+
+def rename_tensors(
+    tensors: Mapping[str, torch.Tensor], model_type: str, num_stages: int = 1
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Rename, split and reshape the tensors that are known, and leave out the others.
+
+    Args:
+        tensors: Tensors by name in the file.
+        model_type: "point_bert", "point_mae" or "point_m2ae".
+        num_stages: Number of stages of a Point-M2AE.
+
+    Returns:
+        Tensors by name here, and by name here their name in the file.
+    """
+    names, foreign = research_names(tensors), is_torch_pointcloud(tensors)
+    rules = conversion_rules(model_type, num_stages)
+    converted, sources = {}, {}
+    for key, tensor in tensors.items():
+        targets = next((found for rule in rules if (found := rule(names[key])) is not None), None)
+        if targets is not None:
+            converted.update(converted_tensors(names[key], targets, tensor, foreign))
+            sources.update(dict.fromkeys(targets, key))
+    return converted, sources
+
+
+def _merge_fields(
+    model_type: str, sizes: dict[str, Any], given: dict[str, Any], name: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All fields, and which of them are only assumed."""
+    for key, value in sizes.items():
+        wanted = given.get(key, value)
+        if (list(wanted) if isinstance(wanted, tuple) else wanted) != value:
+            raise ValueError(
+                f"The configuration says {key}={given[key]!r}, but the tensors of {name or 'the checkpoint'!r} have {value!r}. "
+                "Leave it out of the configuration: it is read from the tensors."
+            )
+    settings = published_settings(model_type, sizes, name)
+    assumed = {key: value for key, value in settings.items() if key not in given and key not in sizes}
+    fields = {**settings, **sizes, **given}
+    if model_type == "point_mae":
+        fields.setdefault("decoder_num_attention_heads", fields["num_attention_heads"])
+    return fields, assumed

@@ -1,0 +1,229 @@
+"""Point-M2AE: multi-scale masked autoencoders for point clouds (arXiv 2205.14401)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ...ops import gather_points
+from ...slots import BlockContext
+from ..layers import (
+    ClassificationHead,
+    PatchEmbedding,
+    PointTransformerEncoder,
+    PositionEmbedding,
+    is_pretrained,
+    pretrained_behavior,
+)
+from ..modeling import PointClassificationMixin, PointPreTrainedModel
+from ..modeling_outputs import PointModelOutput
+from .configuration_point_m2ae import PointM2AEConfig
+from .hierarchy import PointHierarchy, group_nested, radius_mask
+
+
+class PointM2AEPreTrainedModel(PointPreTrainedModel):
+    """Base of the Point-M2AE models."""
+
+    config_class = PointM2AEConfig
+    config: PointM2AEConfig
+    base_model_prefix = "point_m2ae"
+    # A pre-training checkpoint brings its decoder and the norms of all stages; the encoder and the classifier only use
+    # that of the last stage.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^decoder",
+        r"^mask_token",
+        r"^reconstruction_head",
+        r"^token_propagations",
+        r"^stage_layernorms",
+    ]
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the layer that turns groups into tokens; gradient checkpointing hooks its output."""
+        return getattr(self, self.base_model_prefix, self).patch_embeddings[0]
+
+
+class PointM2AEModel(PointM2AEPreTrainedModel):
+    """The encoder: in each stage groups -> tokens -> blocks, the tokens of a stage being the points of the next.
+
+    Args:
+        config: Configuration.
+        use_local_attention: Whether attention is limited to `attention_radii`, as in the published fine-tuning. The
+            published pre-training sees all visible tokens, so its own encoder has no limit.
+    """
+
+    def __init__(self, config: PointM2AEConfig, use_local_attention: bool = True):
+        super().__init__(config)
+        self.use_local_attention = use_local_attention
+        self.patch_embeddings = nn.ModuleList()
+        self.position_embeddings = nn.ModuleList()
+        self.stages = nn.ModuleList()
+        in_size, patch_hidden_sizes, num_layers = 3, tuple(config.patch_hidden_sizes), 0
+        for stage, (hidden_size, depth) in enumerate(zip(config.hidden_sizes, config.depths, strict=True)):
+            if stage > 0:
+                in_size = config.hidden_sizes[stage - 1]
+                patch_hidden_sizes = (in_size, in_size, hidden_size)
+            self.patch_embeddings.append(PatchEmbedding(in_size, patch_hidden_sizes, hidden_size))
+            self.position_embeddings.append(PositionEmbedding(hidden_size, hidden_size))
+            self.stages.append(
+                PointTransformerEncoder(
+                    config,
+                    hidden_size,
+                    config.num_attention_heads,
+                    depth,
+                    config.group_sizes[stage],
+                    first_layer_index=num_layers,
+                    total_num_layers=config.num_hidden_layers,
+                    is_first_stage=stage == 0,
+                    is_last_stage=stage == config.num_stages - 1,
+                )
+            )
+            num_layers += depth
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def group(self, points: torch.Tensor) -> PointHierarchy:
+        """Check and group the clouds.
+
+        Args:
+            points: Clouds of shape `(batch_size, num_points, 3)`.
+
+        Returns:
+            The groups of all stages.
+
+        Raises:
+            ValueError: If the clouds are no float tensor of that shape, not finite or too small.
+        """
+        config = self.config
+        points = self._check_points(points, config.num_groups[0], config.group_sizes[0])
+        return group_nested(
+            points, config.num_groups, config.group_sizes, skip_near_origin=config.skip_near_origin
+        )
+
+    def forward(
+        self,
+        points: torch.Tensor,
+        query_features: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> PointModelOutput | tuple:
+        """Encode clouds.
+
+        Args:
+            points: Clouds of shape `(batch_size, num_points, 3)`, with at least `num_groups[0]` and `group_sizes[0]`
+                points.
+            query_features: Features that a point-prior bank is asked with, of shape `(batch_size, hidden_size)`, as
+                `extract_prior_features` returns them. Computed here when an adapter needs them and none are given; pass
+                them to save that pass where the clouds are not augmented.
+            output_hidden_states: Whether to return the tokens at every block; their number and width change from stage to
+                stage. Default: as in the configuration.
+            output_attentions: Whether to return the attention weights; needs `attn_implementation="eager"`.
+            return_dict: Whether to return a [`PointModelOutput`] instead of a tuple; default: as in the configuration.
+            **kwargs: Ignored; keys that trainers pass along.
+
+        Returns:
+            The tokens of the last stage after the final norm, the pooled features (mean and maximum over the tokens, added
+            up or side by side as `pooling` says), and the centres of the last stage.
+
+        Raises:
+            ValueError: If the clouds are no float tensor of that shape, not finite or too small.
+        """
+        hierarchy = self.group(points)
+        tokens = self.patch_embeddings[0](hierarchy.neighborhoods)
+        if query_features is None and self.stages[-1].needs_query_features:
+            shared = tokens.detach() if is_pretrained(self.patch_embeddings[0]) else None
+            query_features = self._prior_features(hierarchy, shared)
+        hidden_states, all_hidden_states, attentions = self._encode(
+            hierarchy, tokens, self.use_local_attention, query_features
+        )
+        hidden_states = self.layernorm(hidden_states)
+
+        if self.config.pooling == "sum":
+            pooled = hidden_states.mean(dim=1) + hidden_states.amax(dim=1)
+        else:
+            # The published read-out takes the first token for a class token, which this model does not have.
+            maximum = hidden_states[:, 1:] if hidden_states.shape[1] > 1 else hidden_states
+            pooled = torch.cat([hidden_states.mean(dim=1), maximum.amax(dim=1)], dim=-1)
+        wants_hidden_states = self._wants("output_hidden_states", output_hidden_states)
+        output = PointModelOutput(
+            last_hidden_state=hidden_states,
+            pooler_output=pooled,
+            hidden_states=(tokens, *all_hidden_states) if wants_hidden_states else None,
+            attentions=tuple(attentions) if self._wants("output_attentions", output_attentions) else None,
+            group_centers=hierarchy.centers[-1],
+        )
+        return output if self._wants("return_dict", return_dict) else output.to_tuple()
+
+    def _encode(
+        self,
+        hierarchy: PointHierarchy,
+        tokens: torch.Tensor,
+        use_local_attention: bool,
+        query_features: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor | None]]:
+        """Run the stages on the tokens of the first; return as [`PointTransformerEncoder`] does, over all stages."""
+        all_hidden_states, all_attentions, prompt_coordinates = [], [], {}
+        hidden_states = tokens
+        for stage, encoder in enumerate(self.stages):
+            centers = hierarchy.centers[stage]
+            if stage > 0:
+                hidden_states = self.patch_embeddings[stage](
+                    gather_points(hidden_states, hierarchy.neighbor_indices[stage])
+                )
+            radius = self.config.attention_radii[stage] if use_local_attention else 0
+            context = BlockContext(
+                centers,
+                query_features=query_features,
+                attention_mask=radius_mask(centers, radius, hidden_states.dtype),
+                prompt_coordinates=prompt_coordinates,
+            )
+            hidden_states, stage_hidden_states, stage_attentions = encoder(
+                hidden_states, self.position_embeddings[stage](centers), context
+            )
+            all_hidden_states += stage_hidden_states
+            all_attentions += stage_attentions
+        return hidden_states, all_hidden_states, all_attentions
+
+    @torch.no_grad()
+    def extract_prior_features(self, points: torch.Tensor) -> torch.Tensor:
+        """Features of the pre-trained encoder, untouched by any adapter: mean + maximum over the tokens at its end.
+
+        Computed as in pre-training, so without the limit on attention.
+
+        Args:
+            points: Clouds of shape `(batch_size, num_points, 3)`.
+
+        Returns:
+            Features of shape `(batch_size, hidden_size)`, without gradient.
+        """
+        return self._prior_features(self.group(points))
+
+    def _prior_features(self, hierarchy: PointHierarchy, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        with pretrained_behavior(self):
+            if tokens is None:
+                tokens = self.patch_embeddings[0](hierarchy.neighborhoods)
+            hidden_states = self.layernorm(self._encode(hierarchy, tokens, use_local_attention=False)[0])
+            return hidden_states.mean(dim=1) + hidden_states.amax(dim=1)
+
+
+class PointM2AEForClassification(PointClassificationMixin, PointM2AEPreTrainedModel):
+    """Point-M2AE with a classification head on mean and maximum over the tokens of the last stage.
+
+    Args:
+        config: Configuration; `num_labels` is the number of classes.
+    """
+
+    task_module_names = ("classifier",)
+
+    def __init__(self, config: PointM2AEConfig):
+        super().__init__(config)
+        self.point_m2ae = PointM2AEModel(config)
+        pooled_size = config.hidden_size * (1 if config.pooling == "sum" else 2)
+        self.classifier = ClassificationHead(
+            pooled_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout
+        )
+        self.post_init()
+
+
+__all__ = ["PointM2AEForClassification", "PointM2AEModel", "PointM2AEPreTrainedModel"]

@@ -1,0 +1,104 @@
+"""Loading folders and repositories that hold published weights in other names, with no configuration of transformers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.utils import cached_file
+
+from .convert_keys import guess_model_type
+from .convert_tensors import WEIGHTS_NAME, convert_tensors, read_checkpoint
+
+# What `from_pretrained` passes on to the download.
+_HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def find_published_weights(name: str | os.PathLike | None, kwargs: dict[str, Any]) -> Path | None:
+    """The weights of a folder or repository, if they are in a published layout.
+
+    Args:
+        name: Name of a repository, or a folder.
+        kwargs: Keyword arguments of `from_pretrained`.
+
+    Returns:
+        The file, downloaded if need be; `None` for everything that transformers loads itself, or reports as missing.
+    """
+    if name is None or kwargs.get("state_dict") is not None:
+        return None
+    if "config" not in kwargs or kwargs["config"] is None:
+        config_file = _cached_file(name, "config.json", kwargs)
+        if config_file is not None and _is_of_transformers(config_file):
+            return None
+    weights = _cached_file(name, WEIGHTS_NAME, kwargs)
+    if weights is None or published_model_type(weights) is None:
+        return None
+    return weights
+
+
+def published_model_type(weights: Path) -> str | None:
+    """The model type of a safetensors file in a published layout; `None` if it is in no published layout."""
+    with safe_open(weights, framework="pt") as file:
+        return guess_model_type(file.keys())
+
+
+def _cached_file(name: str | os.PathLike, filename: str, kwargs: dict[str, Any]) -> Path | None:
+    path = cached_file(
+        name,
+        filename,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **{key: kwargs[key] for key in _HUB_KEYS if kwargs.get(key) is not None},
+    )
+    return None if path is None else Path(path)
+
+
+def _is_of_transformers(config_file: Path) -> bool:
+    try:
+        fields = json.loads(config_file.read_text())
+    except ValueError:
+        return True
+    return isinstance(fields, dict) and fields.get("model_type") in CONFIG_MAPPING
+
+
+def load_published_weights(
+    model_class: type, weights: Path, name: str, kwargs: dict[str, Any]
+) -> tuple[PreTrainedConfig, dict[str, torch.Tensor], dict[str, Any]]:
+    """Read and convert published weights for a class.
+
+    Args:
+        model_class: The class that is to be loaded.
+        weights: The file.
+        name: Name of the folder or repository.
+        kwargs: Keyword arguments of `from_pretrained`.
+
+    Returns:
+        The configuration, the tensors in the names of this package, and the keyword arguments that are left.
+
+    Raises:
+        ValueError: If the weights are those of another model type.
+    """
+    config_class = model_class.config_class
+    model_type = published_model_type(weights)
+    if model_type != config_class.model_type:
+        raise ValueError(
+            f"{name!r} holds a {model_type}, but {model_class.__name__} is a {config_class.model_type}. Load it with a class of "
+            "its own type, or with AutoModelForPointCloudClassification."
+        )
+    converted = convert_tensors(read_checkpoint(weights), model_type, name=name)
+    kwargs = {key: value for key, value in kwargs.items() if key not in _HUB_KEYS}
+    config = kwargs.pop("config", None)
+    if not isinstance(config, PreTrainedConfig):
+        known = {*config_class.__dataclass_fields__, "num_labels"} - {"dtype"}
+        given = {key: kwargs.pop(key) for key in list(kwargs) if key in known}
+        fields = converted.config_fields
+        if "id2label" in given:
+            fields.pop("num_labels", None)
+        config = config_class(**{**fields, **given})
+    return config, converted.tensors, kwargs

@@ -1,0 +1,61 @@
+"""The scripts run from the command line, on tiny settings."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from point_peft_hf.data import write_point_cloud
+from point_peft_hf.pretrained import backbone_folder
+
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    def run(name, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+    return run
+
+
+def test_pretrain_then_train_then_predict(script, tmp_path, capsys):
+    script(
+        *["pretrain.py", "--output_dir", "backbone", "--steps", 3, "--batch_size", 4, "--num_points", 64],
+        *["--hidden_size", 24, "--num_hidden_layers", 2, "--num_attention_heads", 2, "--num_groups", 8],
+        *["--group_size", 8, "--patch_hidden_sizes", 8, 16, 16, "--decoder_num_hidden_layers", 1, "--num_workers", 0],
+    )
+    record = json.loads((tmp_path / "backbone" / "pretraining.json").read_text())
+    assert np.isfinite(record["final_chamfer_x1000"])
+
+    script(
+        *["train.py", "--model", "backbone", "--epochs", 1, "--clouds_per_class", 3, "--max_test_clouds", 24],
+        *["--method", "linear", "geometry", "--output_dir", "runs", "--batch_size", 16],
+    )
+    printed = capsys.readouterr().out
+    assert "| linear " in printed
+    assert "| geometry " in printed
+
+    write_point_cloud(tmp_path / "cloud.ply", np.random.default_rng(0).normal(size=(300, 3)))
+    script("predict.py", "cloud.ply", "--adapter", "runs/geometry", "--top", 2)
+    line = capsys.readouterr().out.strip()
+    assert line.startswith("cloud.ply: ")
+    assert line.count("%") == 2
+
+
+def test_a_file_that_is_not_there_ends_with_its_name_not_with_a_traceback(script):
+    with pytest.raises(SystemExit, match=r"error: .*nowhere"):
+        script("train.py", "--data", "nowhere")
+
+
+def test_the_shipped_backbone_is_small_and_complete():
+    folder = Path(backbone_folder())
+    files = {file.name for file in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= files
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 8e6
