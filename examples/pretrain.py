@@ -1,6 +1,6 @@
 """Pre-train a Point-MAE backbone on procedural shapes, by masked autoencoding.
 
-    accelerate launch examples/pretrain.py --output_dir outputs/point-mae-small --steps 4000 --seed 0
+    accelerate launch examples/pretrain.py --output_dir outputs/point-mae-small --seed 0
 
 This is how the backbone that ships with the package was made (its model card has the exact command). Only the base
 classes are used, and only clean clouds: the held-out classes and the scan corruptions are kept for fine-tuning.
@@ -37,13 +37,13 @@ class PretrainArguments:
     hidden_size: int = 144
     num_hidden_layers: int = 6
     num_attention_heads: int = 6
-    patch_hidden_sizes: tuple[int, ...] = (64, 128, 256)
+    patch_hidden_sizes: tuple[int, ...] = (48, 96, 192)
     num_groups: int = 64
     group_size: int = 32
     decoder_num_hidden_layers: int = 2
     num_points: int = 1024
-    steps: int = 4000
-    warmup_steps: int = 200
+    steps: int = 1500
+    warmup_steps: int = 100
     batch_size: int = 64
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -77,6 +77,62 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and "token" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim <= 1 or "token" in n]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def model_card(record: dict) -> str:
+    """The card of the backbone, written from the record of its pre-training."""
+    args = record["arguments"]
+    defaults = asdict(PretrainArguments())
+    options = [
+        f"--{name} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+        for name, value in args.items()
+        if name not in ("output_dir", "seed") and list_of(value) != list_of(defaults[name])
+    ]
+    name, classes = Path(args["output_dir"]).name, ", ".join(record["classes"])
+    command = " ".join(["accelerate launch examples/pretrain.py", *options, f"--seed {args['seed']}"])
+    return f"""---
+library_name: transformers
+license: apache-2.0
+tags:
+- point-cloud
+- point_mae
+- masked-autoencoding
+---
+
+# {name}
+
+A small Point-MAE encoder (arXiv 2203.06604), pre-trained by masked autoencoding on procedural shapes only.
+Made for quick starts and tests; for real work use a backbone that was pre-trained on real shapes.
+
+```python
+from point_peft_hf import AutoModelForPointCloudClassification
+from point_peft_hf.pretrained import backbone_folder
+
+model = AutoModelForPointCloudClassification.from_pretrained(backbone_folder("{name}"), num_labels=10)
+```
+
+| | |
+|---|---|
+| blocks | {args["num_hidden_layers"]} of width {args["hidden_size"]}, {args["num_attention_heads"]} heads |
+| input | {args["num_points"]} points, unit sphere, y up; {args["num_groups"]} groups of {args["group_size"]} |
+| data | procedural shapes, clean, seed {args["seed"]}, {len(record["classes"])} classes: {classes} |
+| training | {args["steps"]} steps of {args["batch_size"]} clouds, AdamW, learning rate {args["learning_rate"]} |
+| Chamfer distance of masked groups at the end | {record["final_chamfer_x1000"]:.3f} / 1000 |
+| versions | {", ".join(f"{k} {v}" for k, v in record["versions"].items())} |
+
+Made by
+
+```bash
+{command}
+```
+
+The class token and the head are not part of the pre-training; they are new in each classifier. License: Apache-2.0.
+"""
+
+
+def list_of(value: object) -> object:
+    """Tuples as lists, as JSON has them."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def main() -> None:
@@ -148,6 +204,7 @@ def main() -> None:
             },
         }
         (output_dir / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
+        (output_dir / "README.md").write_text(model_card(record))
         accelerator.print(f"Saved the backbone to {output_dir} after {record['seconds']} s.")
     accelerator.end_training()
 

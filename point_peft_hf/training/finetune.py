@@ -300,6 +300,9 @@ class Finetuning:
         if wanted is None:
             return 1
         folder = self.output_dir / "checkpoint" if wanted == "latest" else Path(wanted)
+        if wanted == "latest" and not folder.exists():
+            self.report(f"[{self.args.method}] nothing to resume in {self.output_dir}, starting anew")
+            return 1
         state = load_checkpoint(self.accelerator, folder)
         self.best, self.history, self.counts = state["best"], state["history"], state["counts"]
         self.report(f"[{self.args.method}] resuming after epoch {state['epoch']} from {folder}")

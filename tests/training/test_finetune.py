@@ -76,9 +76,17 @@ def test_gradient_accumulation_takes_fewer_optimizer_steps(tiny_backbone, tiny_t
 
 
 def test_nothing_to_resume_is_an_error_that_names_the_folder(tiny_backbone, tiny_task, tmp_path):
-    run = finetune(tiny_backbone, tiny_task, tmp_path, resume_from_checkpoint="latest")
-    with pytest.raises(ValueError, match=r"checkpoint holds no checkpoint to resume from"):
+    run = finetune(tiny_backbone, tiny_task, tmp_path, resume_from_checkpoint=str(tmp_path / "elsewhere"))
+    with pytest.raises(ValueError, match=r"elsewhere holds no checkpoint to resume from"):
         run.run()
+
+
+def test_latest_starts_anew_where_there_is_nothing_yet_and_says_so(tiny_backbone, tiny_task, tmp_path):
+    lines = []
+    run = finetune(tiny_backbone, tiny_task, tmp_path, method="linear", epochs=1, resume_from_checkpoint="latest")
+    run.report = lines.append
+    assert len(run.run()["history"]) == 1
+    assert "nothing to resume" in lines[0]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_clouds(tiny_backbone, tiny_task, tmp_path):
