@@ -4,8 +4,9 @@
     python examples/benchmark_data.py --clouds 10000 --formats xyz ply obj --workers 2
 
 Each measurement is a process of its own: `cold` parses all the files and fills the cache, `cached` finds them parsed,
-`no cache` parses a file whenever its cloud is asked for. Memory is the peak above that of the imported libraries; the
-cache is mapped, so that its pages count while the system has no better use for them.
+`no cache` parses a file whenever its cloud is asked for. Memory is the peak above that of the imported libraries,
+without that of worker processes; the cache is mapped, so that its pages count while the system has no better use for
+them.
 """
 
 import argparse

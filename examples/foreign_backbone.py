@@ -101,7 +101,7 @@ def build_backbone() -> ToyPointTransformer:
     return add_slots(model, "blocks", hidden_size=32, group_size=8, task_modules=["head"], final_norms=["norm"])  # 1.
 
 
-def make_clouds(count: int, num_points: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+def make_clouds(count: int, num_points: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     """Spheres (class 0) and cubes (class 1) of different sizes."""
     labels = torch.arange(count) % 2
     points = torch.randn(count, num_points, 3)
@@ -118,7 +118,7 @@ def main(steps: int = 30) -> dict[str, float]:
         PointPriorPromptConfig(num_prompt_tokens=4, prompt_depth=None),
         PointPeftConfig(num_prompt_tokens=4, prompt_depth=None),
     ]
-    points, labels = make_clouds(32)
+    points, labels = make_clouds(16)
     accuracies = {}
     for config in configs:
         model = get_peft_model(build_backbone(), config)

@@ -36,10 +36,19 @@ class FreezableBatchNorm1d(nn.BatchNorm1d):
                     f"{tuple(hidden_states.shape)}. Use a batch size of at least 2 (for the last batch of an epoch: "
                     "`drop_last=True`), or call `model.eval()` to predict."
                 )
+            if self._is_recomputing():
+                # Gradient checkpointing runs a block twice; its statistics must count once.
+                mean, variance = self.running_mean.clone(), self.running_var.clone()
+                return F.batch_norm(hidden_states, mean, variance, self.weight, self.bias, True, 0.0, self.eps)
             return super().forward(hidden_states)
         return F.batch_norm(
             hidden_states, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
         )
+
+    @staticmethod
+    def _is_recomputing() -> bool:
+        """Whether this forward pass belongs to a backward pass, as it does under gradient checkpointing."""
+        return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
     def folded_scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scale and shift, of shape `(num_features,)`, with which this layer maps x to x * scale + shift."""

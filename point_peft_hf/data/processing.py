@@ -184,7 +184,8 @@ class PointCloudProcessor(FeatureExtractionMixin):
 
     def _process(self, name: str, cloud: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Process the chosen points of a cloud; also give the index of the input point of each output point."""
-        points = cloud[chosen]
+        # index_select, as indexing with a tensor is many times slower on the CPU with several threads.
+        points = cloud.index_select(0, chosen)
         if self.up_axis == "z":
             points = torch.stack([points[:, 0], points[:, 2], -points[:, 1]], dim=1)
         elif self.up_axis == "x":
@@ -202,7 +203,7 @@ class PointCloudProcessor(FeatureExtractionMixin):
         if len(points) < self.num_points:
             # After normalising, so that the repeated points do not move the centroid.
             repeat = torch.arange(self.num_points, device=points.device) % len(points)
-            points, chosen = points[repeat], chosen[repeat]
+            points, chosen = points.index_select(0, repeat), chosen.index_select(0, repeat)
         return points, chosen
 
     def _sample(self, clouds: list[Tensor], generator: torch.Generator | None) -> list[Tensor]:
@@ -222,10 +223,10 @@ class PointCloudProcessor(FeatureExtractionMixin):
         sizes = {len(indices) for indices in chosen if len(indices) > self.num_points}
         for size in sizes:
             places = [place for place, indices in enumerate(chosen) if len(indices) == size]
-            points = torch.stack([clouds[place][chosen[place]] for place in places])
+            points = torch.stack([clouds[place].index_select(0, chosen[place]) for place in places])
             picked = farthest_point_sample((points - points.mean(dim=1, keepdim=True)).float(), self.num_points)
             for place, indices in zip(places, picked, strict=True):
-                chosen[place] = chosen[place][indices]
+                chosen[place] = chosen[place].index_select(0, indices)
         return chosen
 
     def _draw(self, population: int, number: int, generator: torch.Generator | None) -> Tensor:
@@ -266,7 +267,7 @@ def _gather_labels(name: str, labels: Any, size: int, kept: Tensor | None, chose
         raise PointCloudError(f"{name}: part_labels must be one a point, got shape {tuple(labels.shape)}")
     if kept is not None:
         labels = labels[kept.to(labels.device)]
-    return labels.long()[chosen.to(labels.device)]
+    return labels.long().index_select(0, chosen.to(labels.device))
 
 
 def register_processor(config_class: type[PreTrainedConfig]) -> None:

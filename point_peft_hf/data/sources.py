@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers.utils import logging
+from huggingface_hub.utils import tqdm
 
 from .errors import PointCloudError
 from .files import atomic_write
@@ -213,7 +213,7 @@ def _read_all(
         )
     # disable=None: no bar where the output is not a terminal.
     disable = None if options.progress else True
-    for cloud, error in logging.tqdm(items, total=len(files), desc="Reading clouds", unit="file", disable=disable):
+    for cloud, error in tqdm(items, total=len(files), desc="Reading clouds", unit="file", disable=disable):
         if error is not None and not options.skip_bad_files:
             raise PointCloudError(f"{error} (skip_bad_files=True leaves such files out)")
         yield cloud, error
@@ -234,8 +234,8 @@ def _open_cache(
     settings = [_CACHE_VERSION, options.skip_bad_files]
     if isinstance(reader, partial):
         settings += [reader.func.__name__, sorted(reader.keywords.items()), list(map(str, reader.args))]
-    root = root.resolve()
-    names = [os.path.relpath(Path(file).resolve(), root) for file in files]
+    root = Path(os.path.abspath(root))
+    names = [os.path.relpath(file, root) for file in files]
     stats = [_stat(file) for file in files]
     place = f"{root.name or 'clouds'}-{_hash([str(root), names, settings])}"
     fingerprint = _hash([settings, names, stats])

@@ -172,6 +172,9 @@ def convert_tensors(
     names = research_names(tensors)
     shapes = {names[key]: tuple(tensor.shape) for key, tensor in tensors.items()}
     num_stages = len({match[1] for n in shapes if (match := re.match(r"h_encoder\.token_embed\.(\d+)\.", n))})
+    if not _has_classification_head(model_type, shapes):
+        shapes = {n: shape for n, shape in shapes.items() if not n.startswith("cls_head_finetune.")}
+        tensors = {key: tensor for key, tensor in tensors.items() if names[key] in shapes}
     converted, sources = rename_tensors(tensors, model_type, num_stages)
     if not converted:
         raise ValueError(
@@ -181,6 +184,14 @@ def convert_tensors(
     sizes = infer_sizes(model_type, shapes)
     fields, assumed = _merge_fields(model_type, sizes, dict(config_fields or {}), name)
     return ConvertedTensors(converted, sources, fields, assumed)
+
+
+def _has_classification_head(model_type: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether there is a head, and reads the pooled tokens: the head for segmentation has the same names."""
+    head, norm = shapes.get("cls_head_finetune.0.weight"), shapes.get("norm.weight")
+    if head is None or norm is None:
+        return False
+    return head[1] == 2 * norm[0] or (model_type == "point_m2ae" and head[1] == norm[0])
 
 
 def rename_tensors(

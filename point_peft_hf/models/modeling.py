@@ -8,7 +8,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
+from ..adapter_files import write_checksums
 from ..ops import validate_points
+from .adapter_loading import load_adapter_checked
 from .configuration import PointTransformerConfig
 from .layers import ClassToken
 from .modeling_outputs import PointClassifierOutput
@@ -64,6 +66,42 @@ class PointPreTrainedModel(PreTrainedModel):
         # Adapters remember the name of their backbone.
         model.name_or_path = model.config.name_or_path = name
         return loaded
+
+    def load_adapter(self, *args, **kwargs):
+        """Load an adapter, as in transformers, but only if its files are sound and hold all that it needs.
+
+        Args:
+            *args: As in transformers.
+            **kwargs: As in transformers.
+
+        Returns:
+            As in transformers.
+
+        Raises:
+            ValueError: If not, with the names of key and file; nothing is attached then.
+        """
+        return load_adapter_checked(self, super().load_adapter, *args, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
+        """Save the model, or the active adapter if it carries one, as in transformers.
+
+        Args:
+            save_directory: The folder.
+            *args: As in transformers.
+            **kwargs: As in transformers.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        self._refresh_checksums(save_directory)
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        self._refresh_checksums(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _refresh_checksums(self, folder) -> None:
+        """Bring an adapter's checksums up to date: transformers writes the weights after the configuration."""
+        config = getattr(self, "peft_config", {}).get(self.active_adapters()[0]) if self._hf_peft_config_loaded else None
+        if hasattr(config, "checksums"):
+            write_checksums(folder)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

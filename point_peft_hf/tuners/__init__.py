@@ -1,6 +1,7 @@
 """The 3D adapter types. Importing this package registers them with `peft`."""
 
 from .geometry_adapter import GeometryAdapterConfig, GeometryAdapterModel
+from .mixing import active_adapters, add_adapters, load_adapters, save_adapters, set_adapters
 from .point_peft import PointPeftConfig, PointPeftModel
 from .point_prior_prompt import (
     PointPriorBank,
@@ -10,6 +11,7 @@ from .point_prior_prompt import (
     set_point_prior_bank,
 )
 from .registry import register_point_peft_method
+from .targets import register_default_targets
 
 __all__ = [
     "GeometryAdapterConfig",
@@ -19,7 +21,13 @@ __all__ = [
     "PointPriorBank",
     "PointPriorPromptConfig",
     "PointPriorPromptModel",
+    "active_adapters",
+    "add_adapters",
     "build_point_prior_bank",
+    "load_adapters",
+    "register_default_targets",
     "register_point_peft_method",
+    "save_adapters",
+    "set_adapters",
     "set_point_prior_bank",
 ]

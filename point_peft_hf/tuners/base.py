@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+from peft import PeftMixedModel, PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule
+from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
 from torch import nn
 
 from ..slots import AdapterSlot, BlockSlot
 from .config import PointTunerConfig, describe_backbone
+from .loading import check_loaded, check_saved_modules
 
 
 class SlotLayer(nn.Module, BaseTunerLayer):
@@ -58,6 +61,16 @@ class SlotLayer(nn.Module, BaseTunerLayer):
     def slot(self) -> AdapterSlot:
         """The slot under this layer."""
         return self.get_base_layer()
+
+    @property
+    def in_features(self) -> int:
+        """Width of the tokens that come in, by the name that PEFT's layers have it."""
+        return self.slot.hidden_size
+
+    @property
+    def out_features(self) -> int:
+        """Width of the tokens that go out."""
+        return self.slot.hidden_size
 
     def part(self, name: str, adapter_name: str) -> nn.Module | None:
         """The module of a part, or `None` if the adapter has switched it off."""
@@ -137,6 +150,7 @@ class SlotTuner(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config: PointTunerConfig, model: nn.Module) -> None:
+        # All that can be wrong is found here, before anything is attached.
         self._slots = {name: slot for name, slot in _named_slots(model)}
         if not self._slots:
             raise ValueError(
@@ -149,7 +163,55 @@ class SlotTuner(BaseTuner):
         if peft_config.modules_to_save and not any(self.wants_slot(peft_config, s) for s in self._slots.values()):
             # Every part is switched off: an adapter that is nothing but a head. PEFT knows this by a name of its own.
             peft_config.target_modules = DUMMY_TARGET_MODULES
-        peft_config.attach_to(describe_backbone(model, with_labels="classifier" in (peft_config.modules_to_save or ())))
+        self._check_targets(peft_config, model)
+        modules = peft_config.modules_to_save or ()
+        check_saved_modules(model, peft_config)
+        peft_config.attach_to(describe_backbone(model, with_labels="classifier" in modules, left_out=modules))
+
+    def _check_targets(self, peft_config: PointTunerConfig, model: nn.Module) -> None:
+        """Check that `target_modules` names slots of this type, and blocks that exist."""
+        if peft_config.target_modules == DUMMY_TARGET_MODULES:
+            return
+        self._check_targets_exist(peft_config)
+        inside = tuple(name + "." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+        by_name = copy.copy(peft_config)
+        by_name.layers_to_transform = None
+        supported = tuple(self.layer_classes)
+        for name, module in model.named_modules():
+            # An expression may well match more slots than a type has a use for; a list of names says what is meant.
+            is_slot = name in self._slots
+            if is_slot and (isinstance(self._slots[name], supported) or isinstance(peft_config.target_modules, str)):
+                continue
+            found = bool(name) and not name.startswith(inside) and super()._check_target_module_exists(by_name, name)
+            if found and not isinstance(found, _ExcludedModule):
+                wrong = self._slots[name] if is_slot else module
+                names = ", ".join(sorted(slot_class.__name__ for slot_class in supported))
+                raise ValueError(
+                    f"An adapter of type {peft_config.peft_type.value} attaches to slots ({names}), but `target_modules` "
+                    f"also matches {name!r}, a {type(wrong).__name__}. Leave `target_modules` out to use "
+                    f"{sorted(self.default_target_modules)}."
+                )
+        blocks = {name: slot for name, slot in self._slots.items() if isinstance(slot, BlockSlot)}
+        if peft_config.layers_to_transform is not None and not any(
+            self._check_target_module_exists(peft_config, name) is True for name in blocks
+        ):
+            depth = getattr(peft_config, "prompt_depth", None)
+            raise ValueError(
+                f"`layers_to_transform`={peft_config.layers_to_transform!r} leaves no block to attach to: the backbone has "
+                f"blocks 0 to {max((slot.layer_index for slot in blocks.values()), default=-1)}"
+                + (f", and `prompt_depth`={depth} takes the first {depth} of them." if depth is not None else ".")
+            )
+
+    def _check_targets_exist(self, peft_config: PointTunerConfig) -> None:
+        targets = peft_config.target_modules
+        wanted = [targets] if isinstance(targets, str) else sorted(set(targets) - set(self.default_target_modules))
+        for target in wanted:
+            by_name = copy.copy(peft_config)
+            by_name.target_modules = target if isinstance(targets, str) else {target}
+            by_name.exclude_modules = by_name.layers_to_transform = None
+            if not any(super(SlotTuner, self)._check_target_module_exists(by_name, name) for name in self._slots):
+                known = sorted({name.rpartition(".")[2] for name in self._slots})
+                raise ValueError(f"`target_modules` has {target!r}, but the backbone has no such slot. Its slots are {known}.")
 
     def _default_modules_to_save(self, peft_config: PointTunerConfig, model: nn.Module) -> list[str] | None:
         """Modules that belong to the task: without them in the file, an adapter could not be used anywhere else."""
@@ -177,6 +239,33 @@ class SlotTuner(BaseTuner):
 
     # -- Attaching -----------------------------------------------------------------------------------------------------
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
+        """Attach an adapter; see PEFT's method of this name.
+
+        Raises:
+            ValueError: If the model carries this adapter already, or is wrapped by PEFT.
+        """
+        config = self.peft_config[adapter_name]
+        type_name = config.peft_type.value
+        if isinstance(self.model, PeftModel | PeftMixedModel):
+            raise ValueError(
+                f"The model is already a {type(self.model).__name__}; no adapter of type {type_name} can be wrapped around "
+                "it. For a second adapter of the same type use its `add_adapter`, to mix types use "
+                "`point_peft_hf.add_adapters` on the backbone, to start anew call `unload()` first."
+            )
+        for layer in self.model.modules():
+            if isinstance(layer, self.tuner_layer_cls) and adapter_name in layer.configs:
+                # PEFT has put the new configuration in the place of the attached one already.
+                self.peft_config[adapter_name] = layer.configs[adapter_name]
+                raise ValueError(
+                    f"The model already carries an adapter {adapter_name!r} of type {type_name}: `get_peft_model` was called "
+                    "on it before. Use another `adapter_name`, or call `unload()` first."
+                )
+        if any(name != adapter_name and other is config for name, other in self.peft_config.items()):
+            # Adapters that were made from one object may get banks of different sizes.
+            self.peft_config[adapter_name] = copy.copy(config)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
     def _create_and_replace(
         self,
         peft_config: PointTunerConfig,
@@ -187,7 +276,8 @@ class SlotTuner(BaseTuner):
         current_key: str,
         **kwargs,
     ) -> None:
-        layer_class = self._layer_class(peft_config, target, current_key)
+        slot = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        layer_class = next(layer for slot_class, layer in self.layer_classes.items() if isinstance(slot, slot_class))
         existing = target
         while isinstance(existing, SlotLayer):
             if isinstance(existing, layer_class):
@@ -199,17 +289,17 @@ class SlotTuner(BaseTuner):
         layer.update_layer(adapter_name, peft_config, current_key)
         self._replace_module(parent, target_name, layer, target)
 
-    def _layer_class(self, peft_config: PointTunerConfig, target: nn.Module, key: str) -> type[SlotLayer]:
-        slot = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        for slot_class, layer_class in self.layer_classes.items():
-            if isinstance(slot, slot_class):
-                return layer_class
-        names = ", ".join(sorted(slot_class.__name__ for slot_class in self.layer_classes))
-        raise ValueError(
-            f"An adapter of type {peft_config.peft_type.value} attaches to slots ({names}), but `target_modules` also "
-            f"matches {key!r}, a {type(slot).__name__}. Leave `target_modules` out to use "
-            f"{sorted(self.default_target_modules)}."
-        )
+    def unload(self) -> nn.Module:
+        """Return the backbone as it was: without adapters, and with its own head, class token and norm.
+
+        PEFT would leave the modules that an adapter trained as a whole in the backbone, and the next adapter would be made
+        for a backbone that nobody else has.
+        """
+        for name, module in list(self.model.named_modules()):
+            if isinstance(module, ModulesToSaveWrapper):
+                parent, _, child = name.rpartition(".")
+                setattr(self.model.get_submodule(parent), child, module.original_module)
+        return super().unload()
 
     # -- What cannot be done -------------------------------------------------------------------------------------------
 
@@ -235,6 +325,21 @@ class SlotTuner(BaseTuner):
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         # Two types on one slot sit inside of each other; which one is outside must not show in a file.
         return super()._remove_adapter_name_from_key(key, adapter_name).replace("_slot.base_layer.", "_slot.")
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: PointTunerConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        remapped = super()._remap_adapter_state_dict_for_load(
+            model=model, config=config, adapter_name=adapter_name, state_dict=state_dict
+        )
+        # PEFT goes on without what is missing, and takes whatever else there is, weights of the backbone included.
+        check_loaded(model, config, adapter_name, remapped)
+        return remapped
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -9,7 +10,21 @@ from peft import PeftConfig
 from peft.utils import PeftType
 from torch import nn
 
+from ..adapter_files import AdapterFiles, check_files, check_unchanged, find_adapter, write_checksums
+from .fingerprint import common_precision, fingerprint
+from .type_checks import check_types
+
 INITIALIZATIONS = ("zero", "published")
+# Fields of a backbone that must be those an adapter was made with: what follows from them is in no weight.
+BACKBONE_FIELDS = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_groups",
+    "group_size",
+    "group_sizes",
+)
 
 
 @dataclass
@@ -30,6 +45,7 @@ class PointTunerConfig(PeftConfig):
         init_weights: Set to `False` to start from random weights instead (for tests).
         backbone: Written into the file when an adapter is saved: the backbone it was made for, and the names of its
             classes. An adapter whose file names another backbone is refused.
+        checksums: Written into the file when an adapter is saved, so that damage is noticed.
     """
 
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Slots to attach to."})
@@ -41,12 +57,16 @@ class PointTunerConfig(PeftConfig):
     initialization: str = field(default="zero", metadata={"help": "'zero' or 'published'."})
     init_weights: bool = field(default=True, metadata={"help": "False: random weights, for tests."})
     backbone: dict[str, Any] | None = field(default=None, metadata={"help": "The backbone it was made for."})
+    checksums: dict[str, str] | None = field(default=None, metadata={"help": "Written when an adapter is saved."})
 
     _peft_type_name: ClassVar[str] = ""
+    # Where the configuration was loaded from, until the weights are loaded as well.
+    _files: ClassVar[AdapterFiles | None] = None
 
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PeftType[self._peft_type_name]
+        check_types(self)
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
@@ -61,6 +81,10 @@ class PointTunerConfig(PeftConfig):
                 f"into the expression {self.target_modules!r}, or pass a list of slot names."
             )
         self._check_choice("initialization", INITIALIZATIONS)
+        for name in ("id2label", "weights"):
+            part = (self.backbone or {}).get(name)
+            if part is not None and not isinstance(part, dict):
+                raise ValueError(f"`backbone` must have an object as its `{name}`, got {part!r}.")
         for pattern, width in self.bottleneck_pattern.items():
             self._check_at_least(f"bottleneck_pattern[{pattern!r}]", width, 1)
 
@@ -69,6 +93,43 @@ class PointTunerConfig(PeftConfig):
         """Names of the classes that the adapter's head tells apart, if it is loaded from a file that has them."""
         names = (self.backbone or {}).get("id2label")
         return None if names is None else {int(index): name for index, name in names.items()}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any):
+        """Load a configuration, and look at the weights that belong to it (if there are any) before they are loaded.
+
+        Args:
+            pretrained_model_name_or_path: Folder, or repository of the Hub.
+            subfolder: Where in it.
+            **kwargs: `revision`, `token`, `cache_dir` and the like, for a repository.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: If a field does not fit, the weights are a pickle, or a file is damaged; with the name of the file.
+        """
+        hub, *_ = cls._split_kwargs(kwargs)
+        files = check_files(find_adapter(pretrained_model_name_or_path, subfolder=subfolder, **hub))
+        try:
+            config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if files.config is None:
+                raise
+            raise ValueError(f"{files.config}: {error}") from error
+        check_unchanged(files)
+        config._files = files
+        return config
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save the configuration, with checksums of itself and of the weights that lie in the same folder.
+
+        Args:
+            save_directory: The folder.
+            **kwargs: As in PEFT.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        write_checksums(save_directory)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as it is saved, with the backbone that the adapter is attached to."""
@@ -83,17 +144,7 @@ class PointTunerConfig(PeftConfig):
         Raises:
             ValueError: If the configuration comes from a file that was made for another backbone.
         """
-        for name, expected in (self.backbone or {}).items():
-            got = description.get(name)
-            if name == "id2label" or got is None or expected is None or got == expected:
-                continue
-            hint = "Load the backbone that the adapter was made for"
-            if name == "num_labels":
-                hint = f"Load the backbone with `num_labels={expected}`"
-            base = f" ({self.base_model_name_or_path})" if self.base_model_name_or_path else ""
-            raise ValueError(
-                f"The adapter was made for a backbone{base} with {name}={expected!r}, but this one has {name}={got!r}. {hint}."
-            )
+        check_backbone(self.backbone or {}, description, self.base_model_name_or_path, self.revision)
         self._attached_to = description
 
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
@@ -105,6 +156,11 @@ class PointTunerConfig(PeftConfig):
         if isinstance(value, bool) or not isinstance(value, int | float) or value < minimum:
             raise ValueError(f"`{name}` must be a number of at least {minimum}, got {value!r}.")
 
+    def _check_above_zero(self, name: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ValueError(f"`{name}` must be a number above 0, got {value!r}.")
+
     def _check_rates(self, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
@@ -112,18 +168,65 @@ class PointTunerConfig(PeftConfig):
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {value!r}.")
 
 
-def describe_backbone(model: nn.Module, with_labels: bool) -> dict[str, Any]:
+def check_backbone(
+    expected: dict[str, Any], description: dict[str, Any], name: str | None = None, revision: str | None = None
+) -> None:
+    """Check that a backbone is the one that an adapter was made for.
+
+    Args:
+        expected: What the adapter remembers of its backbone.
+        description: What the backbone is, from [`describe_backbone`]. If it has the right weights, all that is known of their
+            fingerprint goes in here.
+        name: Name of the expected one, for the message.
+        revision: Its revision, for the message.
+
+    Raises:
+        ValueError: If the backbone is another.
+    """
+    base = f" ({name})" if name else ""
+    for field_name, value in expected.items():
+        got = description.get(field_name)
+        if field_name in ("id2label", "revision", "weights") or got is None or value is None or got == value:
+            continue
+        hint = "Load the backbone that the adapter was made for"
+        if field_name in ("num_labels", "num_groups", "group_size", "group_sizes"):
+            hint = f"Load the backbone with `{field_name}={value}`"
+        raise ValueError(
+            f"The adapter was made for a backbone{base} with {field_name}={value!r}, but this one has "
+            f"{field_name}={got!r}. {hint}."
+        )
+    weights, own_weights = expected.get("weights") or {}, description.get("weights") or {}
+    precision = common_precision(weights, own_weights)
+    if precision is None:
+        return
+    if weights[precision] != own_weights[precision]:
+        revision = expected.get("revision") or revision
+        raise ValueError(
+            f"The adapter was made for a backbone{base} with other weights: their {precision} fingerprint is "
+            f"{weights[precision]}{f' (revision {revision})' if revision else ''}, but that of this one is "
+            f"{own_weights[precision]}. Load the backbone that the adapter was made for, and see that no warning says that some "
+            "of its weights were not found."
+        )
+    # A backbone that is loaded in half precision does not tell all about the weights.
+    description["weights"] = {**own_weights, **weights}
+
+
+def describe_backbone(model: nn.Module, with_labels: bool, left_out: Iterable[str] = ()) -> dict[str, Any]:
     """What an adapter remembers of its backbone.
 
     Args:
         model: The backbone.
         with_labels: Whether the adapter brings a head, so that the classes matter.
+        left_out: Modules that the adapter brings, for a model that does not declare which belong to the task.
 
     Returns:
-        Type and sizes of the backbone, and the classes; empty for a model without a configuration.
+        Type and sizes of the backbone, the fingerprint of its weights, and the classes.
     """
     config = getattr(model, "config", None)
-    description = {name: getattr(config, name, None) for name in ("model_type", "hidden_size", "num_hidden_layers")}
+    description = {name: getattr(config, name, None) for name in BACKBONE_FIELDS}
+    # Where it was loaded from the Hub: which commit.
+    description["revision"] = getattr(config, "_commit_hash", None)
+    description["weights"] = fingerprint(model, left_out) or None
     if with_labels and hasattr(config, "id2label"):
         description["num_labels"] = config.num_labels
         description["id2label"] = {str(index): name for index, name in config.id2label.items()}

@@ -58,8 +58,14 @@ class PatchEmbedding(nn.Module):
         features = self.first_linear1(groups.view(-1, in_size))
         features = self.first_linear2(F.relu(self.first_norm1(features)))
         pooled = features.view(num_groups, group_size, -1).amax(dim=1)
-        pooled = pooled[:, None].expand(-1, group_size, -1).reshape(num_groups * group_size, -1)
-        features = self.second_linear1(torch.cat([pooled, features], dim=-1))
+        if type(self.second_linear1) is nn.Linear:
+            # The same as below, but with the group's maximum multiplied once a group instead of once a point.
+            weight_pooled, weight_point = self.second_linear1.weight.chunk(2, dim=1)
+            features = F.linear(features, weight_point).view(num_groups, group_size, -1)
+            features = (features + F.linear(pooled, weight_pooled, self.second_linear1.bias)[:, None]).flatten(0, 1)
+        else:
+            pooled = pooled[:, None].expand(-1, group_size, -1).reshape(num_groups * group_size, -1)
+            features = self.second_linear1(torch.cat([pooled, features], dim=-1))
         features = self.second_linear2(F.relu(self.second_norm1(features)))
         return features.view(num_groups, group_size, -1).amax(dim=1)
 

@@ -76,6 +76,10 @@ class GeometryOptions:
                 "`local_attention_size` must be a multiple of `local_attention_heads`, got "
                 f"{self.local_attention_size} and {self.local_attention_heads}."
             )
+        for name in ("ffn_scale", "center_scale", "propagation_scale"):
+            self._check_at_least(name, getattr(self, name), 0)
+        for name in ("propagation_power", "propagation_eps"):
+            self._check_above_zero(name)
         self._check_rates("dropout", "local_drop_path")
         self._check_choice("local_pooling", ("max", "mean"))
         self._check_choice("center_selection", ("fps", "random"))

@@ -27,14 +27,17 @@ class LocalNeighborhoods:
         center_indices: Row of each local centre, of shape `(batch_size, num_local_centers)`.
         neighbor_indices: Rows of its neighbourhood, of shape `(batch_size, num_local_centers, num_local_neighbors)`.
         weights: Propagation from the local centres to the patch tokens, of shape
-            `(batch_size, num_groups, num_local_centers)`; rows sum to 1.
+            `(batch_size, num_groups, num_local_centers)`; rows sum to 1. `None` where prompt coordinates learn from it:
+            each block then computes its own.
+        prompt_coordinates: Learnable coordinates of the prompts in the table, each of shape `(num_prompts, 3)`.
         prompt_ranges: Which of the block's prompt tokens are in the table, as (start, stop).
         local_attention: The local attention that the blocks of the stage share, or `None`.
     """
 
     center_indices: torch.Tensor
     neighbor_indices: torch.Tensor
-    weights: torch.Tensor
+    weights: torch.Tensor | None
+    prompt_coordinates: tuple[torch.Tensor, ...]
     prompt_ranges: tuple[tuple[int, int], ...]
     local_attention: nn.Module | None
 
@@ -118,36 +121,29 @@ class LocalityLayerMixin:
     ) -> LocalNeighborhoods:
         group_centers = context.group_centers
         coordinates, ranges = self._prompt_coordinates(context, names)
-        points = group_centers
-        if coordinates is not None:
-            coordinates = coordinates.to(group_centers.dtype).expand(len(group_centers), -1, -1)
-            points = torch.cat([coordinates, group_centers], dim=1)
-        num_centers, num_neighbors = self._neighborhood_size(config, group_centers.shape[1], points.shape[1])
-
         # Which tokens are chosen has no gradient; how far they are from the others has (the prompts' coordinates learn
         # from it).
         with torch.no_grad():
+            points = table_points(group_centers, coordinates)
+            num_centers, num_neighbors = self._neighborhood_size(config, group_centers.shape[1], points.shape[1])
             center_indices = self._choose_centers(config, points, num_centers)
             centers = gather_points(points, center_indices)
             neighbor_indices = self._choose_neighbors(config, centers, points, num_neighbors)
-        if coordinates is not None:
-            centers = gather_points(points, center_indices)
-        if config.use_propagation:
-            weights = inverse_distance_weights(
-                group_centers, centers, power=config.propagation_power, eps=config.propagation_eps
-            )
-        else:
+        weights = None
+        if not config.use_propagation:
             first_group = points.shape[1] - group_centers.shape[1]
             groups = torch.arange(first_group, points.shape[1], device=points.device)
             weights = (groups[None, :, None] == center_indices[:, None]).to(points.dtype)
+        elif not (torch.is_grad_enabled() and any(piece.requires_grad for piece in coordinates)):
+            weights = propagation_weights(config, group_centers, centers)
         return LocalNeighborhoods(
-            center_indices, neighbor_indices, weights, ranges, self.part("local_attention", adapter_name)
+            center_indices, neighbor_indices, weights, coordinates, ranges, self.part("local_attention", adapter_name)
         )
 
     @staticmethod
     def _prompt_coordinates(
         context: BlockContext, names: tuple[str, ...]
-    ) -> tuple[torch.Tensor | None, tuple[tuple[int, int], ...]]:
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[tuple[int, int], ...]]:
         """The coordinates of all prompts that have some, and where those prompts are among the block's prompts."""
         pieces, ranges, start = [], [], 0
         for name in names:
@@ -157,7 +153,7 @@ class LocalityLayerMixin:
                 pieces.append(prompt_set.coordinates)
                 ranges.append((start, stop))
             start = stop
-        return (torch.cat(pieces) if pieces else None), tuple(ranges)
+        return tuple(pieces), tuple(ranges)
 
     def _neighborhood_size(self, config: GeometryOptions, num_groups: int, num_rows: int) -> tuple[int, int]:
         num_centers = config.num_local_centers
@@ -216,7 +212,8 @@ class FeedForwardLayerMixin:
 class OutputLayerMixin:
     """Around an [`~point_peft_hf.slots.OutputSlot`]: local aggregation, propagation, and a residual bottleneck."""
 
-    parts = ("output_bottleneck", "batch_norm", "local_attention")
+    # No part may end like a module to save: PEFT compares ends of names, and "norm" is a common name of a norm.
+    parts = ("output_bottleneck", "pooled_bn", "local_attention")
 
     def create_parts(self, adapter_name: str, config: GeometryOptions, slot_name: str) -> dict[str, nn.Module]:
         """Create the bottleneck at the end of the block and what the block has of the local aggregation."""
@@ -224,9 +221,9 @@ class OutputLayerMixin:
         if config.use_output_bottleneck:
             created["output_bottleneck"] = create_bottleneck(config, hidden_size, slot_name)
         if config.use_local_aggregation:
-            created["batch_norm"] = FreezableBatchNorm1d(hidden_size)
+            created["pooled_bn"] = FreezableBatchNorm1d(hidden_size)
             if config.initialization == "zero" and config.init_weights:
-                nn.init.zeros_(created["batch_norm"].weight)
+                nn.init.zeros_(created["pooled_bn"].weight)
             attention = None if config.share_local_attention else create_local_attention(config, hidden_size)
             if attention is not None:
                 created["local_attention"] = attention
@@ -275,7 +272,14 @@ class OutputLayerMixin:
         table = torch.cat([*pieces, patches], dim=1) if pieces else patches
 
         features = self._aggregate(adapter_name, config, table, neighborhoods)
-        update = config.propagation_scale * (neighborhoods.weights.to(features.dtype) @ features)
+        weights = neighborhoods.weights
+        if weights is None:
+            # Computed here, not once for all blocks: gradient checkpointing goes backward through every block on its own,
+            # so blocks must not share a part of the graph.
+            points = table_points(context.group_centers, neighborhoods.prompt_coordinates)
+            centers = gather_points(points, neighborhoods.center_indices)
+            weights = propagation_weights(config, context.group_centers, centers)
+        update = config.propagation_scale * (weights.to(features.dtype) @ features)
         patches = patches + update.to(patches.dtype)
         return torch.cat([hidden_states[:, : prefix + prompts.count], patches], dim=1)
 
@@ -283,7 +287,7 @@ class OutputLayerMixin:
         self, adapter_name: str, config: GeometryOptions, table: torch.Tensor, neighborhoods: LocalNeighborhoods
     ) -> torch.Tensor:
         """One feature for each local centre, of shape `(batch_size, num_local_centers, hidden_size)`."""
-        batch_norm = self.part("batch_norm", adapter_name)
+        batch_norm = self.part("pooled_bn", adapter_name)
         table = table.to(batch_norm.weight.dtype)
         attention = self.part("local_attention", adapter_name) or neighborhoods.local_attention
         neighbors = gather_points(table, neighborhoods.neighbor_indices)
@@ -303,6 +307,20 @@ class OutputLayerMixin:
             return neighbors
         kept = neighbors.new_empty(*neighbors.shape[:2], 1, 1).bernoulli_(1 - rate)
         return neighbors * kept.div_(1 - rate)
+
+
+def table_points(group_centers: torch.Tensor, prompt_coordinates: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Positions of the rows of the token table, of shape `(batch_size, num_prompts + num_groups, 3)`."""
+    batch_size = len(group_centers)
+    pieces = [piece.to(group_centers.dtype).expand(batch_size, -1, -1) for piece in prompt_coordinates]
+    return torch.cat([*pieces, group_centers], dim=1) if pieces else group_centers
+
+
+def propagation_weights(config: GeometryOptions, group_centers: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
+    """Weights from the local centres to the patch tokens, of shape `(batch_size, num_groups, num_local_centers)`."""
+    return inverse_distance_weights(
+        group_centers, centers, power=config.propagation_power, eps=config.propagation_eps
+    )
 
 
 def create_bottleneck(config: GeometryOptions, hidden_size: int, slot_name: str) -> Bottleneck:

@@ -43,5 +43,5 @@ class PointPeftConfig(GeometryOptions, PromptOptions, PointTunerConfig):
         super().__post_init__()
         self._check_geometry()
         self._check_prompts()
-        # Coordinates are only read by the neighbourhoods; without those they would never be trained.
-        self.use_prompt_coordinates &= self.use_geometry and self.use_local_aggregation
+        # Coordinates learn from the propagation weights; without those they would never be trained.
+        self.use_prompt_coordinates &= self.use_geometry and self.use_local_aggregation and self.use_propagation

@@ -55,8 +55,7 @@ class PromptOptions:
             self._check_at_least("prompt_depth", self.prompt_depth, 1)
         if self.num_retrieved is not None:
             self._check_at_least("num_retrieved", self.num_retrieved, 1)
-        if not isinstance(self.retrieval_temperature, int | float) or self.retrieval_temperature <= 0:
-            raise ValueError(f"`retrieval_temperature` must be above 0, got {self.retrieval_temperature!r}.")
+        self._check_above_zero("retrieval_temperature")
         self._check_rates("prompt_dropout")
 
 

@@ -1,0 +1,379 @@
+"""The files of an adapter: where they are, and whether they are what they claim to be.
+
+Everything here looks before it loads: a file of weights is judged by its header, so that a claim of 10 GB is refused
+before anything is allocated, and nothing in a file is ever executed. Errors name the file, and the key or field in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+PICKLE_NAME = "adapter_model.bin"
+# What adapters of PEFT's own types, whose configurations have no room for it, remember of their backbone.
+BACKBONE_NAME = "backbone.json"
+
+# Fields that change nothing about what an adapter computes, so that a person may edit them.
+FREE_FIELDS = frozenset(
+    {"auto_mapping", "base_model_name_or_path", "checksums", "inference_mode", "peft_version", "revision"}
+)
+# Fields that sizes of tensors follow from.
+SIZE_FIELDS = (
+    "bank_size",
+    "bottleneck_pattern",
+    "bottleneck_size",
+    "local_attention_size",
+    "num_prompt_tokens",
+    "prompt_bottleneck_size",
+    "r",
+    "rank_pattern",
+)
+# Defaults of parts that are switched off may be larger than all that is in the file, but never this large.
+_HARMLESS_SIZE = 4096
+_MAX_JSON_BYTES = 16 * 2**20
+_MAX_HEADER_BYTES = 64 * 2**20
+_ITEM_BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+}
+_SNAPSHOT = re.compile(r"snapshots[/\\]([0-9a-f]{40})[/\\]")
+
+
+class TensorInfo(NamedTuple):
+    """What the header of a safetensors file says about a tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass
+class AdapterFiles:
+    """The files of an adapter, and what is known of them without loading anything.
+
+    Attributes:
+        name: Folder or repository, as it was given.
+        config: Its `adapter_config.json`, or `None` if there is none.
+        weights: Its `adapter_model.safetensors`, or `None`.
+        sidecar: Its `backbone.json`, for an adapter whose configuration has no room for what is in there.
+        commit: The commit they come from; `None` for a folder.
+        fields: What is in the configuration.
+        tensors: What the header of the weights says, by key.
+        problem: Why the weights must not be used although their header is sound; `None` if they may.
+    """
+
+    name: str
+    config: Path | None = None
+    weights: Path | None = None
+    sidecar: Path | None = None
+    commit: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, TensorInfo] = field(default_factory=dict)
+    problem: str | None = None
+
+
+# -- Finding -----------------------------------------------------------------------------------------------------------
+
+
+def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None = None, **hub: Any) -> Path | None:
+    """Find a file in a folder or a repository, downloading it if need be.
+
+    Args:
+        name: Folder, or repository of the Hub.
+        filename: Name of the file.
+        subfolder: Where in it.
+        **hub: `revision`, `token`, `cache_dir` and the like, for a repository.
+
+    Returns:
+        The file, or `None` if it is not there.
+
+    Raises:
+        ValueError: If `name` is neither a folder nor a possible name of a repository.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        path = folder / (subfolder or "") / filename
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(str(name), filename, subfolder=subfolder or None, **hub))
+    except EntryNotFoundError:
+        return None
+    except HFValidationError:
+        raise ValueError(
+            f"{str(name)!r} is neither a folder nor the name of a repository. Pass the folder that holds {CONFIG_NAME}, or "
+            "'owner/name'."
+        ) from None
+
+
+def find_adapter(name: str | os.PathLike, *, subfolder: str | None = None, **hub: Any) -> AdapterFiles:
+    """Find the files of an adapter; all of a repository's come from one commit.
+
+    Args:
+        name: Folder, or repository of the Hub.
+        subfolder: Where in it.
+        **hub: `revision`, `token`, `cache_dir` and the like, for a repository.
+
+    Returns:
+        Where the files are; nothing is read yet.
+
+    Raises:
+        ValueError: If the weights are a pickle, or if `name` cannot be a folder or repository.
+    """
+    files = AdapterFiles(str(name), find_file(name, CONFIG_NAME, subfolder=subfolder, **hub))
+    if files.config is None:
+        return files
+    if match := _SNAPSHOT.search(str(files.config)):
+        files.commit = match[1]
+        hub = {**hub, "revision": files.commit}
+    files.weights = find_file(name, WEIGHTS_NAME, subfolder=subfolder, **hub)
+    # The name of a pickle is enough to refuse it; it need not be downloaded for that where the repository has both.
+    if files.weights is None and (pickle := find_file(name, PICKLE_NAME, subfolder=subfolder, **hub)) is not None:
+        raise ValueError(
+            f"{pickle} is a pickle, which can run code when it is loaded, so it is not. Ask the author for {WEIGHTS_NAME}, or, "
+            "if you trust the author, load it with torch.load and save it with safetensors.torch.save_file."
+        )
+    return files
+
+
+# -- Reading -----------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that must hold an object.
+
+    Raises:
+        ValueError: If it does not, or is too large or twice has the same key; with the name of the file.
+    """
+    size = path.stat().st_size
+    if size > _MAX_JSON_BYTES:
+        raise ValueError(f"{path}: has {size:,} bytes, more than any such file needs. Save or download it again.")
+    return _parse_object(path, path.read_bytes())
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Read and check the header of a safetensors file, without reading its tensors.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Type and shape of each tensor, by key.
+
+    Raises:
+        ValueError: If the header does not fit itself or the size of the file, with the names of file and key.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(8)
+        if len(start) < 8:
+            raise ValueError(f"{path}: has {size} bytes, so it is no safetensors file. Save or download it again.")
+        (header_size,) = struct.unpack("<Q", start)
+        if header_size > min(size - 8, _MAX_HEADER_BYTES):
+            raise ValueError(
+                f"{path}: claims a header of {header_size:,} bytes in a file of {size:,}; it is truncated or damaged. Save or "
+                "download it again."
+            )
+        header = _parse_object(path, file.read(header_size))
+    header.pop("__metadata__", None)
+    tensors, ranges = {}, []
+    for key, info in header.items():
+        tensors[key], begin, end = _check_entry(path, key, info)
+        ranges.append((begin, end, key))
+    expected = 0
+    for begin, end, key in sorted(ranges):
+        if begin != expected:
+            raise ValueError(f"{path}: tensor {key!r} starts at byte {begin:,} instead of {expected:,}; it is damaged.")
+        expected = end
+    if expected != size - 8 - header_size:
+        raise ValueError(
+            f"{path}: its tensors take {expected:,} bytes, but the file has {size - 8 - header_size:,} for them; it is "
+            "truncated or damaged. Save or download it again."
+        )
+    return tensors
+
+
+def _check_entry(path: Path, key: str, info: Any) -> tuple[TensorInfo, int, int]:
+    """Check what a header says about one tensor; also give where its bytes begin and end."""
+    where = f"{path}: tensor {key!r}"
+    if not isinstance(info, dict) or set(info) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{where} must have dtype, shape and data_offsets in the header, got {_short(info)}.")
+    dtype, shape, offsets = info["dtype"], info["shape"], info["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
+        raise ValueError(f"{where} has the unknown dtype {_short(dtype)}.")
+    if not _are_sizes(shape):
+        raise ValueError(f"{where} must have a list of sizes as its shape, got {_short(shape)}.")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"{where} must have two data_offsets, got {_short(offsets)}.")
+    needed = math.prod(shape) * _ITEM_BYTES[dtype]
+    if offsets[1] - offsets[0] != needed:
+        raise ValueError(
+            f"{where} of shape {tuple(shape)} and dtype {dtype} takes {needed:,} bytes, but the header gives it "
+            f"{offsets[1] - offsets[0]:,}; the file is damaged."
+        )
+    return TensorInfo(dtype, tuple(shape)), *offsets
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
+
+
+def _parse_object(path: Path, content: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"the key {twice!r} occurs twice")
+        return result
+
+    try:
+        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is no valid JSON ({error}). Save or download it again.") from None
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{path}: must hold a JSON object, got {_short(parsed)}.")
+    return parsed
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# -- Checksums ---------------------------------------------------------------------------------------------------------
+
+
+def file_checksum(path: Path) -> str:
+    """The sha256 of a file's bytes, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def fields_checksum(fields: Mapping[str, Any]) -> str:
+    """The sha256 of the fields of a configuration that matter for what the adapter computes."""
+    kept = {name: value for name, value in fields.items() if name not in FREE_FIELDS}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def checksums(folder: Path, fields: Mapping[str, Any]) -> dict[str, str]:
+    """The checksums of an adapter in a folder: of its fields, and of its weights if they are there."""
+    result = {CONFIG_NAME: fields_checksum(fields)}
+    if (folder / WEIGHTS_NAME).is_file():
+        result[WEIGHTS_NAME] = file_checksum(folder / WEIGHTS_NAME)
+    return result
+
+
+def write_checksums(folder: str | os.PathLike) -> None:
+    """Write the checksums of an adapter into its configuration, which is brought into one order as well.
+
+    Args:
+        folder: A folder with an `adapter_config.json` of one of this package's types, and the weights that belong to it.
+    """
+    folder = Path(folder)
+    fields = read_json(folder / CONFIG_NAME)
+    for name in ("target_modules", "exclude_modules"):
+        # Sets, which Python writes in another order each time: an unchanged adapter should give an unchanged file.
+        if isinstance(fields.get(name), list):
+            fields[name] = sorted(fields[name])
+    fields["checksums"] = checksums(folder, fields)
+    write_json(folder / CONFIG_NAME, fields)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file that is either complete or not there."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+# -- Checking ----------------------------------------------------------------------------------------------------------
+
+
+def check_files(files: AdapterFiles) -> AdapterFiles:
+    """Read configuration and header, and check all that can be checked without a model.
+
+    Args:
+        files: From [`find_adapter`].
+
+    Returns:
+        The same object, with `fields`, `tensors` and `problem` filled in.
+
+    Raises:
+        ValueError: If something does not fit, with the name of the file and of the key or field.
+    """
+    if files.config is None:
+        return files
+    files.fields = read_json(files.config)
+    if files.sidecar is not None:
+        files.fields.setdefault("checksums", read_json(files.sidecar).get("checksums"))
+    expected = _expected_checksums(files)
+    if files.weights is not None:
+        files.tensors = read_header(files.weights)
+        _check_sizes(files)
+        if WEIGHTS_NAME in expected and file_checksum(files.weights) != expected[WEIGHTS_NAME]:
+            files.problem = (
+                f"{files.weights}: is not the file that {CONFIG_NAME} was saved with (its sha256 is another); it is damaged, or was "
+                "changed or exchanged. Download it again; if you changed it on purpose, delete `checksums` from "
+                f"{files.config}."
+            )
+    return files
+
+
+def check_unchanged(files: AdapterFiles) -> None:
+    """Check that nobody changed the fields of a configuration since it was saved.
+
+    Raises:
+        ValueError: If somebody did.
+    """
+    expected = _expected_checksums(files).get(CONFIG_NAME)
+    if expected is not None and expected != fields_checksum(files.fields):
+        raise ValueError(
+            f"{files.config}: its fields are not those that were saved; it is damaged, or was changed. Download it again; if you "
+            f"changed it on purpose, delete `checksums` from it."
+        )
+
+
+def _expected_checksums(files: AdapterFiles) -> dict[str, str]:
+    expected = files.fields.get("checksums")
+    if expected is None:
+        return {}
+    if not isinstance(expected, dict) or not all(isinstance(value, str) for value in expected.values()):
+        raise ValueError(f"{files.config}: `checksums` must be an object of texts, got {_short(expected)}.")
+    return expected
+
+
+def _check_sizes(files: AdapterFiles) -> None:
+    """Check the sizes that a configuration claims against the tensors that are there."""
+    claimed = files.fields.get("bank_size", 0)
+    for key, info in files.tensors.items():
+        if key.endswith("_bank.features") and (type(claimed) is not int or info.shape[:1] != (claimed,)):
+            raise ValueError(
+                f"{files.config}: `bank_size` is {_short(claimed)}, but {key!r} in {files.weights} has shape {info.shape}. The "
+                "two files do not belong together; download both again."
+            )
+    largest = max((size for info in files.tensors.values() for size in info.shape), default=0)
+    for name in SIZE_FIELDS:
+        value = files.fields.get(name)
+        for size in value.values() if isinstance(value, dict) else (value,):
+            if isinstance(size, int | float) and size > max(largest, _HARMLESS_SIZE):
+                raise ValueError(
+                    f"{files.config}: `{name}` is {_short(size)}, but no tensor in {files.weights} has a dimension above "
+                    f"{largest}. The two files do not belong together; download both again."
+                )

@@ -1,0 +1,42 @@
+"""Which modules other PEFT methods adapt on our backbones when their configuration names none.
+
+With these, `LoraConfig(r=8)` works on a point transformer as on any model of transformers.
+"""
+
+from __future__ import annotations
+
+from peft.utils import constants
+
+MODEL_TYPES = ("point_mae", "point_bert", "point_m2ae")
+
+# Where a method is not listed: the projections that LoRA adapts in the models of transformers.
+DEFAULT_TARGETS = ["q_proj", "v_proj"]
+TARGETS = {
+    "IA3": ["k_proj", "v_proj", "fc2"],
+    # The head's norms have the same names, and they belong to the head.
+    "LNTUNING": r".*\.layers\.\d+\.norm[12]",
+    # BEFT shifts a bias, and query, key and value have none.
+    "BEFT": ["out_proj", "fc2"],
+}
+IA3_FEEDFORWARD_TARGETS = ["fc2"]
+
+
+def register_default_targets(*model_types: str) -> None:
+    """Tell PEFT the default `target_modules` of backbones whose blocks are ours.
+
+    Defaults that are there already are left as they are.
+
+    Args:
+        *model_types: The `model_type` of each backbone.
+    """
+    for mapping_name, mapping in vars(constants).items():
+        if not (mapping_name.startswith("TRANSFORMERS_MODELS_TO_") and mapping_name.endswith("_TARGET_MODULES_MAPPING")):
+            continue
+        method = mapping_name.removeprefix("TRANSFORMERS_MODELS_TO_").removesuffix("_TARGET_MODULES_MAPPING")
+        for model_type in model_types:
+            mapping.setdefault(model_type, TARGETS.get(method, DEFAULT_TARGETS))
+    for model_type in model_types:
+        constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.setdefault(model_type, IA3_FEEDFORWARD_TARGETS)
+
+
+register_default_targets(*MODEL_TYPES)

@@ -1,0 +1,101 @@
+import pytest
+import torch
+from peft import get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from point_peft_hf import (
+    PointM2AEConfig,
+    PointM2AEForClassification,
+    PointPeftConfig,
+    PointPriorPromptConfig,
+    build_point_prior_bank,
+)
+
+# The paper's method on Point-M2AE for ScanObjectNN. The published total, 661,046, has 15 gates of the feed-forward networks
+# on top, which are 0 at the start and so switch the frozen networks off; here they do not exist.
+COMPONENTS = {
+    "classifier": 267_535,
+    "ffn_bottleneck": 111_120,
+    "output_bottleneck": 111_120,
+    "prompt_bottleneck": 32_680,
+    "prompt_embedding": 53_760,
+    "point_peft_bias": 26_880,
+    "local_attention": 49_056 + 1_344,
+    "pooled_bn": 6_720,
+    "layernorm": 768,
+    "prompt_coordinates": 48,
+}
+
+
+def test_trainable_parameters_by_component():
+    config = PointM2AEConfig(num_labels=15, pooling="concat", group_sizes=[32, 16, 16])
+    with torch.device("meta"):
+        backbone = PointM2AEForClassification(config)
+        model = get_peft_model(backbone, PointPeftConfig(num_prompt_tokens=16, prompt_depth=None))
+    counts = dict.fromkeys(COMPONENTS, 0)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (component,) = [component for component in COMPONENTS if component in name]
+            counts[component] += parameter.numel()
+    assert counts == COMPONENTS
+    assert sum(counts.values()) == 661_046 - 15
+    assert model.get_nb_trainable_parameters()[0] == sum(counts.values())
+
+
+@pytest.fixture
+def model_type():
+    return "point_m2ae"
+
+
+@pytest.fixture
+def model(make_classifier):
+    return get_peft_model(make_classifier(), PointPeftConfig(num_prompt_tokens=4, prompt_depth=None))
+
+
+def test_one_local_attention_a_stage_and_one_set_of_coordinates(model):
+    encoder = model.base_model.model.point_m2ae
+    local = [stage.locality_slot.part("local_attention", "default") for stage in encoder.stages]
+    assert [attention.norm_weight.shape[0] for attention in local] == [12, 16, 24]
+    coordinates = [stage.prior_slot.part("prompt_coordinates", "default") for stage in encoder.stages]
+    assert coordinates[0].weight.shape == (4, 3)
+    assert coordinates[1:] == [None, None]
+
+
+def test_bank_and_enhanced_prompts_only_in_the_last_stage(model, points):
+    encoder = model.base_model.model.point_m2ae
+    assert [len(stage.prior_slot.banks) for stage in encoder.stages] == [0, 0, 1]
+    bottlenecks = [
+        layer.prompt_slot.part("prompt_bottleneck", "default") is not None
+        for stage in encoder.stages
+        for layer in stage.layers
+    ]
+    assert bottlenecks == [False, False, False, True]
+    bank = build_point_prior_bank(model, [{"points": points}], progress=False)
+    assert bank.features.shape == (4, 24)
+
+
+@torch.no_grad()
+def test_coordinates_of_prompts_reach_every_stage(model, points):
+    """Moving them changes neighbourhoods, and with them the tokens, from the first stage on."""
+    config = model.peft_config["default"]
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and hasattr(module, "point_peft_pooled_bn"):
+            for batch_norm in module.point_peft_pooled_bn.values():
+                torch.nn.init.ones_(batch_norm.weight)
+    assert config.use_prompt_coordinates
+    model.eval()
+    before = model(points, output_hidden_states=True).hidden_states
+    encoder = model.base_model.model.point_m2ae
+    encoder.stages[0].prior_slot.part("prompt_coordinates", "default").weight += 3.0
+    after = model(points, output_hidden_states=True).hidden_states
+    assert torch.equal(before[0], after[0])
+    assert all(not torch.allclose(b, a, atol=1e-6) for b, a in zip(before[1:], after[1:], strict=True))
+
+
+def test_numbers_of_blocks_count_over_stages(make_classifier):
+    model = get_peft_model(make_classifier(), PointPriorPromptConfig(num_prompt_tokens=2, prompt_depth=2))
+    stages = model.base_model.model.point_m2ae.stages
+    prompted = [isinstance(layer.prompt_slot, BaseTunerLayer) for stage in stages for layer in stage.layers]
+    assert prompted == [True, True, False, False]
+    assert [layer.ffn_slot.layer_index for stage in stages for layer in stage.layers] == [0, 1, 2, 3]
+    assert {layer.ffn_slot.num_layers for stage in stages for layer in stage.layers} == {4}

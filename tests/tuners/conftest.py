@@ -1,0 +1,157 @@
+"""Tiny backbones and adapters. A new backbone or type takes part in these tests by one line here."""
+
+import copy
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+
+import point_peft_hf as pp
+
+NUM_CLASSES = 5
+BLOCKS = {
+    "num_attention_heads": 6,
+    "patch_hidden_sizes": (16, 32, 64),
+    "classifier_hidden_size": 32,
+    "num_labels": NUM_CLASSES,
+    "initializer_range": 0.2,
+}
+SINGLE_STAGE = {**BLOCKS, "hidden_size": 48, "num_hidden_layers": 3, "num_groups": 16, "group_size": 8}
+STAGES = {
+    **BLOCKS,
+    "hidden_sizes": (12, 24, 48),
+    "depths": (1, 1, 2),
+    "num_groups": (32, 16, 8),
+    "group_sizes": (8, 4, 4),
+}
+
+BACKBONES = {
+    "point_mae": (pp.PointMAEForClassification, pp.PointMAEConfig, SINGLE_STAGE),
+    "point_bert": (pp.PointBertForClassification, pp.PointBertConfig, {**SINGLE_STAGE, "patch_embedding_size": 32}),
+    "point_m2ae": (pp.PointM2AEForClassification, pp.PointM2AEConfig, STAGES),
+}
+TYPES = {
+    "geometry": (pp.GeometryAdapterConfig, {}),
+    "prompt": (pp.PointPriorPromptConfig, {"num_prompt_tokens": 4}),
+    "point_peft": (pp.PointPeftConfig, {"num_prompt_tokens": 4}),
+}
+CASES = ("geometry", "prompt", "prompt+bank", "point_peft", "point_peft+bank")
+
+
+@cache
+def _backbone(name: str, options: tuple) -> nn.Module:
+    model_class, config_class, fields = BACKBONES[name]
+    torch.manual_seed(0)
+    model = model_class(config_class(**{**fields, **dict(options)})).eval()
+    # Pre-trained norms are neither 1 nor 0, and running statistics neither 0 nor 1.
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.8, 1.2)
+    return model
+
+
+@dataclass
+class Case:
+    """An adapter type, with or without a bank."""
+
+    name: str
+
+    @property
+    def type_name(self) -> str:
+        return self.name.partition("+")[0]
+
+    @property
+    def uses_bank(self) -> bool:
+        return self.name.endswith("+bank")
+
+    @property
+    def is_identity_when_fresh(self) -> bool:
+        """Prompts join the attention, so a fresh one does change the output."""
+        return self.type_name == "geometry"
+
+    def config(self, **fields):
+        config_class, defaults = TYPES[self.type_name]
+        return config_class(**{**defaults, **fields})
+
+    def attach(self, model: nn.Module, adapter_name: str = "default", **fields):
+        """Attach to a backbone, and build the bank."""
+        torch.manual_seed(1)
+        model = get_peft_model(model, self.config(**fields), adapter_name=adapter_name)
+        if self.uses_bank:
+            clouds = torch.randn(9, 128, 3, generator=torch.Generator().manual_seed(7))
+            pp.build_point_prior_bank(model, [{"points": clouds, "labels": torch.arange(9)}], progress=False)
+        return model
+
+
+@pytest.fixture
+def make_backbone():
+    """Build a backbone with the same weights each time: `make_backbone("point_mae", num_labels=3)`."""
+
+    def make(name: str = "point_mae", **options) -> nn.Module:
+        return copy.deepcopy(_backbone(name, tuple(sorted(options.items()))))
+
+    return make
+
+
+@pytest.fixture(params=BACKBONES)
+def backbone_name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def backbone(make_backbone, backbone_name) -> nn.Module:
+    """Each backbone in turn, in eval mode."""
+    return make_backbone(backbone_name)
+
+
+@pytest.fixture(params=CASES)
+def case(request) -> Case:
+    """Each type in turn, prompts with and without a bank."""
+    return Case(request.param)
+
+
+@pytest.fixture(params=TYPES)
+def type_case(request) -> Case:
+    """Each type in turn."""
+    return Case(request.param)
+
+
+@pytest.fixture
+def points() -> torch.Tensor:
+    return torch.randn(4, 128, 3, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def labels() -> torch.Tensor:
+    return torch.tensor([0, 1, 2, 3])
+
+
+@pytest.fixture
+def logits():
+    """Predict: `logits(model, points)`, without gradient; leaves the model in eval mode."""
+
+    def predict(model: nn.Module, points: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return model.eval()(points).logits
+
+    return predict
+
+
+@pytest.fixture
+def train(points, labels):
+    """Train for a few steps: `train(model, steps=3)`. Leaves the model in train mode."""
+
+    def run(model: nn.Module, steps: int = 3, lr: float = 1e-2) -> None:
+        torch.manual_seed(2)
+        model.train()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(points, labels=labels).loss.backward()
+            optimizer.step()
+
+    return run
