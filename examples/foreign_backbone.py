@@ -4,7 +4,8 @@
 
 `ToyPointTransformer` stands for somebody else's model: a plain `nn.Module` with a list of blocks in the style of timm.
 Two things make it take 3D adapters, both marked below: `add_slots`, and the context that its forward pass gives the
-blocks. Each adapter type is then trained for a few steps (spheres against cubes), saved, and loaded onto a fresh model.
+blocks. Each adapter type is then trained for a few steps (spheres against cubes), saved, and loaded onto a fresh
+model.
 """
 
 from __future__ import annotations
@@ -139,7 +140,10 @@ def main(steps: int = 30) -> dict[str, float]:
         name = config.peft_type.value
         accuracies[name] = (scores.argmax(dim=1) == labels).float().mean().item()
         trained, _ = model.get_nb_trainable_parameters()
-        print(f"{name}: loss {loss.item():.3f}, accuracy {accuracies[name]:.2f}, {trained} trained parameters, loads equal")
+        print(
+            f"{name}: loss {loss.item():.3f}, accuracy {accuracies[name]:.2f}, {trained} trained parameters, loads "
+            "equal"
+        )
     return accuracies
 
 

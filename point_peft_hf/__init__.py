@@ -4,6 +4,7 @@ Importing this package registers its PEFT types with `peft` and its models with 
 """
 
 from .data import PointCloudProcessor, load_dataset, read_point_cloud, write_point_cloud
+from .hub import AutoPointPeftModel
 from .models import (
     AutoModelForPointCloudClassification,
     PointBertConfig,
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AutoModelForPointCloudClassification",
+    "AutoPointPeftModel",
     "GeometryAdapterConfig",
     "GeometryAdapterModel",
     "PointBertConfig",

@@ -86,7 +86,7 @@ class AdapterFiles:
     problem: str | None = None
 
 
-# -- Finding -----------------------------------------------------------------------------------------------------------
+# -- Finding ------------------------------------------------------------------------------------------------------
 
 
 def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None = None, **hub: Any) -> Path | None:
@@ -114,7 +114,8 @@ def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None =
         return None
     except HFValidationError:
         raise ValueError(
-            f"{str(name)!r} is neither a folder nor the name of a repository. Pass the folder that holds {CONFIG_NAME}, or "
+            f"{str(name)!r} is neither a folder nor the name of a repository. Pass the folder that holds "
+            f"{CONFIG_NAME}, or "
             "'owner/name'."
         ) from None
 
@@ -143,13 +144,14 @@ def find_adapter(name: str | os.PathLike, *, subfolder: str | None = None, **hub
     # The name of a pickle is enough to refuse it; it need not be downloaded for that where the repository has both.
     if files.weights is None and (pickle := find_file(name, PICKLE_NAME, subfolder=subfolder, **hub)) is not None:
         raise ValueError(
-            f"{pickle} is a pickle, which can run code when it is loaded, so it is not. Ask the author for {WEIGHTS_NAME}, or, "
+            f"{pickle} is a pickle, which can run code when it is loaded, so it is not. Ask the author for "
+            f"{WEIGHTS_NAME}, or, "
             "if you trust the author, load it with torch.load and save it with safetensors.torch.save_file."
         )
     return files
 
 
-# -- Reading -----------------------------------------------------------------------------------------------------------
+# -- Reading ------------------------------------------------------------------------------------------------------
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -184,7 +186,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         (header_size,) = struct.unpack("<Q", start)
         if header_size > min(size - 8, _MAX_HEADER_BYTES):
             raise ValueError(
-                f"{path}: claims a header of {header_size:,} bytes in a file of {size:,}; it is truncated or damaged. Save or "
+                f"{path}: claims a header of {header_size:,} bytes in a file of {size:,}; it is truncated or "
+                "damaged. Save or "
                 "download it again."
             )
         header = _parse_object(path, file.read(header_size))
@@ -196,11 +199,14 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     expected = 0
     for begin, end, key in sorted(ranges):
         if begin != expected:
-            raise ValueError(f"{path}: tensor {key!r} starts at byte {begin:,} instead of {expected:,}; it is damaged.")
+            raise ValueError(
+                f"{path}: tensor {key!r} starts at byte {begin:,} instead of {expected:,}; it is damaged."
+            )
         expected = end
     if expected != size - 8 - header_size:
         raise ValueError(
-            f"{path}: its tensors take {expected:,} bytes, but the file has {size - 8 - header_size:,} for them; it is "
+            f"{path}: its tensors take {expected:,} bytes, but the file has {size - 8 - header_size:,} for them; it "
+            "is "
             "truncated or damaged. Save or download it again."
         )
     return tensors
@@ -254,7 +260,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-# -- Checksums ---------------------------------------------------------------------------------------------------------
+# -- Checksums ----------------------------------------------------------------------------------------------------
 
 
 def file_checksum(path: Path) -> str:
@@ -284,7 +290,8 @@ def write_checksums(folder: str | os.PathLike) -> None:
     """Write the checksums of an adapter into its configuration, which is brought into one order as well.
 
     Args:
-        folder: A folder with an `adapter_config.json` of one of this package's types, and the weights that belong to it.
+        folder: A folder with an `adapter_config.json` of one of this package's types, and the weights that belong to
+        it.
     """
     folder = Path(folder)
     fields = read_json(folder / CONFIG_NAME)
@@ -293,17 +300,17 @@ def write_checksums(folder: str | os.PathLike) -> None:
         if isinstance(fields.get(name), list):
             fields[name] = sorted(fields[name])
     fields["checksums"] = checksums(folder, fields)
-    write_json(folder / CONFIG_NAME, fields)
+    write_json(folder / CONFIG_NAME, dict(sorted(fields.items())))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file that is either complete or not there."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
-# -- Checking ----------------------------------------------------------------------------------------------------------
+# -- Checking -----------------------------------------------------------------------------------------------------
 
 
 def check_files(files: AdapterFiles) -> AdapterFiles:
@@ -329,7 +336,8 @@ def check_files(files: AdapterFiles) -> AdapterFiles:
         _check_sizes(files)
         if WEIGHTS_NAME in expected and file_checksum(files.weights) != expected[WEIGHTS_NAME]:
             files.problem = (
-                f"{files.weights}: is not the file that {CONFIG_NAME} was saved with (its sha256 is another); it is damaged, or was "
+                f"{files.weights}: is not the file that {CONFIG_NAME} was saved with (its sha256 is another); it is "
+                "damaged, or was "
                 "changed or exchanged. Download it again; if you changed it on purpose, delete `checksums` from "
                 f"{files.config}."
             )
@@ -345,7 +353,8 @@ def check_unchanged(files: AdapterFiles) -> None:
     expected = _expected_checksums(files).get(CONFIG_NAME)
     if expected is not None and expected != fields_checksum(files.fields):
         raise ValueError(
-            f"{files.config}: its fields are not those that were saved; it is damaged, or was changed. Download it again; if you "
+            f"{files.config}: its fields are not those that were saved; it is damaged, or was changed. Download it "
+            "again; if you "
             f"changed it on purpose, delete `checksums` from it."
         )
 
@@ -365,7 +374,8 @@ def _check_sizes(files: AdapterFiles) -> None:
     for key, info in files.tensors.items():
         if key.endswith("_bank.features") and (type(claimed) is not int or info.shape[:1] != (claimed,)):
             raise ValueError(
-                f"{files.config}: `bank_size` is {_short(claimed)}, but {key!r} in {files.weights} has shape {info.shape}. The "
+                f"{files.config}: `bank_size` is {_short(claimed)}, but {key!r} in {files.weights} has shape "
+                f"{info.shape}. The "
                 "two files do not belong together; download both again."
             )
     largest = max((size for info in files.tensors.values() for size in info.shape), default=0)
@@ -374,6 +384,7 @@ def _check_sizes(files: AdapterFiles) -> None:
         for size in value.values() if isinstance(value, dict) else (value,):
             if isinstance(size, int | float) and size > max(largest, _HARMLESS_SIZE):
                 raise ValueError(
-                    f"{files.config}: `{name}` is {_short(size)}, but no tensor in {files.weights} has a dimension above "
+                    f"{files.config}: `{name}` is {_short(size)}, but no tensor in {files.weights} has a dimension "
+                    "above "
                     f"{largest}. The two files do not belong together; download both again."
                 )

@@ -1,7 +1,8 @@
 """3D adapters on somebody else's point transformer: any `nn.Module` with a list of blocks, without subclassing ours.
 
-Two steps. `add_slots` gives the blocks places that adapters attach to; it changes no weight and no key of the model. The
-model's own forward pass then tells the blocks where their tokens are, with the one argument that is the whole contract:
+Two steps. `add_slots` gives the blocks places that adapters attach to; it changes no weight and no key of the model.
+The model's own forward pass then tells the blocks where their tokens are, with the one argument that is the whole
+contract:
 
     context = slot_context(self, group_centers, num_prefix_tokens=1)
     for block in self.blocks:
@@ -55,9 +56,9 @@ class SlottedActivation(nn.Module):
 class SlottedBlock(nn.Module):
     """A pre-norm block in the style of timm, with slots: x += attn(norm1(x)), x += mlp(norm2(x)).
 
-    It takes over the modules and parameters of the block under the same names, so that no key of the model changes. Layer
-    scales (`ls1`, `ls2`) and stochastic depth (`drop_path`, or `drop_path1` and `drop_path2`) are applied where the block
-    has them.
+    It takes over the modules and parameters of the block under the same names, so that no key of the model changes.
+    Layer scales (`ls1`, `ls2`) and stochastic depth (`drop_path`, or `drop_path1` and `drop_path2`) are applied where
+    the block has them.
 
     Args:
         block: The block.
@@ -130,10 +131,11 @@ def add_slots(
         blocks: Name of the list of blocks in the model, such as "blocks" or "encoder.layers".
         hidden_size: Width of the tokens.
         group_size: Number of points of a group; half of it is the default size of a neighbourhood.
-        block_class: What a block becomes; called with the block, `hidden_size`, the number of the block and the number of
-            blocks. The default is for blocks in the style of timm (`norm1`, `attn`, `norm2`, `mlp`). For others write a
-            class with the same slots and the forward pass of your block.
-        task_modules: Names of the modules that belong to the task (the head), which adapters train and save by default.
+        block_class: What a block becomes; called with the block, `hidden_size`, the number of the block and the number
+            of blocks. The default is for blocks in the style of timm (`norm1`, `attn`, `norm2`, `mlp`). For others
+            write a class with the same slots and the forward pass of your block.
+        task_modules: Names of the modules that belong to the task (the head), which adapters train and save by
+            default.
         final_norms: Names of the norms behind the last block, which [`PointPeftConfig`] tunes as well.
 
     Returns:
@@ -147,8 +149,8 @@ def add_slots(
     except AttributeError:
         lists = [name for name, module in model.named_modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
         raise ValueError(
-            f"{type(model).__name__} has no module {blocks!r}. Pass the name of its list of blocks as `blocks`; it has the "
-            f"lists {lists}."
+            f"{type(model).__name__} has no module {blocks!r}. Pass the name of its list of blocks as `blocks`; it "
+            f"has the lists {lists}."
         ) from None
     if not isinstance(layers, (nn.ModuleList, nn.Sequential)) or not len(layers):
         raise ValueError(f"`blocks`={blocks!r} must name a ModuleList of blocks, but it is a {type(layers).__name__}.")
@@ -182,8 +184,8 @@ def slot_context(
 
     Args:
         model: A model that [`add_slots`] was called on.
-        group_centers: Where the patch tokens are, of shape `(batch_size, num_groups, 3)`, in the order of the tokens and
-            in the unit of the cloud.
+        group_centers: Where the patch tokens are, of shape `(batch_size, num_groups, 3)`, in the order of the tokens
+            and in the unit of the cloud.
         num_prefix_tokens: Number of tokens in front of the patch tokens that belong to no place (the class token).
         query_features: Features that a point-prior bank is asked with, of shape `(batch_size, hidden_size)`: what
             `model.extract_prior_features(points)` returns. Needed if `model.prior_slot.needs_query_features`.
@@ -210,8 +212,8 @@ def _check_names(model: nn.Module, names: Iterable[str], field: str) -> None:
     for name in names:
         if name not in modules:
             raise ValueError(
-                f"`{field}` names {name!r}, but {type(model).__name__} has no such module. Parameters outside of a module, "
-                "such as a class token, can only be trained and saved with an adapter if a module holds them."
+                f"`{field}` names {name!r}, but {type(model).__name__} has no such module. Parameters outside of a "
+                "module, such as a class token, can only be trained and saved with an adapter if a module holds them."
             )
 
 
@@ -219,8 +221,8 @@ def _check_block(block: nn.Module, name: str) -> None:
     missing = [part for part in _NAMES if not isinstance(getattr(block, part, None), nn.Module)]
     if missing:
         raise ValueError(
-            f"{name}, a {type(block).__name__}, has no {', '.join(missing)}: it is no block in the style of timm. Pass "
-            "`block_class`, a class with the slots of SlottedBlock and the forward pass of your block."
+            f"{name}, a {type(block).__name__}, has no {', '.join(missing)}: it is no block in the style of timm. "
+            "Pass `block_class`, a class with the slots of SlottedBlock and the forward pass of your block."
         )
 
 

@@ -66,8 +66,8 @@ class BlockContext:
             the frozen encoder. Only needed if a prompt adapter with a bank is active.
         attention_mask: Additive attention mask between the patch tokens, of shape
             `(batch_size, 1, num_groups, num_groups)`, or `None` where all tokens see each other.
-        prompt_coordinates: By adapter name, the coordinates of the prompts, in the unit of the cloud. The first stage's
-            prior slot fills it; a backbone of several stages passes the same dictionary to all of them.
+        prompt_coordinates: By adapter name, the coordinates of the prompts, in the unit of the cloud. The first
+            stage's prior slot fills it; a backbone of several stages passes the same dictionary to all of them.
         prompts: By adapter name, what the prompt adapters prepared.
         neighborhoods: By adapter name and by the prompt adapters at work in a block, what the geometry adapters
             prepared.

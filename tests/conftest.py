@@ -1,7 +1,31 @@
 import os
+import socket
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# No test talks to the real Hub, unless a person wants it to. huggingface_hub reads these when it is imported, hence
+# here; tests/hub answers at this address, and everywhere else the connection is refused.
+_HUB_SOCKET = socket.socket()
+_HF_HOME = tempfile.TemporaryDirectory(prefix="point_peft_hf_tests_")
+if "POINT_PEFT_LIVE_HUB" not in os.environ:
+    _HUB_SOCKET.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _HUB_SOCKET.bind(("127.0.0.1", 0))
+    for _name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ.pop(_name, None)
+    os.environ.update(
+        HF_ENDPOINT=f"http://127.0.0.1:{_HUB_SOCKET.getsockname()[1]}",
+        HF_HOME=_HF_HOME.name,
+        HF_HUB_DISABLE_TELEMETRY="1",
+        HF_HUB_DISABLE_XET="1",
+    )
+
+
+@pytest.fixture(scope="session")
+def hub_socket() -> socket.socket:
+    """The socket at the address of the Hub; it does not listen yet."""
+    return _HUB_SOCKET
 
 
 @pytest.fixture(scope="session")

@@ -7,18 +7,20 @@ import pytest
 
 import point_peft_hf
 
-
 ROOT = Path(point_peft_hf.__file__).parent
 # A part of the package, and the parts that it may import.
 ALLOWED = {
     "ops": set(),
     "layers": set(),
+    "adapter_files": set(),
     "slots": {"layers", "ops"},
     "data": {"ops"},
-    "models": {"ops", "layers", "slots"},
-    "tuners": {"ops", "layers", "slots"},
+    "models": {"adapter_files", "ops", "layers", "slots"},
+    "tuners": {"adapter_files", "ops", "layers", "slots"},
+    "foreign": {"models", "slots"},
     "pretrained": set(),
-    "training": {"ops", "data", "models", "tuners", "pretrained"},
+    "hub": {"adapter_files", "models", "pretrained", "tuners"},
+    "training": {"ops", "data", "hub", "models", "tuners", "pretrained"},
 }
 
 

@@ -37,9 +37,9 @@ _OVERRIDES = ("num_groups", "group_size", "group_sizes")
 class AutoPointPeftModel(AutoPeftModel):
     """An adapter with its backbone: `AutoPointPeftModel.from_pretrained("owner/name")`.
 
-    PEFT's `AutoPeftModel` for point clouds: it knows the backbones that ship with the package, gives them a head for the
-    classes of the adapter, and only takes an adapter whose files are sound and whose backbone has the weights that it
-    was trained on. It also loads LoRA and other adapters of PEFT's own types that
+    PEFT's `AutoPeftModel` for point clouds: it knows the backbones that ship with the package, gives them a head for
+    the classes of the adapter, and only takes an adapter whose files are sound and whose backbone has the weights
+    that it was trained on. It also loads LoRA and other adapters of PEFT's own types that
     [`~point_peft_hf.hub.save_adapter`] saved.
     """
 
@@ -86,7 +86,11 @@ class AutoPointPeftModel(AutoPeftModel):
                 file.
         """
         hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only or None}
-        hub = {key: value for key, value in (hub | {"force_download": force_download or None}).items() if value is not None}
+        hub = {
+            key: value
+            for key, value in (hub | {"force_download": force_download or None}).items()
+            if value is not None
+        }
         place = hub | {key: value for key, value in (("revision", revision), ("subfolder", subfolder)) if value}
         files, config_class = _read(pretrained_model_name_or_path, place)
         if files.commit is not None:
@@ -97,7 +101,9 @@ class AutoPointPeftModel(AutoPeftModel):
             backbone = _load_backbone(files, expected, backbone, allowed, hub | dict(backbone_kwargs or {}))
         is_ours = issubclass(config_class, PointTunerConfig)
         if not is_ours:
-            description = describe_backbone(backbone, "num_labels" in expected, files.fields.get("modules_to_save") or ())
+            description = describe_backbone(
+                backbone, "num_labels" in expected, files.fields.get("modules_to_save") or ()
+            )
             check_backbone(expected, description, files.fields.get("base_model_name_or_path"))
         try:
             model = cls._target_peft_class.from_pretrained(
@@ -105,7 +111,9 @@ class AutoPointPeftModel(AutoPeftModel):
             )
         except (KeyError, RuntimeError, TypeError) as error:
             # PEFT's own words for weights that do not fit do not say which file they come from.
-            raise ValueError(f"The adapter in {files.weights} cannot be used. {type(error).__name__}: {error}") from error
+            raise ValueError(
+                f"The adapter in {files.weights} cannot be used. {type(error).__name__}: {error}"
+            ) from error
         if not is_ours:
             _check_complete(model, adapter_name, files)
         return model
@@ -125,12 +133,15 @@ def _read(name: str | os.PathLike, place: dict[str, Any]) -> tuple[AdapterFiles,
     peft_type = read_json(files.config).get("peft_type")
     if not isinstance(peft_type, str) or peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise ValueError(
-            f"{files.config}: `peft_type` is {peft_type!r}, which neither peft nor point_peft_hf knows. Update them, or download "
+            f"{files.config}: `peft_type` is {peft_type!r}, which neither peft nor point_peft_hf knows. Update "
+            "them, or download "
             "the adapter again."
         )
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
     if not issubclass(config_class, PointTunerConfig):
-        files.sidecar = find_file(name, BACKBONE_NAME, **(place | ({"revision": files.commit} if files.commit else {})))
+        files.sidecar = find_file(
+            name, BACKBONE_NAME, **(place | ({"revision": files.commit} if files.commit else {}))
+        )
         # Those of ours are checked where they are loaded.
         check_unchanged(check_files(files))
         if files.problem is not None:
@@ -192,20 +203,27 @@ def _backbone_class(files: AdapterFiles, import_allowlist: list[str]) -> type[Pr
         return AutoModelForPointCloudClassification
     names = [mapping.get(key) if isinstance(mapping, dict) else None for key in ("parent_library", "base_model_class")]
     if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{files.config}: `auto_mapping` must name parent_library and base_model_class, got {mapping!r}.")
+        raise ValueError(
+            f"{files.config}: `auto_mapping` must name parent_library and base_model_class, got {mapping!r}."
+        )
     library, class_name = names
     if not check_import_allowlist(import_allowlist, library):
         raise ValueError(
             f"{files.config}: the backbone's class {class_name!r} is in {library!r}, which is not imported, as only "
-            f"{import_allowlist} may be. If you trust that package, pass `import_allowlist=[{library!r}]`; or pass the model: "
+            f"{import_allowlist} may be. If you trust that package, pass `import_allowlist=[{library!r}]`; or pass "
+            "the model: "
             "`backbone=`."
         )
     try:
         model_class = getattr(importlib.import_module(library), class_name, None)
     except ImportError as error:
-        raise ValueError(f"{files.config}: the backbone's package {library!r} cannot be imported ({error}).") from error
+        raise ValueError(
+            f"{files.config}: the backbone's package {library!r} cannot be imported ({error})."
+        ) from error
     if not inspect.isclass(model_class) or not issubclass(model_class, PreTrainedModel):
-        raise ValueError(f"{files.config}: {class_name!r} in {library!r} is no model of transformers. Pass it: `backbone=`.")
+        raise ValueError(
+            f"{files.config}: {class_name!r} in {library!r} is no model of transformers. Pass it: `backbone=`."
+        )
     return model_class
 
 

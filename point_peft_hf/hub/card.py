@@ -9,18 +9,21 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .facts import AdapterFacts, is_shipped, read_facts
 
 CARD_NAME = "README.md"
 MARK = "<!-- Written by point_peft_hf; delete this line to keep your own changes. -->"
-# The forms to be filled in that PEFT and transformers leave behind.
-_FORM = "[More Information Needed]"
+# What PEFT and transformers leave behind: a form to be filled in, and what the Trainer says that nobody has read yet.
+_BLANK = "[More Information Needed]"
+_TRAINER_NOTE = "You should probably proofread and complete it, then remove this comment"
 METHODS = {
     "POINT_PEFT": "Point-PEFT (arXiv 2310.03059): a Geometry-aware Adapter and Point-prior Prompts in the blocks",
-    "GEOMETRY_ADAPTER": "Geometry-aware Adapter (Point-PEFT, arXiv 2310.03059): attention inside local groups of tokens",
-    "POINT_PRIOR_PROMPT": "Point-prior Prompts (Point-PEFT, arXiv 2310.03059): prompt tokens enhanced from a memory bank",
+    "GEOMETRY_ADAPTER": "Geometry-aware Adapter (Point-PEFT, arXiv 2310.03059): attention inside local groups of "
+    "tokens",
+    "POINT_PRIOR_PROMPT": "Point-prior Prompts (Point-PEFT, arXiv 2310.03059): prompt tokens enhanced from a memory "
+    "bank",
     "LORA": "LoRA (arXiv 2106.09685)",
 }
 
@@ -35,7 +38,11 @@ def is_generated(path: str | os.PathLike) -> bool:
     if not path.is_file():
         return True
     text = path.read_text(encoding="utf-8", errors="replace")
-    return MARK in text or _FORM in text
+    if MARK in text or _TRAINER_NOTE in text:
+        return True
+    blanks = ModelCard.from_template(ModelCardData()).text.count(_BLANK)
+    # transformers fills one of the blanks by itself.
+    return text.count(_BLANK) >= blanks - 1
 
 
 def write_model_card(folder: str | os.PathLike, repo_id: str | None = None, **kwargs: Any) -> bool:

@@ -51,7 +51,9 @@ def save_adapter(
     name = adapter_name or model.active_adapter
     if not isinstance(model, PeftModel) or name not in model.peft_config:
         known = list(getattr(model, "peft_config", {}))
-        raise ValueError(f"The model has no adapter {name!r}; it has {known}. Pass a PeftModel and one of its adapters.")
+        raise ValueError(
+            f"The model has no adapter {name!r}; it has {known}. Pass a PeftModel and one of its adapters."
+        )
     with replaced_folder(folder) as new:
         _write_adapter(model, name, new)
         if processor is not None:

@@ -1,7 +1,7 @@
 """Adapters that transformers loads by itself (`from_pretrained`, `load_adapter`): only if their files are sound.
 
-What goes by way of PEFT is checked where the configuration is loaded; transformers goes another way, and only reports what
-is missing.
+What goes by way of PEFT is checked where the configuration is loaded; transformers goes another way, and only reports
+what is missing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def load_adapter_checked(model: nn.Module, load_adapter: Callable[..., Any], *ar
         What the method returns.
 
     Raises:
-        ValueError: If the adapter is not sound or does not fit, with the names of key and file; it is not attached then.
+        ValueError: If the adapter is not sound or does not fit, with the names of key and file; it is not attached
+            then.
     """
     given = inspect.signature(load_adapter).bind(*args, **kwargs).arguments
     name, adapter_name = given.get("peft_model_id"), given.get("adapter_name") or "default"
@@ -80,7 +81,9 @@ def _check_leaves_backbone(model: nn.Module, files: AdapterFiles) -> None:
     for key in files.tensors:
         bare = key.removeprefix(_KEY_PREFIX)
         if bare in own and not any(f".{name}." in f".{bare}" for name in modules):
-            raise ValueError(f"{files.weights} has {key!r}, a weight of the backbone, which an adapter must not replace.")
+            raise ValueError(
+                f"{files.weights} has {key!r}, a weight of the backbone, which an adapter must not replace."
+            )
 
 
 def _check_complete(model: nn.Module, files: AdapterFiles, adapter_name: str) -> None:
@@ -90,6 +93,6 @@ def _check_complete(model: nn.Module, files: AdapterFiles, adapter_name: str) ->
         if keys:
             subject = str(files.weights) if verb == "lacks" else f"The model of {files.weights}"
             raise ValueError(
-                f"{subject} {verb} {sorted(keys)[:3]}, {len(keys)} in all. Load the backbone that the adapter was made for, or "
-                "download the adapter again."
+                f"{subject} {verb} {sorted(keys)[:3]}, {len(keys)} in all. Load the backbone that the adapter was "
+                "made for, or download the adapter again."
             )

@@ -39,8 +39,8 @@ class PointTransformerConfig(PreTrainedConfig):
         classifier_hidden_size: Width of the hidden layers of the classification head.
         classifier_dropout: Dropout in the classification head.
         label_smoothing: Label smoothing of the classification loss.
-        skip_near_origin: Sample centres by the rule of the published CUDA operator, which never selects points within a
-            squared distance of 1e-3 of the origin.
+        skip_near_origin: Sample centres by the rule of the published CUDA operator, which never selects points within
+            a squared distance of 1e-3 of the origin.
         initializer_range: Standard deviation of newly initialised weights.
 
     Raises:
@@ -97,8 +97,8 @@ class PointTransformerConfig(PreTrainedConfig):
         self._check_positive(name, heads)
         if hidden_size % heads:
             raise ValueError(
-                f"`hidden_size` of {type(self).__name__} must be a multiple of `{name}`, got hidden_size={hidden_size} "
-                f"and {name}={heads}."
+                f"`hidden_size` of {type(self).__name__} must be a multiple of `{name}`, got "
+                f"hidden_size={hidden_size} and {name}={heads}."
             )
 
 

@@ -60,9 +60,9 @@ def _check_shapes(converted: Mapping[str, torch.Tensor], expected: Mapping[str, 
     for key, tensor in converted.items():
         if tensor.shape != expected[key]:
             raise ValueError(
-                f"{key!r} has shape {tuple(tensor.shape)} in {name or 'the checkpoint'!r}, but {tuple(expected[key])} in a model "
-                "of the sizes that its other tensors and the configuration give. The file mixes models, or a field of the "
-                "configuration is wrong."
+                f"{key!r} has shape {tuple(tensor.shape)} in {name or 'the checkpoint'!r}, but {tuple(expected[key])} "
+                "in a model of the sizes that its other tensors and the configuration give. The file mixes models, or "
+                "a field of the configuration is wrong."
             )
 
 
@@ -71,8 +71,8 @@ def _check_complete(new: list[str], model_class: type[PointPreTrainedModel], nam
     missing = [key for key in new if ".class_token." not in key and not key.endswith("num_batches_tracked")]
     if missing:
         raise ValueError(
-            f"{name or 'The checkpoint'!r} has only a part of a {model_class.__name__}: {len(missing)} tensors are missing, for "
-            f"example {', '.join(missing[:3])}. Check that the file is complete, and `model_type`."
+            f"{name or 'The checkpoint'!r} has only a part of a {model_class.__name__}: {len(missing)} tensors are "
+            f"missing, for example {', '.join(missing[:3])}. Check that the file is complete, and `model_type`."
         )
 
 
@@ -84,13 +84,13 @@ def convert_checkpoint(
 ) -> ConversionReport:
     """Convert a published checkpoint to a folder that `from_pretrained` loads.
 
-    The folder is for the class that the file has all parts of: with a classification head the classifier, with a decoder
-    pre-training, else the encoder. Any of the classes of the model type can be loaded from it; what it lacks starts
-    untrained, and what it has too much is left out.
+    The folder is for the class that the file has all parts of: with a classification head the classifier, with a
+    decoder pre-training, else the encoder. Any of the classes of the model type can be loaded from it; what it lacks
+    starts untrained, and what it has too much is left out.
 
     Args:
-        checkpoint: A `.pth` or `.safetensors` file of a research repository (Point-BERT, Point-MAE, Point-M2AE, ReCon, ACT)
-            or of torch-pointcloud, or a folder with `model.safetensors`.
+        checkpoint: A `.pth` or `.safetensors` file of a research repository (Point-BERT, Point-MAE, Point-M2AE, ReCon,
+            ACT) or of torch-pointcloud, or a folder with `model.safetensors`.
         output_dir: Folder to write `config.json`, `model.safetensors` and `conversion_report.json` into.
         model_type: "point_bert", "point_mae" or "point_m2ae".
         config: Fields of the configuration that no tensor tells, if they are not the published ones: a dictionary or a
@@ -187,7 +187,9 @@ def load_checkpoint(model: PointPreTrainedModel, checkpoint: str | Path) -> Conv
     state = {prefix + key: tensor for key, tensor in model.state_dict().items()}
     kept = {key: tensor for key, tensor in converted.items() if key in state}
     if not kept:
-        raise ValueError(f"Nothing in {str(checkpoint)!r} belongs to a {type(model).__name__} ({len(tensors)} tensors).")
+        raise ValueError(
+            f"Nothing in {str(checkpoint)!r} belongs to a {type(model).__name__} ({len(tensors)} tensors)."
+        )
     _check_shapes(kept, {key: tensor.shape for key, tensor in state.items()}, str(checkpoint))
     for key, tensor in kept.items():
         state[key].copy_(tensor)

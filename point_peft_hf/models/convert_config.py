@@ -64,8 +64,8 @@ def infer_sizes(model_type: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[
         sizes = reader(model_type, shapes)
     except KeyError as error:
         raise ValueError(
-            f"The checkpoint has no tensor {error.args[0]!r}, so it does not hold the whole encoder of a {model_type}. Check "
-            "`model_type`, and whether the file is complete."
+            f"The checkpoint has no tensor {error.args[0]!r}, so it does not hold the whole encoder of a "
+            f"{model_type}. Check `model_type`, and whether the file is complete."
         ) from None
     if "cls_head_finetune.0.weight" in shapes:
         sizes["classifier_hidden_size"] = shapes["cls_head_finetune.0.weight"][0]
@@ -114,7 +114,9 @@ def _infer_point_m2ae(model_type: str, shapes: Mapping[str, tuple[int, ...]]) ->
     blocks = "h_encoder.encoder_blocks"
     sizes = {
         "hidden_sizes": [shapes[f"{blocks}.{stage}.blocks.0.norm1.weight"][0] for stage in range(max(num_stages, 1))],
-        "depths": [_count(shapes, rf"h_encoder\.encoder_blocks\.{stage}\.blocks\.(\d+)\.") for stage in range(num_stages)],
+        "depths": [
+            _count(shapes, rf"h_encoder\.encoder_blocks\.{stage}\.blocks\.(\d+)\.") for stage in range(num_stages)
+        ],
         "patch_hidden_sizes": _patch_hidden_sizes(shapes, "h_encoder.token_embed.0"),
         "mlp_ratio": _mlp_ratio(shapes, f"{blocks}.0.blocks.0"),
         "qkv_bias": f"{blocks}.0.blocks.0.attn.qkv.bias" in shapes,
@@ -149,7 +151,9 @@ def published_settings(model_type: str, sizes: Mapping[str, Any], name: str = ""
     Returns:
         Fields of the configuration.
     """
-    name = name.lower()
+    # Only the last part: folders further up may be called anything.
+    parts = [part for part in re.split(r"[/\\]", name.lower()) if part and part != "model.safetensors"]
+    name = parts[-1] if parts else ""
     is_scan = "scanobjectnn" in name or sizes.get("num_labels") == SCANOBJECTNN_LABELS
     if model_type == "point_m2ae":
         settings = {
@@ -184,15 +188,18 @@ def read_config_file(path: str | Path, model_type: str) -> dict[str, Any]:
         Fields of the configuration.
 
     Raises:
-        ValueError: If the file is no JSON object, or is for another model type.
+        ValueError: If there is no such file, if it is no JSON object, or is for another model type.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"There is no configuration file {str(path)!r}. Leave it out for the published settings.")
     try:
         fields = json.loads(Path(path).read_text())
     except ValueError as error:
         raise ValueError(f"The configuration {str(path)!r} is no JSON file: {error}.") from None
     if not isinstance(fields, dict):
         raise ValueError(
-            f"The configuration {str(path)!r} must be a JSON object with the fields of the model, got {type(fields).__name__}."
+            f"The configuration {str(path)!r} must be a JSON object with the fields of the model, got "
+            f"{type(fields).__name__}."
         )
     if fields.get("model_type", model_type) != model_type:
         raise ValueError(

@@ -1,8 +1,8 @@
 """Names of the tensors in published checkpoints, and what they are called here.
 
-Three layouts are read: that of the research repositories (Point-BERT, Point-MAE, Point-M2AE, and ReCon and ACT, which have
-the same blocks), with whatever prefixes their files carry; that of the PyPI package torch-pointcloud; and tensors are
-brought from the first two to the names of this package. All layouts are first brought to the names of the research
+Three layouts are read: that of the research repositories (Point-BERT, Point-MAE, Point-M2AE, and ReCon and ACT, which
+have the same blocks), with whatever prefixes their files carry; that of the PyPI package torch-pointcloud; and tensors
+are brought from the first two to the names of this package. All layouts are first brought to the names of the research
 repositories without prefix.
 """
 
@@ -133,7 +133,7 @@ class _Rule:
 
 
 def _blocks(source: str, target: str) -> list[_Rule]:
-    """Rules for a list of blocks; both arguments may refer to a stage by `{stage}`, `source` in a group of that name."""
+    """Rules for a list of blocks; `source` may catch a `stage`, which `target` then names as `{stage}`."""
 
     def place(match: re.Match) -> str:
         groups = match.groupdict()
@@ -155,9 +155,7 @@ def _blocks(source: str, target: str) -> list[_Rule]:
 def _patch_embedding(source: str, target: str) -> _Rule:
     return _Rule(
         rf"{source}\.(?P<half>first|second)_conv\.(?P<layer>[013])\.{_STATE}",
-        lambda m: (
-            f"{target.format(stage=m.groupdict().get('stage'))}.{m['half']}_{_CONV[m['layer']]}.{m['kind']}"
-        ),
+        lambda m: f"{target.format(stage=m.groupdict().get('stage'))}.{m['half']}_{_CONV[m['layer']]}.{m['kind']}",
     )
 
 
@@ -199,7 +197,9 @@ def _point_m2ae(num_stages: int) -> list[_Rule]:
         *_blocks(rf"h_encoder\.encoder_blocks\.{stage}\.blocks", "point_m2ae.stages.{stage}"),
         # The classifier has one norm, behind the last stage; pre-training has one behind each.
         _renamed(rf"h_encoder\.encoder_norms\.{last}", "point_m2ae.layernorm"),
-        _Rule(rf"h_encoder\.encoder_norms\.{stage}\.(?P<kind>.*)", lambda m: f"stage_layernorms.{m['stage']}.{m['kind']}"),
+        _Rule(
+            rf"h_encoder\.encoder_norms\.{stage}\.(?P<kind>.*)", lambda m: f"stage_layernorms.{m['stage']}.{m['kind']}"
+        ),
         _renamed("norm", "point_m2ae.layernorm"),
         *_DEEP_HEAD_RULES,
         _renamed("mask_token", "mask_token"),

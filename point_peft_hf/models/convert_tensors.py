@@ -1,6 +1,7 @@
 """Published checkpoints: reading them, and bringing their tensors to the names of this package.
 
-Nothing in a file can run code: pickles are opened with `weights_only=True`, and of what they hold only tensors are used.
+Nothing in a file can run code: pickles are opened with `weights_only=True`, and of what they hold only tensors are
+used.
 """
 
 from __future__ import annotations
@@ -97,12 +98,14 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         Tensors by name, on the CPU; where the format allows it, they are read from the disk when they are used.
 
     Raises:
-        ValueError: If there is no such file, if it is damaged, if it holds objects that only running code could restore, or
-            if it has no tensors.
+        ValueError: If there is no such file, if it is damaged, if it holds objects that only running code could
+            restore, or if it has no tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"There is no file {str(path)!r}. Pass a .pth or .safetensors file, or a folder with {WEIGHTS_NAME}.")
+        raise ValueError(
+            f"There is no file {str(path)!r}. Pass a .pth or .safetensors file, or a folder with {WEIGHTS_NAME}."
+        )
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -119,8 +122,8 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     if not tensors:
         found = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(
-            f"{str(path)!r} has no tensors by name. Looked in the file itself and under {', '.join(_STATE_DICT_KEYS)}; "
-            f"found: {found}."
+            f"{str(path)!r} has no tensors by name. Looked in the file itself and under "
+            f"{', '.join(_STATE_DICT_KEYS)}; found: {found}."
         )
     return tensors
 
@@ -136,12 +139,15 @@ def _read_pickle(path: Path) -> Any:
         if "weights_only" in str(error).lower() or "GLOBAL" in str(error):
             raise ValueError(
                 f"{str(path)!r} holds objects that could run code when they are restored, so it is not opened "
-                f"({str(error).splitlines()[0]}). If you trust where it is from, save its tensors alone, in a process without "
-                "access to anything: torch.save(torch.load(path, weights_only=False)['base_model'], 'weights.pth')."
+                f"({str(error).splitlines()[0]}). If you trust where it is from, save its tensors alone, in a process "
+                "without access to anything: torch.save(torch.load(path, weights_only=False)['base_model'], "
+                "'weights.pth')."
             ) from None
         raise ValueError(f"{str(path)!r} is no checkpoint of PyTorch: {error}. Download it again.") from None
     except (EOFError, RuntimeError, KeyError, ValueError, AttributeError) as error:
-        raise ValueError(f"{str(path)!r} is damaged or no checkpoint of PyTorch: {error}. Download it again.") from None
+        raise ValueError(
+            f"{str(path)!r} is damaged or no checkpoint of PyTorch: {error}. Download it again."
+        ) from None
 
 
 def convert_tensors(
@@ -156,16 +162,16 @@ def convert_tensors(
     Args:
         tensors: Tensors by name, in the layout of a research repository or of torch-pointcloud.
         model_type: "point_bert", "point_mae" or "point_m2ae".
-        config_fields: Fields of the configuration that no tensor tells (heads, groups, their sizes, radii), or that should
-            be other than in the published model.
+        config_fields: Fields of the configuration that no tensor tells (heads, groups, their sizes, radii), or that
+            should be other than in the published model.
         name: Name of the file or repository, for the published settings and for messages.
 
     Returns:
         The tensors and the configuration.
 
     Raises:
-        ValueError: If nothing in the file belongs to such a model, if its encoder cannot be recognised, or if its tensors
-            contradict `config_fields`.
+        ValueError: If nothing in the file belongs to such a model, if its encoder cannot be recognised, or if its
+            tensors contradict `config_fields`.
     """
     if model_type not in MODEL_TYPES:
         raise ValueError(f"`model_type` must be one of {', '.join(map(repr, MODEL_TYPES))}, got {model_type!r}.")
@@ -178,8 +184,9 @@ def convert_tensors(
     converted, sources = rename_tensors(tensors, model_type, num_stages)
     if not converted:
         raise ValueError(
-            f"Nothing in {name or 'the checkpoint'!r} belongs to a {model_type}: none of its {len(tensors)} tensors is known "
-            f"(for example {', '.join(list(tensors)[:3])}). Check `model_type`, and that it is a checkpoint of that model."
+            f"Nothing in {name or 'the checkpoint'!r} belongs to a {model_type}: none of its {len(tensors)} tensors "
+            f"is known (for example {', '.join(list(tensors)[:3])}). Check `model_type`, and that it is a checkpoint "
+            "of that model."
         )
     sizes = infer_sizes(model_type, shapes)
     fields, assumed = _merge_fields(model_type, sizes, dict(config_fields or {}), name)
@@ -226,8 +233,8 @@ def _merge_fields(
         wanted = given.get(key, value)
         if (list(wanted) if isinstance(wanted, tuple) else wanted) != value:
             raise ValueError(
-                f"The configuration says {key}={given[key]!r}, but the tensors of {name or 'the checkpoint'!r} have {value!r}. "
-                "Leave it out of the configuration: it is read from the tensors."
+                f"The configuration says {key}={given[key]!r}, but the tensors of {name or 'the checkpoint'!r} have "
+                f"{value!r}. Leave it out of the configuration: it is read from the tensors."
             )
     settings = published_settings(model_type, sizes, name)
     assumed = {key: value for key, value in settings.items() if key not in given and key not in sizes}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from peft.functional import set_adapter
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -42,8 +44,8 @@ class PointPreTrainedModel(PreTrainedModel):
 
         Beside those of this package, folders and repositories of the organisation torch-pointcloud can be loaded: they
         hold published weights in other names, and no configuration of transformers. Widths, depth and classes are then
-        read from the tensors; heads, groups, their sizes and radii are those of the published model, unless fields of the
-        configuration are passed (`num_groups=128`).
+        read from the tensors; heads, groups, their sizes and radii are those of the published model, unless fields of
+        the configuration are passed (`num_groups=128`).
 
         Args:
             pretrained_model_name_or_path: Name of a repository, or a folder.
@@ -99,7 +101,9 @@ class PointPreTrainedModel(PreTrainedModel):
 
     def _refresh_checksums(self, folder) -> None:
         """Bring an adapter's checksums up to date: transformers writes the weights after the configuration."""
-        config = getattr(self, "peft_config", {}).get(self.active_adapters()[0]) if self._hf_peft_config_loaded else None
+        config = (
+            getattr(self, "peft_config", {}).get(self.active_adapters()[0]) if self._hf_peft_config_loaded else None
+        )
         if hasattr(config, "checksums"):
             write_checksums(folder)
 
@@ -110,12 +114,30 @@ class PointPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.token, std=self.config.initializer_range)
             init.trunc_normal_(module.position, std=self.config.initializer_range)
 
+    def set_adapter(self, adapter_name: list[str] | str) -> None:
+        """Choose the active adapters, as transformers' models do; here also where only some of them bring a head.
+
+        Args:
+            adapter_name: Name of an adapter, or several names.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
+        if set(names) - set(getattr(self, "peft_config", {})):
+            super().set_adapter(adapter_name)  # It says what is wrong.
+        set_adapter(self, names)
+
+    def enable_adapters(self) -> None:
+        """Enable the adapters again, with the heads they bring, which transformers leaves disabled."""
+        super().enable_adapters()
+        for module in self.modules():
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                module.enable_adapters(enabled=True)
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the layer that turns groups into tokens; gradient checkpointing hooks its output."""
         return getattr(self, self.base_model_prefix, self).patch_embedding
 
     def extract_prior_features(self, points: torch.Tensor) -> torch.Tensor:
-        """Features of the pre-trained encoder, untouched by any adapter: what a point-prior bank holds and is asked with.
+        """Features of the pre-trained encoder, untouched by any adapter: what a point-prior bank holds.
 
         Args:
             points: Clouds of shape `(batch_size, num_points, 3)`.
@@ -152,15 +174,16 @@ class PointClassificationMixin:
         """Classify clouds.
 
         Args:
-            points: Clouds of shape `(batch_size, num_points, 3)`, with at least as many points as there are groups and as
-                a group has points.
+            points: Clouds of shape `(batch_size, num_points, 3)`, with at least as many points as there are groups and
+                as a group has points.
             labels: Class indices of shape `(batch_size,)`, for the loss.
             query_features: Features that a point-prior bank is asked with, of shape `(batch_size, hidden_size)`, as
-                `extract_prior_features` returns them. Computed here when an adapter needs them and none are given; pass
-                them to save that pass where the clouds are not augmented.
+                `extract_prior_features` returns them. Computed here when an adapter needs them and none are given;
+                pass them to save that pass where the clouds are not augmented.
             output_hidden_states: Whether to return the tokens at every block; default: as in the configuration.
             output_attentions: Whether to return the attention weights; needs `attn_implementation="eager"`.
-            return_dict: Whether to return a [`PointClassifierOutput`] instead of a tuple; default: as in the configuration.
+            return_dict: Whether to return a [`PointClassifierOutput`] instead of a tuple; default: as in the
+                configuration.
             **kwargs: Ignored; keys that trainers pass along.
 
         Returns:
@@ -203,8 +226,8 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Poin
     labels = labels.to(logits.device)
     if labels.shape != logits.shape[:1]:
         raise ValueError(
-            f"`labels` must have shape (batch_size,) = ({logits.shape[0]},), got {tuple(labels.shape)}. ModelNet40's hdf5 "
-            "files store (batch_size, 1): use labels.flatten()."
+            f"`labels` must have shape (batch_size,) = ({logits.shape[0]},), got {tuple(labels.shape)}. ModelNet40's "
+            "hdf5 files store (batch_size, 1): use labels.flatten()."
         )
     if labels.dtype.is_floating_point or labels.dtype == torch.bool:
         raise ValueError(f"`labels` must be class indices of an integer type, got {labels.dtype}. Use labels.long().")

@@ -1,4 +1,4 @@
-"""Loading folders and repositories that hold published weights in other names, with no configuration of transformers."""
+"""Loading folders and repositories that hold published weights under other names, without a configuration."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ def load_published_weights(
     model_type = published_model_type(weights)
     if model_type != config_class.model_type:
         raise ValueError(
-            f"{name!r} holds a {model_type}, but {model_class.__name__} is a {config_class.model_type}. Load it with a class of "
-            "its own type, or with AutoModelForPointCloudClassification."
+            f"{name!r} holds a {model_type}, but {model_class.__name__} is a {config_class.model_type}. Load it with "
+            "a class of its own type, or with AutoModelForPointCloudClassification."
         )
     converted = convert_tensors(read_checkpoint(weights), model_type, name=name)
     kwargs = {key: value for key, value in kwargs.items() if key not in _HUB_KEYS}

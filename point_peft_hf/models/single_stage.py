@@ -26,7 +26,8 @@ class SingleStageEncoderMixin:
     """
 
     task_module_names = ("class_token",)
-    # Whether the class token comes from pre-training; only then it has a say in the features of the pre-trained encoder.
+    # Whether the class token comes from pre-training; only then it has a say in the features of the pre-trained
+    # encoder.
     is_pretrained_with_class_token = False
 
     def _build(self, config: SingleStageConfig, embedding_size: int, use_class_token: bool) -> None:
@@ -80,8 +81,8 @@ class SingleStageEncoderMixin:
         Args:
             points: Clouds of shape `(batch_size, num_points, 3)`, with at least `num_groups` and `group_size` points.
             query_features: Features that a point-prior bank is asked with, of shape `(batch_size, hidden_size)`, as
-                `extract_prior_features` returns them. Computed here when an adapter needs them and none are given; pass
-                them to save that pass where the clouds are not augmented.
+                `extract_prior_features` returns them. Computed here when an adapter needs them and none are given;
+                pass them to save that pass where the clouds are not augmented.
             output_hidden_states: Whether to return the tokens at every block; default: as in the configuration.
             output_attentions: Whether to return the attention weights; needs `attn_implementation="eager"`.
             return_dict: Whether to return a [`PointModelOutput`] instead of a tuple; default: as in the configuration.
@@ -150,7 +151,7 @@ class SingleStageEncoderMixin:
     def _prior_features(
         self, neighborhoods: torch.Tensor, group_centers: torch.Tensor, tokens: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The maximum over the patch tokens after the final norm; `tokens` are the embedded groups if they are known."""
+        """The maximum over the patch tokens after the final norm; `tokens` are the embedded groups, if known."""
         with pretrained_behavior(self):
             tokens = self.embed_groups(neighborhoods) if tokens is None else tokens
             context = BlockContext(group_centers)

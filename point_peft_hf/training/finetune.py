@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data import PointCloudCollator, PointCloudProcessor, get_augmentation
+from ..hub import save_adapter, write_model_card
 from ..models import AutoModelForPointCloudClassification
 from ..pretrained import DEFAULT_BACKBONE, backbone_folder
 from ..tuners import build_point_prior_bank
@@ -49,6 +51,7 @@ class FinetuneArguments:
     mixed_precision: str | None = field(default=None, metadata={"help": "no, fp16 or bf16."})
     augmentation: str = field(default="scale_translate", metadata={"help": "Augmentation of the training clouds."})
     clouds_per_class: int = field(default=50, metadata={"help": "Procedural data: training clouds of a class."})
+    corruption: str = field(default="scan", metadata={"help": "Procedural data: clean, scan or hard_scan."})
     max_train_clouds: int | None = field(default=None, metadata={"help": "Use only so many training clouds."})
     max_test_clouds: int | None = field(default=None, metadata={"help": "Use only so many test clouds."})
     validation_fraction: float = field(default=0.2, metadata={"help": "Share of training clouds for validation."})
@@ -131,6 +134,7 @@ class Finetuning:
             self.task = task or load_task(
                 args.data,
                 clouds_per_class=args.clouds_per_class,
+                corruption=args.corruption,
                 validation_fraction=args.validation_fraction,
                 max_train_clouds=args.max_train_clouds,
                 max_test_clouds=args.max_test_clouds,
@@ -288,8 +292,13 @@ class Finetuning:
 
     def _save(self, folder: Path) -> None:
         if self.accelerator.is_main_process:
-            save_model(self.accelerator.unwrap_model(self.model), folder)
-            self.processor.save_pretrained(folder)
+            model = self.accelerator.unwrap_model(self.model)
+            if isinstance(model, PeftModel):
+                # As a whole or not at all: this may be the last good state for a long time.
+                save_adapter(model, folder, processor=self.processor, card=False)
+            else:
+                save_model(model, folder)
+                self.processor.save_pretrained(folder)
         self.accelerator.wait_for_everyone()
 
     def _state(self, epoch: int) -> dict[str, Any]:
@@ -330,6 +339,8 @@ class Finetuning:
         }
         if self.accelerator.is_main_process:
             write_json(self.output_dir / RECORD_NAME, record)
+            if isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
+                write_model_card(self.output_dir)
         return record
 
 

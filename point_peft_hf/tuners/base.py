@@ -15,7 +15,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from ..slots import AdapterSlot, BlockSlot
+from ..slots import AdapterSlot, BlockSlot, LocalitySlot, OutputSlot
 from .config import PointTunerConfig, describe_backbone
 from .loading import check_loaded, check_saved_modules
 
@@ -23,9 +23,9 @@ from .loading import check_loaded, check_saved_modules
 class SlotLayer(nn.Module, BaseTunerLayer):
     """An adapter layer around a slot.
 
-    A subclass names its `parts`, and creates them for an adapter in `create_parts`. A part is one flat `ModuleDict` from
-    adapter names to modules, stored as the attribute `<prefix><part>`: PEFT finds, saves, renames, freezes and deletes
-    parts by these names.
+    A subclass names its `parts`, and creates them for an adapter in `create_parts`. A part is one flat `ModuleDict`
+    from adapter names to modules, stored as the attribute `<prefix><part>`: PEFT finds, saves, renames, freezes and
+    deletes parts by these names.
 
     Args:
         base_layer: The slot, or the layer of another adapter type around it.
@@ -119,12 +119,13 @@ class SlotLayer(nn.Module, BaseTunerLayer):
         """Do nothing: there is never anything merged."""
 
     def extra_repr(self) -> str:
+        """The names of the adapters, for `print(model)`."""
         return f"adapters={sorted(self.configs)}"
 
 
 _MERGE_MESSAGE = (
-    "An adapter of type {name} cannot be merged into the backbone: what it adds depends on the input, not only on weights. "
-    "Use `unload()` to get the backbone back without it, or keep the adapter attached to predict."
+    "An adapter of type {name} cannot be merged into the backbone: what it adds depends on the input, not only on "
+    "weights. Use `unload()` to get the backbone back without it, or keep the adapter attached to predict."
 )
 
 
@@ -142,7 +143,7 @@ class SlotTuner(BaseTuner):
     default_target_modules: ClassVar[tuple[str, ...]] = ()
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
-    # -- Choosing slots ------------------------------------------------------------------------------------------------
+    # -- Choosing slots -----------------------------------------------------------------------------------------------
 
     def _prepare_adapter_config(self, peft_config: PointTunerConfig, model_config: dict) -> PointTunerConfig:
         if peft_config.target_modules is None:
@@ -151,12 +152,12 @@ class SlotTuner(BaseTuner):
 
     def _prepare_model(self, peft_config: PointTunerConfig, model: nn.Module) -> None:
         # All that can be wrong is found here, before anything is attached.
-        self._slots = {name: slot for name, slot in _named_slots(model)}
+        self._slots = dict(_named_slots(model))
         if not self._slots:
             raise ValueError(
-                f"{type(model).__name__} has no slots that an adapter of type {peft_config.peft_type.value} could attach "
-                "to. Use a backbone of point_peft_hf (for example AutoModelForPointCloudClassification), or give your "
-                "own blocks slots (see point_peft_hf.slots)."
+                f"{type(model).__name__} has no slots that an adapter of type {peft_config.peft_type.value} could "
+                "attach to. Use a backbone of point_peft_hf (for example AutoModelForPointCloudClassification), or "
+                "give your own blocks slots (see point_peft_hf.foreign.add_slots)."
             )
         if peft_config.modules_to_save is None:
             peft_config.modules_to_save = self._default_modules_to_save(peft_config, model)
@@ -165,8 +166,8 @@ class SlotTuner(BaseTuner):
             peft_config.target_modules = DUMMY_TARGET_MODULES
         self._check_targets(peft_config, model)
         modules = peft_config.modules_to_save or ()
-        check_saved_modules(model, peft_config)
         peft_config.attach_to(describe_backbone(model, with_labels="classifier" in modules, left_out=modules))
+        check_saved_modules(model, peft_config)
 
     def _check_targets(self, peft_config: PointTunerConfig, model: nn.Module) -> None:
         """Check that `target_modules` names slots of this type, and blocks that exist."""
@@ -187,9 +188,9 @@ class SlotTuner(BaseTuner):
                 wrong = self._slots[name] if is_slot else module
                 names = ", ".join(sorted(slot_class.__name__ for slot_class in supported))
                 raise ValueError(
-                    f"An adapter of type {peft_config.peft_type.value} attaches to slots ({names}), but `target_modules` "
-                    f"also matches {name!r}, a {type(wrong).__name__}. Leave `target_modules` out to use "
-                    f"{sorted(self.default_target_modules)}."
+                    f"An adapter of type {peft_config.peft_type.value} attaches to slots ({names}), but "
+                    f"`target_modules` also matches {name!r}, a {type(wrong).__name__}. Leave `target_modules` out "
+                    f"to use {sorted(self.default_target_modules)}."
                 )
         blocks = {name: slot for name, slot in self._slots.items() if isinstance(slot, BlockSlot)}
         if peft_config.layers_to_transform is not None and not any(
@@ -197,8 +198,8 @@ class SlotTuner(BaseTuner):
         ):
             depth = getattr(peft_config, "prompt_depth", None)
             raise ValueError(
-                f"`layers_to_transform`={peft_config.layers_to_transform!r} leaves no block to attach to: the backbone has "
-                f"blocks 0 to {max((slot.layer_index for slot in blocks.values()), default=-1)}"
+                f"`layers_to_transform`={peft_config.layers_to_transform!r} leaves no block to attach to: the "
+                f"backbone has blocks 0 to {max((slot.layer_index for slot in blocks.values()), default=-1)}"
                 + (f", and `prompt_depth`={depth} takes the first {depth} of them." if depth is not None else ".")
             )
 
@@ -211,7 +212,9 @@ class SlotTuner(BaseTuner):
             by_name.exclude_modules = by_name.layers_to_transform = None
             if not any(super(SlotTuner, self)._check_target_module_exists(by_name, name) for name in self._slots):
                 known = sorted({name.rpartition(".")[2] for name in self._slots})
-                raise ValueError(f"`target_modules` has {target!r}, but the backbone has no such slot. Its slots are {known}.")
+                raise ValueError(
+                    f"`target_modules` has {target!r}, but the backbone has no such slot. Its slots are {known}."
+                )
 
     def _default_modules_to_save(self, peft_config: PointTunerConfig, model: nn.Module) -> list[str] | None:
         """Modules that belong to the task: without them in the file, an adapter could not be used anywhere else."""
@@ -235,9 +238,15 @@ class SlotTuner(BaseTuner):
             wanted = peft_config.layers_to_transform
             if wanted is not None and slot.layer_index not in ([wanted] if isinstance(wanted, int) else wanted):
                 return False
+        if isinstance(slot, LocalitySlot) and peft_config.layers_to_transform is not None:
+            # What the blocks of a stage share is of no use to a stage without blocks.
+            stage = key.rpartition(".")[0]
+            blocks = [n for n, s in self._slots.items() if isinstance(s, OutputSlot) and n.startswith(stage)]
+            if not any(self._check_target_module_exists(peft_config, name) is True for name in blocks):
+                return False
         return self.wants_slot(peft_config, slot)
 
-    # -- Attaching -----------------------------------------------------------------------------------------------------
+    # -- Attaching ----------------------------------------------------------------------------------------------------
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
         """Attach an adapter; see PEFT's method of this name.
@@ -249,8 +258,8 @@ class SlotTuner(BaseTuner):
         type_name = config.peft_type.value
         if isinstance(self.model, PeftModel | PeftMixedModel):
             raise ValueError(
-                f"The model is already a {type(self.model).__name__}; no adapter of type {type_name} can be wrapped around "
-                "it. For a second adapter of the same type use its `add_adapter`, to mix types use "
+                f"The model is already a {type(self.model).__name__}; no adapter of type {type_name} can be wrapped "
+                "around it. For a second adapter of the same type use its `add_adapter`, to mix types use "
                 "`point_peft_hf.add_adapters` on the backbone, to start anew call `unload()` first."
             )
         for layer in self.model.modules():
@@ -258,8 +267,8 @@ class SlotTuner(BaseTuner):
                 # PEFT has put the new configuration in the place of the attached one already.
                 self.peft_config[adapter_name] = layer.configs[adapter_name]
                 raise ValueError(
-                    f"The model already carries an adapter {adapter_name!r} of type {type_name}: `get_peft_model` was called "
-                    "on it before. Use another `adapter_name`, or call `unload()` first."
+                    f"The model already carries an adapter {adapter_name!r} of type {type_name}: `get_peft_model` "
+                    "was called on it before. Use another `adapter_name`, or call `unload()` first."
                 )
         if any(name != adapter_name and other is config for name, other in self.peft_config.items()):
             # Adapters that were made from one object may get banks of different sizes.
@@ -292,8 +301,8 @@ class SlotTuner(BaseTuner):
     def unload(self) -> nn.Module:
         """Return the backbone as it was: without adapters, and with its own head, class token and norm.
 
-        PEFT would leave the modules that an adapter trained as a whole in the backbone, and the next adapter would be made
-        for a backbone that nobody else has.
+        PEFT would leave the modules that an adapter trained as a whole in the backbone, and the next adapter would be
+        made for a backbone that nobody else has.
         """
         for name, module in list(self.model.named_modules()):
             if isinstance(module, ModulesToSaveWrapper):
@@ -301,7 +310,7 @@ class SlotTuner(BaseTuner):
                 setattr(self.model.get_submodule(parent), child, module.original_module)
         return super().unload()
 
-    # -- What cannot be done -------------------------------------------------------------------------------------------
+    # -- What cannot be done ------------------------------------------------------------------------------------------
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(_MERGE_MESSAGE.format(name=self.prefix.rstrip("_").upper()))
@@ -314,12 +323,12 @@ class SlotTuner(BaseTuner):
     def _enable_peft_forward_hooks(self, *args, **kwargs) -> Iterator[None]:
         if kwargs.get("adapter_names") is not None:
             raise ValueError(
-                f"`adapter_names`={kwargs['adapter_names']!r}: adapters of type {self.prefix.rstrip('_').upper()} cannot "
-                "be mixed within one batch. Split the batch by adapter and call `set_adapter` between the parts."
+                f"`adapter_names`={kwargs['adapter_names']!r}: adapters of type {self.prefix.rstrip('_').upper()} "
+                "cannot be mixed within one batch. Split the batch by adapter and call `set_adapter` between the parts."
             )
         yield
 
-    # -- Files ---------------------------------------------------------------------------------------------------------
+    # -- Files --------------------------------------------------------------------------------------------------------
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:

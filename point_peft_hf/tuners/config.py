@@ -133,7 +133,9 @@ class PointTunerConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as it is saved, with the backbone that the adapter is attached to."""
-        return {**super().to_dict(), "backbone": getattr(self, "_attached_to", None) or self.backbone}
+        backbone = getattr(self, "_attached_to", None) or self.backbone
+        # Checksums belong to a file: they are written behind everything else.
+        return {**super().to_dict(), "backbone": backbone, "checksums": None}
 
     def attach_to(self, description: dict[str, Any]) -> None:
         """Note the backbone that the adapter is being attached to.
@@ -175,8 +177,8 @@ def check_backbone(
 
     Args:
         expected: What the adapter remembers of its backbone.
-        description: What the backbone is, from [`describe_backbone`]. If it has the right weights, all that is known of their
-            fingerprint goes in here.
+        description: What the backbone is, from [`describe_backbone`]. If it has the right weights, all that is known of
+            their fingerprint goes in here.
         name: Name of the expected one, for the message.
         revision: Its revision, for the message.
 
@@ -204,8 +206,8 @@ def check_backbone(
         raise ValueError(
             f"The adapter was made for a backbone{base} with other weights: their {precision} fingerprint is "
             f"{weights[precision]}{f' (revision {revision})' if revision else ''}, but that of this one is "
-            f"{own_weights[precision]}. Load the backbone that the adapter was made for, and see that no warning says that some "
-            "of its weights were not found."
+            f"{own_weights[precision]}. Load the backbone that the adapter was made for, and see that no warning says that "
+            "some of its weights were not found."
         )
     # A backbone that is loaded in half precision does not tell all about the weights.
     description["weights"] = {**own_weights, **weights}

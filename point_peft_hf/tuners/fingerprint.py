@@ -1,4 +1,4 @@
-"""The fingerprint of a backbone: which weights an adapter was made for, whatever path or name they were loaded from."""
+"""The fingerprint of a backbone: which weights an adapter was made for, wherever they were loaded from."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _DIGEST_LENGTH = 32
 def fingerprint(model: nn.Module, left_out: Iterable[str] = ()) -> dict[str, str]:
     """Digests of the frozen weights of a backbone.
 
-    All bytes of all weights and statistics count, with their names and shapes. There is one digest for each precision that
-    the weights may be cast to, because a backbone that is loaded in bfloat16 is still the backbone that an adapter was
-    trained on in float32. What belongs to a task (head, class token) and what adapters added is left out; of a module that
-    an adapter brings a copy of, the original counts. Costs about a second for 100 million weights.
+    All bytes of all weights and statistics count, with their names and shapes. There is one digest for each precision
+    that the weights may be cast to, because a backbone that is loaded in bfloat16 is still the backbone that an
+    adapter was trained on in float32. What belongs to a task (head, class token) and what adapters added is left out;
+    of a module that an adapter brings a copy of, the original counts. Costs about a second for 100 million weights.
 
     Args:
         model: The backbone, with or without adapters.
@@ -47,7 +47,7 @@ def fingerprint(model: nn.Module, left_out: Iterable[str] = ()) -> dict[str, str
 
 
 def common_precision(expected: Mapping[str, str], got: Mapping[str, str]) -> str | None:
-    """The most exact precision that both of two fingerprints have a digest of, to compare them in; `None` if there is none.
+    """The most exact precision that both of two fingerprints have a digest of; `None` if there is none.
 
     Args:
         expected: One fingerprint.

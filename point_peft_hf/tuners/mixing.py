@@ -7,9 +7,9 @@
     load_adapters(backbone, "adapters")
 
 A `PeftModel` cannot do this: its `add_adapter` takes one type only, `PeftMixedModel` has a closed list of types, and
-`get_peft_model` must not be called twice. So the adapters are injected into the backbone itself, which stays the class that
-it is. The order of the adapters does not matter for what is saved, and for what is computed only where two adapters change
-the same tokens at the same place.
+`get_peft_model` must not be called twice. So the adapters are injected into the backbone itself, which stays the
+class that it is. The order of the adapters does not matter for what is saved, and for what is computed only where two
+adapters change the same tokens at the same place.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from peft.functional import (
     set_peft_model_state_dict,
 )
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.ln_tuning.layer import LNTuningLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, load_peft_weights
 from safetensors.torch import save_file
 from torch import nn
@@ -45,12 +47,12 @@ def add_adapters(model: nn.Module, configs: Mapping[str, PeftConfig]) -> nn.Modu
     """Attach several adapters, of any injectable types, to a backbone; all of them are active and trained.
 
     The head, and whatever else the backbone declares as part of the task, goes to the first adapter that names it in
-    `modules_to_save`, or else to the first adapter of ours: two active adapters cannot both bring it. If one adapter fails,
-    none is attached.
+    `modules_to_save`, or else to the first adapter of ours: two active adapters cannot both bring it. If one adapter
+    fails, none is attached.
 
     Args:
-        model: The backbone, not wrapped by `get_peft_model`; it is changed in place. It may carry adapters already, which
-            stay active.
+        model: The backbone, not wrapped by `get_peft_model`; it is changed in place. It may carry adapters already,
+            which stay active.
         configs: The configurations by adapter name. They are copied.
 
     Returns:
@@ -65,8 +67,8 @@ def add_adapters(model: nn.Module, configs: Mapping[str, PeftConfig]) -> nn.Modu
     for name in configs:
         if name in taken:
             raise ValueError(
-                f"The model already has an adapter {name!r} (of type {taken[name].peft_type.value}). Use another name, or "
-                "delete that one first."
+                f"The model already has an adapter {name!r} (of type {taken[name].peft_type.value}). Use another "
+                "name, or delete that one first."
             )
     active = active_adapters(model)
     configs = _share_out_task_modules(model, configs)
@@ -91,6 +93,11 @@ def set_adapters(model: nn.Module, adapter_names: str | Iterable[str], *, is_tra
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
     _check_known(model, names)
     set_adapter(model, names, inference_mode=not is_trainable)
+    for module in model.modules():
+        if isinstance(module, LNTuningLayer):
+            # It refuses to run beside any other adapter, even one that has nothing at its place.
+            own = [name for name in names if name in module.ln_tuning_layers]
+            module.set_adapter(own, inference_mode=not is_trainable)
 
 
 def active_adapters(model: nn.Module) -> list[str]:
@@ -99,9 +106,11 @@ def active_adapters(model: nn.Module) -> list[str]:
     Args:
         model: A backbone.
     """
-    names = (name for m in model.modules() if hasattr(m, "adapter_layer_names") for name in m.active_adapters)
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    # A layer may know a part of the names only; the order is that of the layers that know them all.
+    layers.sort(key=lambda layer: len(layer.active_adapters), reverse=True)
     known = getattr(model, "peft_config", {})
-    return [name for name in dict.fromkeys(names) if name in known]
+    return [name for name in dict.fromkeys(n for layer in layers for n in layer.active_adapters) if name in known]
 
 
 def save_adapters(
@@ -134,7 +143,9 @@ def save_adapters(
         config = copy.copy(model.peft_config[name])
         config.inference_mode = True
         config.save_pretrained(str(folder))
-    (Path(save_directory) / INDEX_NAME).write_text(json.dumps({"adapter_names": names}, indent=2) + "\n", encoding="utf-8")
+    (Path(save_directory) / INDEX_NAME).write_text(
+        json.dumps({"adapter_names": names}, indent=2) + "\n", encoding="utf-8"
+    )
     return folders
 
 
@@ -168,10 +179,14 @@ def load_adapters(
     names = found if adapter_names is None else list(adapter_names)
     if not names or set(names) - set(found):
         missing = ", ".join(map(repr, sorted(set(names) - set(found)))) or "adapters"
-        raise ValueError(f"There are no {missing} in {directory}; it has {found or 'none'}. Save with `save_adapters`.")
+        raise ValueError(
+            f"There are no {missing} in {directory}; it has {found or 'none'}. Save with `save_adapters`."
+        )
     taken = sorted(set(names) & set(getattr(model, "peft_config", {})))
     if taken:
-        raise ValueError(f"The model already has adapters {taken}. Delete them first, or leave them out of `adapter_names`.")
+        raise ValueError(
+            f"The model already has adapters {taken}. Delete them first, or leave them out of `adapter_names`."
+        )
     active = active_adapters(model)
     with _all_or_nothing(model):
         for name in names:
@@ -185,15 +200,17 @@ def _load(model: nn.Module, name: str, folder: Path, is_trainable: bool) -> None
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftConfig._get_peft_type(str(folder))].from_pretrained(str(folder))
     config.inference_mode = not is_trainable
     _inject(model, name, config)
-    weights = {key.removeprefix(KEY_PREFIX): value for key, value in load_peft_weights(str(folder), device="cpu").items()}
+    weights = {
+        key.removeprefix(KEY_PREFIX): value for key, value in load_peft_weights(str(folder), device="cpu").items()
+    }
     result = set_peft_model_state_dict(model, weights, adapter_name=name)
     saved_keys = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).keys()
     missing = sorted(saved_keys - weights.keys())
     if missing or result.unexpected_keys:
         raise ValueError(
             f"The adapter in {folder} does not fit the model: {len(missing)} weights are missing in its file "
-            f"({missing[:3]}), {len(result.unexpected_keys)} have no place in the model ({result.unexpected_keys[:3]}). "
-            "Load the backbone that it was made for."
+            f"({missing[:3]}), {len(result.unexpected_keys)} have no place in the model "
+            f"({result.unexpected_keys[:3]}). Load the backbone that it was made for."
         )
 
 
@@ -219,8 +236,8 @@ def _share_out_task_modules(model: nn.Module, configs: Mapping[str, PeftConfig])
         for module in config.modules_to_save or () if hasattr(config, "modules_to_save") else ():
             if module in owners:
                 raise ValueError(
-                    f"Adapters {owners[module]!r} and {name!r} both have {module!r} in `modules_to_save`, but only one of "
-                    "the adapters that are active together can bring it. Take it out of one of them."
+                    f"Adapters {owners[module]!r} and {name!r} both have {module!r} in `modules_to_save`, but only "
+                    "one of the adapters that are active together can bring it. Take it out of one of them."
                 )
             owners[module] = name
     heir = next((n for n, c in configs.items() if isinstance(c, PointTunerConfig) and c.modules_to_save is None), None)
@@ -234,8 +251,8 @@ def _share_out_task_modules(model: nn.Module, configs: Mapping[str, PeftConfig])
 def _check_backbone(model: nn.Module) -> None:
     if isinstance(model, PeftModel | PeftMixedModel):
         raise ValueError(
-            f"Adapters of several types attach to the backbone itself, but the model is a {type(model).__name__}. Pass the "
-            "backbone as it is before `get_peft_model`, or get it back with `model.unload()`."
+            f"Adapters of several types attach to the backbone itself, but the model is a {type(model).__name__}. "
+            "Pass the backbone as it is before `get_peft_model`, or get it back with `model.unload()`."
         )
 
 

@@ -30,13 +30,17 @@ def register_default_targets(*model_types: str) -> None:
         *model_types: The `model_type` of each backbone.
     """
     for mapping_name, mapping in vars(constants).items():
-        if not (mapping_name.startswith("TRANSFORMERS_MODELS_TO_") and mapping_name.endswith("_TARGET_MODULES_MAPPING")):
+        if not (
+            mapping_name.startswith("TRANSFORMERS_MODELS_TO_") and mapping_name.endswith("_TARGET_MODULES_MAPPING")
+        ):
             continue
         method = mapping_name.removeprefix("TRANSFORMERS_MODELS_TO_").removesuffix("_TARGET_MODULES_MAPPING")
         for model_type in model_types:
             mapping.setdefault(model_type, TARGETS.get(method, DEFAULT_TARGETS))
     for model_type in model_types:
-        constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.setdefault(model_type, IA3_FEEDFORWARD_TARGETS)
+        constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.setdefault(
+            model_type, IA3_FEEDFORWARD_TARGETS
+        )
 
 
 register_default_targets(*MODEL_TYPES)

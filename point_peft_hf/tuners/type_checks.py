@@ -53,5 +53,9 @@ def _fits(value: Any, declared: Any) -> bool:
 
 
 def _name(declared: Any) -> str:
-    options = typing.get_args(declared) if typing.get_origin(declared) in (typing.Union, types.UnionType) else (declared,)
-    return " or ".join("None" if option is type(None) else getattr(option, "__name__", str(option)) for option in options)
+    options = (
+        typing.get_args(declared) if typing.get_origin(declared) in (typing.Union, types.UnionType) else (declared,)
+    )
+    return " or ".join(
+        "None" if option is type(None) else getattr(option, "__name__", str(option)) for option in options
+    )

@@ -11,7 +11,6 @@ import pytest
 from point_peft_hf.data import write_point_cloud
 from point_peft_hf.pretrained import backbone_folder
 
-
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 

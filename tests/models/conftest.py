@@ -165,7 +165,10 @@ def point_mae_pretraining(width=24, depth=2, decoder_depth=1, group_size=4):
         | position_embedding("decoder_pos_embed.", 10, width)
         | blocks("MAE_decoder.blocks.", width, decoder_depth)
         | layer_norm("MAE_decoder.norm.", width)
-        | {"increase_dim.0.weight": torch.randn(3 * group_size, width, 1), "increase_dim.0.bias": torch.randn(3 * group_size)}
+        | {
+            "increase_dim.0.weight": torch.randn(3 * group_size, width, 1),
+            "increase_dim.0.bias": torch.randn(3 * group_size),
+        }
     )
 
 
@@ -185,7 +188,10 @@ def point_bert_pretraining():
     encoder |= {"mask_token": torch.randn(1, 1, 24)} | linear("lm_head.", 24, 9) | linear("cls_head.0.", 24, 6)
     # The momentum encoder and the tokeniser have names like the encoder's, and other values.
     return (
-        {f"transformer_k.{name}": torch.randn(tensor.shape) if tensor.ndim else tensor for name, tensor in encoder.items()}
+        {
+            f"transformer_k.{name}": torch.randn(tensor.shape) if tensor.ndim else tensor
+            for name, tensor in encoder.items()
+        }
         | {f"dvae.{name}": tensor + 1 for name, tensor in encoder.items() if name.startswith("encoder.")}
         | {f"transformer_q.{name}": tensor for name, tensor in encoder.items()}
         | {"queue": torch.randn(6, 8), "queue_ptr": torch.zeros(1)}
@@ -223,4 +229,7 @@ def point_m2ae_pretraining(widths=(12, 18, 24), group_size=8):
         tensors |= {f"{prefix}0.weight": torch.randn(fine, fine, 1), f"{prefix}0.bias": torch.randn(fine)}
         tensors |= batch_norm(f"{prefix}1.", fine)
     tensors |= layer_norm("decoder_norm.", fine)
-    return tensors | {"rec_head.weight": torch.randn(3 * group_size, fine, 1), "rec_head.bias": torch.randn(3 * group_size)}
+    return tensors | {
+        "rec_head.weight": torch.randn(3 * group_size, fine, 1),
+        "rec_head.bias": torch.randn(3 * group_size),
+    }

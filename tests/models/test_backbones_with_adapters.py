@@ -161,7 +161,9 @@ def test_half_precision_backbone(adapt, make_classifier, points, dtype):
 
 def test_lora_beside_it(adapt, make_classifier, points):
     model = adapt(init_weights=False)
-    inject_adapter_in_model(LoraConfig(target_modules=["q_proj", "v_proj"]), model.base_model.model, adapter_name="lora")
+    inject_adapter_in_model(
+        LoraConfig(target_modules=["q_proj", "v_proj"]), model.base_model.model, adapter_name="lora"
+    )
     assert model(points).logits.shape == (4, 5)
 
 

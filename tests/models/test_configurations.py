@@ -151,4 +151,6 @@ def test_auto_classes(config_class, tmp_path):
         assert type(AutoModelForPreTraining.from_config(config)).__name__.endswith("ForPreTraining")
     model.save_pretrained(tmp_path)
     loaded = AutoModelForPointCloudClassification.from_pretrained(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )

@@ -1,6 +1,8 @@
+import importlib.util
 import json
+import os
 import pickle
-import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,7 +93,9 @@ def test_pre_trained_point_mae(published, save, tmp_path):
     assert torch.equal(model.mask_token, tensors["mask_token"])
     assert torch.equal(model.reconstruction_head.weight, tensors["increase_dim.0.weight"].squeeze(-1))
     # The same folder starts a classifier: class token and head are new.
-    classifier, info = PointMAEForClassification.from_pretrained(tmp_path / "out", output_loading_info=True, num_labels=3)
+    classifier, info = PointMAEForClassification.from_pretrained(
+        tmp_path / "out", output_loading_info=True, num_labels=3
+    )
     assert not info["unexpected_keys"]
     assert {name.split(".")[0] for name in info["missing_keys"]} == {"classifier", "point_mae"}
     assert all("class_token" in name for name in info["missing_keys"] if name.startswith("point_mae"))
@@ -101,7 +105,10 @@ def test_pre_trained_point_mae(published, save, tmp_path):
 @pytest.mark.parametrize(
     ("prefix", "extra"),
     [
-        ("MAE_encoder.", {"MAE_encoder.img_token": (1, 1, 24), "MAE_encoder.text_token": (1, 1, 24), "MAE_decoder.q": (3,)}),
+        (
+            "MAE_encoder.",
+            {"MAE_encoder.img_token": (1, 1, 24), "MAE_encoder.text_token": (1, 1, 24), "MAE_decoder.q": (3,)},
+        ),
         ("ACT_encoder.", {"dvae.codebook": (4, 4), "ACT_decoder.blocks.0.norm1.weight": (24,)}),
         ("student.", {"head.weight": (4, 4)}),
     ],
@@ -117,7 +124,9 @@ def test_encoders_of_other_methods(published, save, tmp_path, prefix, extra):
     model = PointMAEModel.from_pretrained(tmp_path / "out")
     check_block(model.encoder.layers[1], encoder, "blocks.blocks.1")
     check_block(
-        PointMAEForClassification.from_pretrained(tmp_path / "out").point_mae.encoder.layers[1], encoder, "blocks.blocks.1"
+        PointMAEForClassification.from_pretrained(tmp_path / "out").point_mae.encoder.layers[1],
+        encoder,
+        "blocks.blocks.1",
     )
 
 
@@ -186,18 +195,19 @@ def test_plain_state_dicts_and_other_keys(published, save, tmp_path):
 
 
 def test_numpy_numbers_beside_the_weights(published, save, tmp_path):
-    path = save(published.point_mae_classifier(), best_metrics={"acc": np.float64(91.2)}, metrics={"acc": np.float32(1)})
+    path = save(
+        published.point_mae_classifier(), best_metrics={"acc": np.float64(91.2)}, metrics={"acc": np.float32(1)}
+    )
     assert convert_checkpoint(path, tmp_path / "out", "point_mae", HEADS).loaded
 
 
 def test_code_in_a_file_does_not_run(published, tmp_path):
     class Payload:
         def __reduce__(self):
-            return (print, ("never printed", (tmp_path / "ran").write_text("ran") and None))
+            return (os.mkdir, (str(tmp_path / "ran"),))
 
     path = tmp_path / "evil.pth"
     torch.save({"base_model": published.point_mae_classifier(), "metrics": Payload()}, path)
-    (tmp_path / "ran").unlink()
     with pytest.raises(ValueError, match="could run code"):
         convert_checkpoint(path, tmp_path / "out", "point_mae")
     assert not (tmp_path / "out").exists()
@@ -205,6 +215,7 @@ def test_code_in_a_file_does_not_run(published, tmp_path):
         path.write_bytes(pickle.dumps({"base_model": {"x": Payload()}}, protocol=protocol))
         with pytest.raises(ValueError, match="evil.pth"):
             convert_checkpoint(path, tmp_path / "out", "point_mae")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_published_settings_by_name_and_classes(published, tmp_path):
@@ -217,6 +228,10 @@ def test_published_settings_by_name_and_classes(published, tmp_path):
     folder.mkdir()
     path.rename(folder / "model.safetensors")
     assert convert_checkpoint(folder, tmp_path / "c", "point_mae").assumed["num_groups"] == 512
+    (tmp_path / "scanobjectnn").mkdir()
+    path = tmp_path / "scanobjectnn" / "weights.safetensors"
+    save_file(published.point_mae_classifier(num_labels=40), path)
+    assert convert_checkpoint(path, tmp_path / "e", "point_mae").assumed["num_groups"] == 64
     path = tmp_path / "scan.safetensors"
     save_file(published.point_m2ae_classifier(pooled=48, num_labels=15), path)
     assert convert_checkpoint(path, tmp_path / "d", "point_m2ae").assumed["group_sizes"] == [32, 16, 16]
@@ -226,7 +241,16 @@ def test_config_file_in_either_naming(published, save, tmp_path):
     path = save(published.point_mae_classifier())
     for fields in (
         {"num_attention_heads": 3, "num_groups": 10, "group_size": 9},
-        {"model": {"NAME": "PointTransformer", "trans_dim": 24, "depth": 2, "num_heads": 3, "num_group": 10, "group_size": 9}},
+        {
+            "model": {
+                "NAME": "PointTransformer",
+                "trans_dim": 24,
+                "depth": 2,
+                "num_heads": 3,
+                "num_group": 10,
+                "group_size": 9,
+            }
+        },
     ):
         config = tmp_path / "config.json"
         config.write_text(json.dumps(fields))
@@ -248,6 +272,13 @@ def test_config_file_in_either_naming(published, save, tmp_path):
 def test_wrong_configuration(published, save, tmp_path, config, message):
     with pytest.raises(ValueError, match=message):
         convert_checkpoint(save(published.point_mae_classifier()), tmp_path / "out", "point_mae", config)
+
+
+def test_missing_configuration_file(published, save, tmp_path):
+    with pytest.raises(ValueError, match=r"no configuration file .*nowhere\.json"):
+        convert_checkpoint(
+            save(published.point_mae_classifier()), tmp_path / "out", "point_mae", tmp_path / "nowhere.json"
+        )
 
 
 def test_nothing_matches(save, tmp_path):
@@ -306,7 +337,9 @@ def test_load_into_an_existing_model(published, save):
         assert all("class_token" in name or "classifier" in name for name in report.new)
         assert "module.mask_token" in report.ignored
     with pytest.raises(ValueError, match="Nothing in"):
-        load_checkpoint(PointM2AEModel(point_peft_hf.PointM2AEConfig(depths=[1, 1, 1])), save({"encoder.x": torch.ones(1)}))
+        load_checkpoint(
+            PointM2AEModel(point_peft_hf.PointM2AEConfig(depths=[1, 1, 1])), save({"encoder.x": torch.ones(1)})
+        )
 
 
 def test_report_names_what_became_of_every_tensor(published, save, tmp_path):
@@ -316,7 +349,9 @@ def test_report_names_what_became_of_every_tensor(published, save, tmp_path):
     written = json.loads((tmp_path / "out" / "conversion_report.json").read_text())
     assert written["loaded"] == report.loaded
     saved = load_file(tmp_path / "out" / "model.safetensors")
-    assert {"point_bert." + name for name in saved} == {target for targets in report.loaded.values() for target in targets}
+    assert {"point_bert." + name for name in saved} == {
+        target for targets in report.loaded.values() for target in targets
+    }
     text = str(report)
     for part in ("PointBertModel", "loaded: ", "new: 0", "ignored: ", "transformer_k", "num_groups=64"):
         assert part in text
@@ -380,6 +415,22 @@ def test_from_pretrained_of_a_torch_pointcloud_folder(published, tmp_path):
     )
 
 
+def test_from_pretrained_of_a_torch_pointcloud_repository(published, tmp_path):
+    """From the cache of the Hub, as after the first download."""
+    tensors = published.point_mae_classifier(num_labels=40)
+    name = "torch-pointcloud/point-mae-base.modelnet40-8k.yatian-pang"
+    cached = tmp_path / ("models--" + name.replace("/", "--"))
+    snapshot = cached / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a" * 40)
+    save_file(torch_pointcloud_names(tensors), snapshot / "model.safetensors")
+    for model_class in (PointMAEForClassification, AutoModelForPointCloudClassification):
+        model = model_class.from_pretrained(name, cache_dir=tmp_path, local_files_only=True)
+        check_block(model.point_mae.encoder.layers[0], tensors, "blocks.blocks.0")
+        assert (model.name_or_path, model.config.num_groups) == (name, 512)
+
+
 def test_segmentation_head_is_not_taken_for_a_classification_head(published, tmp_path):
     tensors = published.point_mae_encoder() | published.deep_head(200, 50)
     folder = tmp_path / "point-mae-base.shapenetpart.yatian-pang"
@@ -390,11 +441,11 @@ def test_segmentation_head_is_not_taken_for_a_classification_head(published, tmp
     assert (model.config.num_groups, model.config.num_labels) == (128, 6)
 
 
-def test_command_line(published, save, tmp_path, capsys, monkeypatch):
-    monkeypatch.syspath_prepend(str(__import__("pathlib").Path(__file__).parents[2] / "examples"))
-    sys.modules.pop("convert_checkpoint", None)
-    import convert_checkpoint as script
-
+def test_command_line(published, save, tmp_path, capsys):
+    path = Path(__file__).parents[2] / "examples" / "convert_checkpoint.py"
+    spec = importlib.util.spec_from_file_location("convert_checkpoint_script", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
     path = save(published.point_mae_classifier())
     assert script.main([str(path), str(tmp_path / "out"), "--model_type", "point_mae"]) == 0
     assert "loaded: " in capsys.readouterr().out

@@ -50,7 +50,8 @@ def test_radius_mask_by_hand():
 @torch.no_grad()
 def test_local_attention_limits_what_a_token_sees(config, points):
     model = PointM2AEModel(config).eval()
-    attentions = model.set_attn_implementation("eager") or model(points, output_attentions=True).attentions
+    model.set_attn_implementation("eager")
+    attentions = model(points, output_attentions=True).attentions
     centers = model.group(points).centers
     for stage in range(3):
         outside = torch.cdist(centers[stage], centers[stage]) >= config.attention_radii[stage] + 1e-4
@@ -157,7 +158,8 @@ def test_pre_training_learns(config, points):
 
 
 @pytest.mark.parametrize(
-    "mask", [torch.zeros(4, 8, dtype=torch.bool), torch.ones(4, 8, dtype=torch.bool), torch.ones(4, 8), torch.ones(4, 16) > 0]
+    "mask",
+    [torch.zeros(4, 8, dtype=torch.bool), torch.ones(4, 8, dtype=torch.bool), torch.ones(4, 8), torch.ones(4, 16) > 0],
 )
 def test_wrong_mask_is_refused(config, points, mask):
     with pytest.raises(ValueError, match="mask"):

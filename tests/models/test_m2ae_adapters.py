@@ -11,8 +11,8 @@ from point_peft_hf import (
     build_point_prior_bank,
 )
 
-# The paper's method on Point-M2AE for ScanObjectNN. The published total, 661,046, has 15 gates of the feed-forward networks
-# on top, which are 0 at the start and so switch the frozen networks off; here they do not exist.
+# The paper's method on Point-M2AE for ScanObjectNN. The published total, 661,046, has 15 gates of the feed-forward
+# networks on top, which are 0 at the start and so switch the frozen networks off; here they do not exist.
 COMPONENTS = {
     "classifier": 267_535,
     "ffn_bottleneck": 111_120,

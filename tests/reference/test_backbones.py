@@ -120,11 +120,14 @@ def test_point_bert_pre_training_heads(reference_dir, tmp_path):
     weights = torch.load(source, weights_only=True)["base_model"]
 
     def head(name, tokens):
-        return torch.nn.functional.linear(tokens, *(weights[f"module.transformer_q.{name}.{k}"] for k in ("weight", "bias")))
+        return torch.nn.functional.linear(
+            tokens, *(weights[f"module.transformer_q.{name}.{k}"] for k in ("weight", "bias"))
+        )
 
     assert_close(head("lm_head", hidden_states[:, 1:]), values["pre.token_logits"])
     assert_close(
-        head("cls_head.2", torch.nn.functional.gelu(head("cls_head.0", hidden_states[:, 0]))), values["pre.cls_feature"]
+        head("cls_head.2", torch.nn.functional.gelu(head("cls_head.0", hidden_states[:, 0]))),
+        values["pre.cls_feature"],
     )
 
 

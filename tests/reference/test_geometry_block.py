@@ -49,7 +49,7 @@ def model(reference_dir):
         PointMAEConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=6, num_groups=16, group_size=8)
     )
     config = PointPeftConfig(use_prompts=False, initialization="published", dropout=0.0, local_drop_path=0.0)
-    model = get_peft_model(backbone, config)
+    get_peft_model(backbone, config)
     weights = torch.load(reference_dir / "geometry_adapter_block.pth", weights_only=True)
     layer = backbone.encoder.layers[0]
     query, key, value = weights["blocks.6.attn.qkv.weight"].chunk(3)

@@ -62,7 +62,9 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(method, tiny_bac
 
 def test_the_seed_decides(tiny_backbone, tiny_task, tmp_path):
     losses = [
-        finetune(tiny_backbone, tiny_task, tmp_path, method="geometry", epochs=1, seed=seed).run()["history"][0]["loss"]
+        finetune(tiny_backbone, tiny_task, tmp_path, method="geometry", epochs=1, seed=seed).run()["history"][0][
+            "loss"
+        ]
         for seed in (0, 0, 1)
     ]
     assert losses[0] == losses[1] != losses[2]

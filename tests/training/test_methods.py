@@ -3,7 +3,6 @@ from peft import PeftModel
 
 from point_peft_hf.training import METHODS, load_backbone, prepare_method
 
-
 NAMES = ["bed", "sofa", "mug"]
 
 

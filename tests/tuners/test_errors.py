@@ -78,7 +78,7 @@ def test_a_model_without_slots(type_case):
 
 def test_adapter_of_another_backbone(make_backbone, type_case, tmp_path):
     type_case.attach(make_backbone()).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="made for a backbone.*model_type='point_mae'.*model_type='point_bert'"):
+    with pytest.raises(ValueError, match="Load the backbone that"):
         PeftModel.from_pretrained(make_backbone("point_bert"), tmp_path)
     with pytest.raises(ValueError, match="hidden_size=48, but this one has hidden_size=24"):
         PeftModel.from_pretrained(make_backbone(hidden_size=24), tmp_path)
@@ -98,7 +98,10 @@ def test_attached_twice(make_backbone, type_case):
     config = model.peft_config["default"]
     with pytest.raises(ValueError, match="already a PeftModel.*add_adapters"):
         get_peft_model(model, type_case.config())
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="already carries an adapter 'default'"):
+    with (
+        pytest.warns(UserWarning, match="second time|Already found"),
+        pytest.raises(ValueError, match="already carries an adapter 'default'"),
+    ):
         get_peft_model(backbone, type_case.config())
     assert model.peft_config["default"] is config
 

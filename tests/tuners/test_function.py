@@ -36,7 +36,9 @@ def test_published_initialization_changes_the_output(make_backbone, points, logi
     assert not torch.allclose(logits(type_case.attach(backbone, initialization="published"), points), before)
 
 
-def test_saved_and_loaded_on_an_untouched_backbone(make_backbone, backbone_name, case, points, logits, train, tmp_path):
+def test_saved_and_loaded_on_an_untouched_backbone(
+    make_backbone, backbone_name, case, points, logits, train, tmp_path
+):
     model = case.attach(make_backbone(backbone_name))
     train(model)
     expected = logits(model, points)
@@ -113,7 +115,13 @@ def test_query_features_that_are_passed_replace_the_second_pass(make_backbone, p
 
 
 def test_parts_are_switched_off_one_by_one(make_backbone, points, train):
-    switches = ("use_ffn_bottleneck", "use_output_bottleneck", "use_local_aggregation", "use_local_attention", "use_propagation")
+    switches = (
+        "use_ffn_bottleneck",
+        "use_output_bottleneck",
+        "use_local_aggregation",
+        "use_local_attention",
+        "use_propagation",
+    )
     full = get_peft_model(make_backbone(), pp.GeometryAdapterConfig()).get_nb_trainable_parameters()[0]
     for switch in switches:
         model = get_peft_model(make_backbone(), pp.GeometryAdapterConfig(**{switch: False}))

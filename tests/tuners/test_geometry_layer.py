@@ -120,16 +120,20 @@ def test_feed_forward_bottleneck_by_hand():
 @pytest.mark.parametrize("pooling", ["max", "mean"])
 def test_gradients_by_finite_differences(pooling):
     locality, output = make_layers(
-        torch.float64, local_pooling=pooling, use_output_bottleneck=True, local_attention_size=4, local_attention_heads=2
+        torch.float64,
+        local_pooling=pooling,
+        use_output_bottleneck=True,
+        local_attention_size=4,
+        local_attention_heads=2,
     )
     context = locality(BlockContext(CENTERS.double()))
     tokens = torch.randn(1, 8, WIDTH, dtype=torch.float64, requires_grad=True)
-    parameters = {name: parameter for name, parameter in (*output.named_parameters(), *locality.named_parameters())}
+    parameters = (*output.parameters(), *locality.parameters())
 
     def run(tokens, *_):
         return output(tokens, context)
 
-    assert torch.autograd.gradcheck(run, (tokens, *parameters.values()))
+    assert torch.autograd.gradcheck(run, (tokens, *parameters))
 
 
 def test_a_block_without_geometry_says_what_to_pass():

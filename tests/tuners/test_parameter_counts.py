@@ -1,7 +1,7 @@
 """Trainable parameters at the published sizes, component by component (Point-PEFT, arXiv 2310.03059).
 
-The published models declare more than they train: prompts and prompt bottlenecks of blocks without prompts, and a gate in
-every block, which Point-MAE does not use. Those do not exist here.
+The published models declare more than they train: prompts and prompt bottlenecks of blocks without prompts, and a
+gate in every block, which Point-MAE does not use. Those do not exist here.
 """
 
 from collections import Counter

@@ -9,8 +9,8 @@ from ...layers import TaskModule
 class ClassToken(TaskModule):
     """A learnable token with a learnable position embedding.
 
-    A module of its own, because it is part of the task, not of the pre-training (Point-MAE's checkpoints have none), so
-    adapters save it with the head.
+    A module of its own, because it is part of the task, not of the pre-training (Point-MAE's checkpoints have none),
+    so adapters save it with the head.
 
     Args:
         hidden_size: Width of a token.

@@ -22,7 +22,9 @@ def pretrained_behavior(module: nn.Module) -> Iterator[None]:
         Nothing.
     """
     modules = [(m, m.training) for m in module.modules()]
-    adapted = [(m, m._disable_adapters) for m, _ in modules if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+    adapted = [
+        (m, m._disable_adapters) for m, _ in modules if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))
+    ]
     try:
         for m, _ in modules:
             m.training = False

@@ -11,10 +11,10 @@ CHUNK_SIZE = 128
 
 
 class PatchEmbedding(nn.Module):
-    """Embed each group of points as one token (mini-PointNet: Point-BERT, arXiv 2111.14819; Point-MAE, arXiv 2203.06604).
+    """Embed each group of points as one token, by a mini-PointNet (Point-BERT, arXiv 2111.14819, section 3.1).
 
-    Per point Linear - BatchNorm - ReLU - Linear, the maximum over the group put in front of every point's features, once
-    more Linear - BatchNorm - ReLU - Linear, and the maximum over the group.
+    Per point Linear - BatchNorm - ReLU - Linear, the maximum over the group put in front of every point's features,
+    once more Linear - BatchNorm - ReLU - Linear, and the maximum over the group.
 
     Args:
         in_size: Features of a point (3 for coordinates).
@@ -80,7 +80,9 @@ class PatchEmbedding(nn.Module):
 
         def embed(chunk: torch.Tensor) -> torch.Tensor:
             num_groups, group_size, in_size = chunk.shape
-            features = F.linear(F.linear(chunk.reshape(-1, in_size), weight1, bias1).relu_(), *_parameters(self.first_linear2))
+            features = F.linear(
+                F.linear(chunk.reshape(-1, in_size), weight1, bias1).relu_(), *_parameters(self.first_linear2)
+            )
             pooled = features.view(num_groups, group_size, -1).amax(dim=1)
             features = F.linear(features, weight_point).view(num_groups, group_size, -1)
             features = (features + F.linear(pooled, weight_pooled, bias2)[:, None]).relu_()

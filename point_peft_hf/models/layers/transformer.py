@@ -44,7 +44,8 @@ class PointAttention(nn.Module):
 
     Shapes:
         - input: `(batch_size, sequence_length, hidden_size)`
-        - output: the same, and the attention weights `(batch_size, num_heads, sequence_length, sequence_length)` or `None`
+        - output: the same, and the attention weights `(batch_size, num_heads, sequence_length, sequence_length)` or
+        `None`
     """
 
     def __init__(self, config, hidden_size: int, num_heads: int, layer_index: int, num_layers: int):

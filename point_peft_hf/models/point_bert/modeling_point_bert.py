@@ -22,9 +22,9 @@ class PointBertPreTrainedModel(PointPreTrainedModel):
 class PointBertModel(SingleStageEncoderMixin, PointBertPreTrainedModel):
     """The encoder: points -> groups -> tokens -> blocks, with a class token in front.
 
-    The features for a point-prior bank are the maximum over the patch tokens after the final norm, as for Point-MAE, so
-    that the same adapter configuration means the same on both. The class token takes part in computing them: unlike that
-    of Point-MAE it is pre-trained, and the encoder never saw patch tokens without it.
+    The features for a point-prior bank are the maximum over the patch tokens after the final norm, as for Point-MAE,
+    so that the same adapter configuration means the same on both. The class token takes part in computing them: unlike
+    that of Point-MAE it is pre-trained, and the encoder never saw patch tokens without it.
 
     Args:
         config: Configuration.

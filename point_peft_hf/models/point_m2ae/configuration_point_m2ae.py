@@ -13,19 +13,20 @@ POOLINGS = ("sum", "concat")
 class PointM2AEConfig(PointTransformerConfig):
     """Configuration of Point-M2AE (arXiv 2205.14401); the defaults are the published ModelNet40 classifier.
 
-    The published ScanObjectNN classifier has `group_sizes=(32, 16, 16)` and `pooling="concat"`; the published ModelNet40
-    classifier was trained with `label_smoothing=0.3`.
+    The published ScanObjectNN classifier has `group_sizes=(32, 16, 16)` and `pooling="concat"`; the published
+    ModelNet40 classifier was trained with `label_smoothing=0.3`.
 
     Args:
         hidden_sizes: Width of the tokens of each stage, from the finest to the coarsest.
         depths: Number of blocks of each stage.
-        num_groups: Number of groups, hence tokens, of each stage; each stage's centres are among those of the stage before.
+        num_groups: Number of groups, hence tokens, of each stage; each stage's centres are among those of the stage
+            before.
         group_sizes: Number of points of a group in the first stage, of tokens of the stage before in the others.
-        attention_radii: Tokens of a stage attend to each other if their centres are less than this apart, in the unit of
-            the cloud; 0 for no limit.
+        attention_radii: Tokens of a stage attend to each other if their centres are less than this apart, in the unit
+            of the cloud; 0 for no limit.
         patch_hidden_sizes: Widths inside of the patch embedding of the first stage.
-        pooling: What the head reads: "sum" for mean + maximum over the tokens (ModelNet40), "concat" for both side by side
-            (ScanObjectNN; there the maximum leaves out the first token, as in the published code).
+        pooling: What the head reads: "sum" for mean + maximum over the tokens (ModelNet40), "concat" for both side by
+            side (ScanObjectNN; there the maximum leaves out the first token, as in the published code).
         decoder_depths: Number of blocks of each stage of the decoder, from the coarsest (pre-training only).
         decoder_propagation_depths: Number of residual blocks behind each of the decoder's upsamplings, one entry less.
         mask_ratio: Share of the groups of the last stage that is masked in pre-training.
@@ -75,11 +76,13 @@ class PointM2AEConfig(PointTransformerConfig):
         radii = self.attention_radii
         if len(radii) != self.num_stages or any(isinstance(radius, bool) or radius < 0 for radius in radii):
             raise ValueError(
-                f"`attention_radii` of {type(self).__name__} must have {self.num_stages} values of at least 0, got {radii}."
+                f"`attention_radii` of {type(self).__name__} must have {self.num_stages} values of at least 0, got "
+                f"{radii}."
             )
         if self.pooling not in POOLINGS:
             raise ValueError(
-                f"`pooling` of {type(self).__name__} must be one of {', '.join(map(repr, POOLINGS))}, got {self.pooling!r}."
+                f"`pooling` of {type(self).__name__} must be one of {', '.join(map(repr, POOLINGS))}, got "
+                f"{self.pooling!r}."
             )
         if not 0 < self.mask_ratio < 1:
             raise ValueError(
@@ -104,10 +107,12 @@ class PointM2AEConfig(PointTransformerConfig):
                 f"({self.num_stages}), got {self.decoder_depths}."
             )
         depths = self.decoder_propagation_depths
-        if len(depths) != len(self.decoder_depths) - 1 or any(isinstance(depth, bool) or depth < 0 for depth in depths):
+        if len(depths) != len(self.decoder_depths) - 1 or any(
+            isinstance(depth, bool) or depth < 0 for depth in depths
+        ):
             raise ValueError(
-                f"`decoder_propagation_depths` of {type(self).__name__} must have {len(self.decoder_depths) - 1} values of "
-                f"at least 0, got {depths}."
+                f"`decoder_propagation_depths` of {type(self).__name__} must have {len(self.decoder_depths) - 1} "
+                f"values of at least 0, got {depths}."
             )
 
 

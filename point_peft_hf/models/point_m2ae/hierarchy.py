@@ -21,8 +21,8 @@ class PointHierarchy:
         neighborhoods: Points of the first stage's groups relative to their centre, of shape
             `(batch_size, num_groups[0], group_sizes[0], 3)`, in the unit of the cloud.
         centers: For each stage the centres, of shape `(batch_size, num_groups[i], 3)`.
-        neighbor_indices: For each stage what a group consists of, of shape `(batch_size, num_groups[i], group_sizes[i])`:
-            indices of points in the first stage, of tokens of the stage before in the others.
+        neighbor_indices: For each stage what a group consists of, of shape `(batch_size, num_groups[i],
+            group_sizes[i])`: indices of points in the first stage, of tokens of the stage before in the others.
     """
 
     neighborhoods: torch.Tensor

@@ -95,9 +95,7 @@ class PointM2AEModel(PointM2AEPreTrainedModel):
         """
         config = self.config
         points = self._check_points(points, config.num_groups[0], config.group_sizes[0])
-        return group_nested(
-            points, config.num_groups, config.group_sizes, skip_near_origin=config.skip_near_origin
-        )
+        return group_nested(points, config.num_groups, config.group_sizes, skip_near_origin=config.skip_near_origin)
 
     def forward(
         self,
@@ -114,17 +112,17 @@ class PointM2AEModel(PointM2AEPreTrainedModel):
             points: Clouds of shape `(batch_size, num_points, 3)`, with at least `num_groups[0]` and `group_sizes[0]`
                 points.
             query_features: Features that a point-prior bank is asked with, of shape `(batch_size, hidden_size)`, as
-                `extract_prior_features` returns them. Computed here when an adapter needs them and none are given; pass
-                them to save that pass where the clouds are not augmented.
-            output_hidden_states: Whether to return the tokens at every block; their number and width change from stage to
-                stage. Default: as in the configuration.
+                `extract_prior_features` returns them. Computed here when an adapter needs them and none are given;
+                pass them to save that pass where the clouds are not augmented.
+            output_hidden_states: Whether to return the tokens at every block; their number and width change from stage
+                to stage. Default: as in the configuration.
             output_attentions: Whether to return the attention weights; needs `attn_implementation="eager"`.
             return_dict: Whether to return a [`PointModelOutput`] instead of a tuple; default: as in the configuration.
             **kwargs: Ignored; keys that trainers pass along.
 
         Returns:
-            The tokens of the last stage after the final norm, the pooled features (mean and maximum over the tokens, added
-            up or side by side as `pooling` says), and the centres of the last stage.
+            The tokens of the last stage after the final norm, the pooled features (mean and maximum over the tokens,
+            added up or side by side as `pooling` says), and the centres of the last stage.
 
         Raises:
             ValueError: If the clouds are no float tensor of that shape, not finite or too small.

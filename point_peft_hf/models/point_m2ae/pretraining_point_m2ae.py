@@ -40,7 +40,7 @@ class ResidualPointLayer(nn.Module):
 
 
 class TokenPropagation(nn.Module):
-    """Upsample tokens: 3 nearest neighbours weighted by inverse squared distance, fused with what the finer stage knows.
+    """Upsample tokens from their 3 nearest neighbours, and fuse them with what the finer stage knows.
 
     Args:
         coarse_size: Width of the coarse tokens.
@@ -95,14 +95,14 @@ class VisibleTokens:
     is_valid: torch.Tensor
 
     def scatter(self, tokens: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        """Put the visible tokens `(batch_size, max_visible, C)` back to their places in `table` `(batch_size, G, C)`."""
+        """Put visible tokens `(batch_size, max_visible, C)` back to their places in `table` `(batch_size, G, C)`."""
         indices = self.indices[..., None].expand_as(tokens)
         # Filling entries point at masked groups, and leave them as they are.
         values = torch.where(self.is_valid[..., None], tokens, table.gather(1, indices))
         return table.scatter(1, indices, values)
 
     def attention_mask(self, dtype: torch.dtype) -> torch.Tensor:
-        """Additive mask of shape `(batch_size, 1, max_visible, max_visible)`: entries that fill up only see themselves."""
+        """Additive mask `(batch_size, 1, max_visible, max_visible)`: what fills up is only seen by itself."""
         itself = torch.eye(self.is_valid.shape[1], dtype=torch.bool, device=self.is_valid.device)
         return blocked_scores(~(self.is_valid[:, None] | itself), dtype)
 
@@ -138,8 +138,8 @@ def masks_of_all_stages(mask: torch.Tensor, hierarchy: PointHierarchy) -> list[t
 class PointM2AEForPreTraining(PointM2AEPreTrainedModel):
     """Multi-scale masked autoencoding: predict the points of masked groups from the visible ones.
 
-    Groups of the last stage are masked at random, and with them what belongs to no visible group in the finer stages. The
-    decoder goes back from the last stage, and predicts the groups of the stage where it ends.
+    Groups of the last stage are masked at random, and with them what belongs to no visible group in the finer stages.
+    The decoder goes back from the last stage, and predicts the groups of the stage where it ends.
 
     Args:
         config: Configuration; `mask_ratio` and the `decoder_*` fields describe the task.
@@ -194,10 +194,10 @@ class PointM2AEForPreTraining(PointM2AEPreTrainedModel):
             **kwargs: Ignored; keys that trainers pass along.
 
         Returns:
-            The Chamfer distance between the masked groups of the decoder's last stage and their reconstruction, and both.
-            The number of these groups differs from cloud to cloud, so they are in one row: `reconstruction` has shape
-            `(num_masked, group_sizes[0], 3)`, `target` `(num_masked, group_sizes[i], 3)`, in the order of the `True`
-            entries of `mask`, of shape `(batch_size, num_groups[i])`.
+            The Chamfer distance between the masked groups of the decoder's last stage and their reconstruction, and
+            both. The number of these groups differs from cloud to cloud, so they are in one row: `reconstruction` has
+            shape `(num_masked, group_sizes[0], 3)`, `target` `(num_masked, group_sizes[i], 3)`, in the order of the
+            `True` entries of `mask`, of shape `(batch_size, num_groups[i])`.
 
         Raises:
             ValueError: If the clouds or the mask do not fit the model.
@@ -270,8 +270,8 @@ class PointM2AEForPreTraining(PointM2AEPreTrainedModel):
         expected = tuple(hierarchy.centers[-1].shape[:2])
         if tuple(mask.shape) != expected or mask.dtype != torch.bool:
             raise ValueError(
-                f"`mask` must be a bool tensor of shape (batch_size, num_groups[-1]) = {expected}, got {mask.dtype} of "
-                f"shape {tuple(mask.shape)}."
+                f"`mask` must be a bool tensor of shape (batch_size, num_groups[-1]) = {expected}, got {mask.dtype} "
+                f"of shape {tuple(mask.shape)}."
             )
         if mask.all(dim=1).any() or not mask.any(dim=1).all():
             raise ValueError(

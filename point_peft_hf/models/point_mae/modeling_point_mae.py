@@ -100,7 +100,8 @@ class PointMAEForPreTraining(PointMAEPreTrainedModel):
 
         Args:
             points: Clouds of shape `(batch_size, num_points, 3)`.
-            mask: Groups to mask, of shape `(batch_size, num_groups)`, the same number in each cloud; random by default.
+            mask: Groups to mask, of shape `(batch_size, num_groups)`, the same number in each cloud; random by
+                default.
             return_dict: Whether to return a [`PointReconstructionOutput`] instead of a tuple.
             **kwargs: Ignored; keys that trainers pass along.
 
@@ -154,8 +155,8 @@ class PointMAEForPreTraining(PointMAEPreTrainedModel):
         expected = tuple(group_centers.shape[:2])
         if tuple(mask.shape) != expected or mask.dtype != torch.bool:
             raise ValueError(
-                f"`mask` must be a bool tensor of shape (batch_size, num_groups) = {expected}, got {mask.dtype} of shape "
-                f"{tuple(mask.shape)}."
+                f"`mask` must be a bool tensor of shape (batch_size, num_groups) = {expected}, got {mask.dtype} of "
+                f"shape {tuple(mask.shape)}."
             )
         counts = mask.sum(dim=1)
         if counts.min() != counts.max() or counts[0] == 0 or counts[0] == expected[1]:

@@ -27,8 +27,8 @@ class LocalNeighborhoods:
         center_indices: Row of each local centre, of shape `(batch_size, num_local_centers)`.
         neighbor_indices: Rows of its neighbourhood, of shape `(batch_size, num_local_centers, num_local_neighbors)`.
         weights: Propagation from the local centres to the patch tokens, of shape
-            `(batch_size, num_groups, num_local_centers)`; rows sum to 1. `None` where prompt coordinates learn from it:
-            each block then computes its own.
+            `(batch_size, num_groups, num_local_centers)`; rows sum to 1. `None` where prompt coordinates learn from
+            it: each block then computes its own.
         prompt_coordinates: Learnable coordinates of the prompts in the table, each of shape `(num_prompts, 3)`.
         prompt_ranges: Which of the block's prompt tokens are in the table, as (start, stop).
         local_attention: The local attention that the blocks of the stage share, or `None`.
@@ -113,7 +113,9 @@ class LocalityLayerMixin:
             if not config.use_local_aggregation:
                 continue
             for names in prompt_sets:
-                context.neighborhoods[adapter_name, names] = self._find_neighborhoods(adapter_name, config, context, names)
+                context.neighborhoods[adapter_name, names] = self._find_neighborhoods(
+                    adapter_name, config, context, names
+                )
         return context
 
     def _find_neighborhoods(
@@ -161,8 +163,8 @@ class LocalityLayerMixin:
         for name, value in (("num_local_centers", num_centers), ("num_local_neighbors", num_neighbors)):
             if value is not None and value > num_rows:
                 raise ValueError(
-                    f"`{name}`={value} is more than there are tokens: {num_rows} (groups and prompts with coordinates). "
-                    f"Use at most {num_groups}, or leave it out for the default."
+                    f"`{name}`={value} is more than there are tokens: {num_rows} (groups and prompts with "
+                    f"coordinates). Use at most {num_groups}, or leave it out for the default."
                 )
         if num_centers is None:
             num_centers = max(num_groups // 2, 1)
@@ -261,9 +263,9 @@ class OutputLayerMixin:
         neighborhoods = context.neighborhoods.get((adapter_name, prompts.names))
         if neighborhoods is None:
             raise ValueError(
-                f"The context of block {self.slot.layer_index} has no neighbourhoods for adapter {adapter_name!r} with the "
-                f"prompts {list(prompts.names)}. Prepare it with `prepare_context` (see point_peft_hf.slots) and leave the "
-                "locality slot among the `target_modules`."
+                f"The context of block {self.slot.layer_index} has no neighbourhoods for adapter {adapter_name!r} "
+                f"with the prompts {list(prompts.names)}. Prepare it with `prepare_context` (see "
+                "point_peft_hf.slots) and leave the locality slot among the `target_modules`."
             )
         config = self.configs[adapter_name]
         prefix = context.num_prefix_tokens
@@ -274,8 +276,8 @@ class OutputLayerMixin:
         features = self._aggregate(adapter_name, config, table, neighborhoods)
         weights = neighborhoods.weights
         if weights is None:
-            # Computed here, not once for all blocks: gradient checkpointing goes backward through every block on its own,
-            # so blocks must not share a part of the graph.
+            # Computed here, not once for all blocks: gradient checkpointing goes backward through every block on its
+            # own, so blocks must not share a part of the graph.
             points = table_points(context.group_centers, neighborhoods.prompt_coordinates)
             centers = gather_points(points, neighborhoods.center_indices)
             weights = propagation_weights(config, context.group_centers, centers)
@@ -318,9 +320,7 @@ def table_points(group_centers: torch.Tensor, prompt_coordinates: tuple[torch.Te
 
 def propagation_weights(config: GeometryOptions, group_centers: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
     """Weights from the local centres to the patch tokens, of shape `(batch_size, num_groups, num_local_centers)`."""
-    return inverse_distance_weights(
-        group_centers, centers, power=config.propagation_power, eps=config.propagation_eps
-    )
+    return inverse_distance_weights(group_centers, centers, power=config.propagation_power, eps=config.propagation_eps)
 
 
 def create_bottleneck(config: GeometryOptions, hidden_size: int, slot_name: str) -> Bottleneck:

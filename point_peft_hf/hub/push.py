@@ -1,0 +1,136 @@
+"""Pushing an adapter to the Hub, in one commit."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from ..adapter_files import BACKBONE_NAME, CONFIG_NAME, WEIGHTS_NAME, read_json, write_json
+from .card import CARD_NAME, MARK, is_generated, write_model_card
+from .facts import PROCESSOR_NAME, RECORD_NAME, is_public, read_facts
+
+FILES = (CONFIG_NAME, WEIGHTS_NAME, BACKBONE_NAME, PROCESSOR_NAME, RECORD_NAME, CARD_NAME)
+
+
+def push_adapter(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    subfolder: str | None = None,
+    backbone: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    tag: str | None = None,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+    license: str = "apache-2.0",
+) -> CommitInfo:
+    """Push a saved adapter with all that is needed to predict with it, and a card that loads it from there.
+
+    All files go in one commit, so that the repository never holds half an adapter; if nothing has changed, there is no
+    commit. Nothing else that lies in the folder is pushed, and no paths of this machine.
+
+    Args:
+        folder: The folder of the adapter, from `save_adapter` or training.
+        repo_id: The repository, "owner/name"; it is created if need be.
+        subfolder: Where in the repository, to have several adapters in one.
+        backbone: Repository of the backbone; needed if the adapter was trained on a backbone in a folder.
+        private: Whether a repository that is created is private.
+        revision: Branch to push to; it is created if need be.
+        tag: A tag to give the commit.
+        token: Token of the Hub; default: that of `hf auth login`.
+        commit_message: What the commit says.
+        license: Licence of the adapter, for the card.
+
+    Returns:
+        The commit, or the latest one if nothing has changed.
+
+    Raises:
+        ValueError: If the adapter is damaged, or if others could not find its backbone.
+    """
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as temporary:
+        staged = _stage(Path(folder), Path(temporary), backbone)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        write_model_card(staged, repo_id, subfolder=subfolder, license=license)
+        prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+        names = [name for name in FILES if (staged / name).is_file()]
+        if _is_kept(api, repo_id, prefix + CARD_NAME, revision, staged / CARD_NAME):
+            names.remove(CARD_NAME)
+        operations = [CommitOperationAdd(prefix + name, str(staged / name)) for name in names]
+        if subfolder and not _is_kept(api, repo_id, CARD_NAME, revision, None):
+            overview = _overview(api, repo_id, revision, prefix.strip("/"), license)
+            operations.append(CommitOperationAdd(CARD_NAME, overview.encode()))
+        message = commit_message or f"Push adapter{f' {subfolder}' if subfolder else ''}"
+        commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+    if tag is not None:
+        api.create_tag(repo_id, tag=tag, revision=commit.oid)
+    return commit
+
+
+def _stage(folder: Path, staged: Path, backbone: str | None) -> Path:
+    """Copy what goes to the Hub, without what is only of use on this machine."""
+    facts = read_facts(folder)
+    name = backbone or facts.fields.get("base_model_name_or_path")
+    if not is_public(name):
+        raise ValueError(
+            f"The adapter in {folder} was trained on the backbone {name!r}, which others cannot find. Push the "
+            "backbone first "
+            "(`backbone.push_to_hub('owner/name')`), then pass `backbone='owner/name'`."
+        )
+    for file in FILES:
+        if (folder / file).is_file():
+            shutil.copyfile(folder / file, staged / file)
+    fields = read_json(staged / CONFIG_NAME)
+    if name != fields.get("base_model_name_or_path"):
+        # The revision was one of another place.
+        write_json(staged / CONFIG_NAME, {**fields, "base_model_name_or_path": name, "revision": None})
+    if (staged / RECORD_NAME).is_file():
+        write_json(staged / RECORD_NAME, _without_paths(read_json(staged / RECORD_NAME)))
+    return staged
+
+
+def _without_paths(value: Any) -> Any:
+    """A record without the folders of this machine."""
+    if isinstance(value, dict):
+        return {key: _without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    if isinstance(value, str) and (os.path.isabs(value) or value.startswith(("~", ".."))):
+        return Path(value).name
+    return value
+
+
+def _is_kept(api: HfApi, repo_id: str, path: str, revision: str | None, own: Path | None) -> bool:
+    """Whether a card in the repository was written by a person, and is not replaced by one that was as well."""
+    if own is not None and not is_generated(own):
+        return False
+    try:
+        return not is_generated(hf_hub_download(repo_id, path, revision=revision, token=api.token))
+    except EntryNotFoundError:
+        return False
+
+
+def _overview(api: HfApi, repo_id: str, revision: str | None, subfolder: str, license: str) -> str:
+    """The card of a repository that holds several adapters."""
+    files = api.list_repo_files(repo_id, revision=revision)
+    folders = {match[1] for file in files if (match := re.fullmatch(rf"(.+)/{re.escape(CONFIG_NAME)}", file))}
+    rows = [
+        f'* [{name}]({name}/README.md): `AutoPointPeftModel.from_pretrained("{repo_id}", subfolder="{name}")`'
+        for name in sorted(folders | {subfolder})
+    ]
+    metadata = (
+        f"library_name: peft\nlicense: {license}\npipeline_tag: other\ntags:\n- point-cloud\n- point_peft_hf\n- peft"
+    )
+    return f"---\n{metadata}\n---\n\n{MARK}\n\n# {repo_id.rsplit('/', 1)[-1]}\n\nAdapters for point clouds:\n\n" + (
+        "\n".join(rows) + "\n\nEach loads with `from point_peft_hf import AutoPointPeftModel`.\n"
+    )

@@ -1,0 +1,228 @@
+"""`AutoPointPeftModel`, and what is said where an adapter or a backbone does not fit."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from point_peft_hf import AutoPointPeftModel, GeometryAdapterConfig
+from point_peft_hf.hub import save_adapter
+from point_peft_hf.pretrained import DEFAULT_BACKBONE, backbone_folder
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+@pytest.fixture(scope="module")
+def original(make_adapter, tmp_path_factory):
+    return save_adapter(make_adapter(), tmp_path_factory.mktemp("adapters") / "adapter")
+
+
+@pytest.fixture
+def adapter(original, tmp_path):
+    """A copy of the folder without checksums, as one would have it after changing it on purpose."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    for name in (WEIGHTS, CONFIG):
+        (folder / name).write_bytes((original / name).read_bytes())
+    change(folder, checksums=None)
+    return folder
+
+
+def change(folder, **fields):
+    path = folder / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def add_tensor(folder, key, tensor):
+    save_file(load_file(folder / WEIGHTS) | {key: tensor}, folder / WEIGHTS)
+
+
+@pytest.fixture(params=["auto", "peft", "transformers"])
+def load(request, load_backbone, logits):
+    """The three ways to load an adapter from a folder."""
+
+    def peft(folder):
+        return PeftModel.from_pretrained(load_backbone(), folder)
+
+    def transformers(folder):
+        model = load_backbone()
+        before = logits(model)
+        try:
+            model.load_adapter(str(folder))
+        except Exception:
+            assert torch.equal(logits(model), before)
+            assert not any("point_peft_" in key for key in model.state_dict())
+            raise
+        return model
+
+    return {"auto": AutoPointPeftModel.from_pretrained, "peft": peft, "transformers": transformers}[request.param]
+
+
+def test_all_ways_give_the_same(load, original, logits, make_adapter):
+    assert torch.equal(logits(load(original)), logits(make_adapter()))
+
+
+def test_a_missing_key_is_named_with_its_file(load, adapter):
+    for part in (
+        "classifier.dense1.bias",
+        "ffn_slot.point_peft_ffn_bottleneck.down_bias",
+        "prior_slot.point_peft_bank.features",
+    ):
+        tensors = load_file(adapter / WEIGHTS)
+        key = next(key for key in tensors if part in key)
+        save_file({name: tensor for name, tensor in tensors.items() if name != key}, adapter / WEIGHTS)
+        with pytest.raises(ValueError, match=rf"{WEIGHTS} lacks .*{part.split('.')[-1]}"):
+            load(adapter)
+        save_file(tensors, adapter / WEIGHTS)
+
+
+def test_an_extra_key_is_named_with_its_file(load, adapter):
+    add_tensor(adapter, "base_model.model.surplus", torch.zeros(2))
+    with pytest.raises(ValueError, match=rf"{WEIGHTS}.*surplus"):
+        load(adapter)
+
+
+def test_weights_of_the_backbone_in_an_adapter_are_refused(load, adapter, load_backbone):
+    key = "point_mae.encoder.layers.0.mlp.fc1.weight"
+    weight = load_backbone().state_dict()[key]
+    add_tensor(adapter, f"base_model.model.{key}", weight + 1)
+    with pytest.raises(ValueError, match=rf"{WEIGHTS}.*mlp.fc1.weight"):
+        load(adapter)
+
+
+def test_a_pickle_is_refused_and_not_opened(load, adapter):
+    (adapter / WEIGHTS).unlink()
+    (adapter / "adapter_model.bin").write_bytes(b"\x80\x04cos\nsystem\n(S'exit 1'\ntR.")
+    with pytest.raises(ValueError, match=r"adapter_model.bin is a pickle, which can run code"):
+        load(adapter)
+
+
+def test_a_changed_byte_is_noticed(load, original, tmp_path):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    data = (original / WEIGHTS).read_bytes()
+    (folder / CONFIG).write_bytes((original / CONFIG).read_bytes())
+    (folder / WEIGHTS).write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    with pytest.raises(ValueError, match=rf"{WEIGHTS}: is not the file that .* was saved with"):
+        load(folder)
+    (folder / WEIGHTS).write_bytes(data)
+    change(folder, ffn_scale=0.9)
+    with pytest.raises(ValueError, match=rf"{CONFIG}: its fields are not those that were saved"):
+        load(folder)
+
+
+def test_free_fields_may_be_edited(load, original, tmp_path, logits, make_adapter, backbones):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in (WEIGHTS, CONFIG):
+        (folder / name).write_bytes((original / name).read_bytes())
+    change(folder, base_model_name_or_path=backbones["point_mae"] + "/", inference_mode=False)
+    assert torch.equal(logits(load(folder)), logits(make_adapter()))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("bottleneck_size", "16"),
+        ("bottleneck_size", 16.5),
+        ("bottleneck_size", 0),
+        ("bottleneck_size", 10**12),
+        ("num_prompt_tokens", 10**12),
+        ("bank_size", 10**10),
+        ("bank_size", 3),
+        ("bank_size", None),
+        ("use_bank", "yes"),
+        ("dropout", 1.5),
+        ("dropout", float("nan")),
+        ("ffn_scale", float("inf")),
+        ("ffn_scale", None),
+        ("modules_to_save", "classifier"),
+        ("modules_to_save", [1]),
+        ("target_modules", 7),
+        ("bottleneck_pattern", {"x": "16"}),
+        ("initialization", "magic"),
+        ("backbone", [1]),
+        ("backbone", {"weights": "abc"}),
+        ("checksums", "abc"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_file(field, value, adapter, load_backbone):
+    change(adapter, **{field: value})
+    with pytest.raises(ValueError, match=rf"{CONFIG}.*`{field}`|{CONFIG}.*`{field}\["):
+        PeftModel.from_pretrained(load_backbone(), adapter)
+
+
+def test_unknown_types_and_broken_json(adapter):
+    change(adapter, peft_type="TELEPATHY")
+    with pytest.raises(ValueError, match=rf"{CONFIG}: `peft_type` is 'TELEPATHY'"):
+        AutoPointPeftModel.from_pretrained(adapter)
+    for text, words in (
+        ("{", "no valid JSON"),
+        ("[1]", "must hold a JSON object"),
+        ('{"a": 1, "a": 2}', "occurs twice"),
+    ):
+        (adapter / CONFIG).write_text(text)
+        with pytest.raises(ValueError, match=rf"{CONFIG}: .*{words}"):
+            AutoPointPeftModel.from_pretrained(adapter)
+    (adapter / CONFIG).write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=rf"{CONFIG}"):
+        AutoPointPeftModel.from_pretrained(adapter)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        ({"parent_library": "os", "base_model_class": "system"}, "'os', which is not imported"),
+        ({"parent_library": "point_peft_hf_evil", "base_model_class": "X"}, "which is not imported"),
+        ({"parent_library": "point_peft_hf.hub.saving", "base_model_class": "shutil"}, "no model of transformers"),
+        ({"parent_library": "point_peft_hf.nothing", "base_model_class": "X"}, "cannot be imported"),
+        ({"parent_library": 3, "base_model_class": "X"}, "must name parent_library"),
+        ("x", "must name parent_library|`auto_mapping` must be dict"),
+    ],
+)
+def test_only_models_of_this_package_are_imported(mapping, words, adapter):
+    change(adapter, auto_mapping=mapping)
+    with pytest.raises(ValueError, match=words):
+        AutoPointPeftModel.from_pretrained(adapter)
+
+
+def test_a_shipped_backbone_goes_by_its_name(make_adapter, tmp_path):
+    if not backbone_folder().endswith(DEFAULT_BACKBONE):
+        pytest.skip("the package was built without its backbone")
+    model = make_adapter("geometry", backbone_folder(), DEFAULT_BACKBONE, num_points=512)
+    loaded = AutoPointPeftModel.from_pretrained(save_adapter(model, tmp_path / "adapter"))
+    with torch.no_grad():
+        clouds = torch.rand(1, 512, 3)
+        assert torch.equal(loaded(points=clouds).logits, model(points=clouds).logits)
+
+
+def test_the_groups_of_training_are_used_again(load_backbone, tmp_path, logits):
+    torch.manual_seed(0)
+    model = get_peft_model(load_backbone(num_groups=12), GeometryAdapterConfig(init_weights=False))
+    save_adapter(model, tmp_path / "adapter")
+    assert torch.equal(logits(AutoPointPeftModel.from_pretrained(tmp_path / "adapter")), logits(model))
+    with pytest.raises(ValueError, match="Load the backbone with `num_groups=12`"):
+        PeftModel.from_pretrained(load_backbone(), tmp_path / "adapter")
+
+
+def test_it_is_ready_to_be_trained_on(original):
+    model = AutoPointPeftModel.from_pretrained(original, "other", is_trainable=True)
+    assert model.active_adapter == "other"
+    assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_other_weights_may_be_set_after_loading(original, load_backbone, make_adapter, logits):
+    model = PeftModel.from_pretrained(load_backbone(), original)
+    other = make_adapter(seed=1)
+    set_peft_model_state_dict(model, get_peft_model_state_dict(other))
+    assert torch.equal(logits(model), logits(other))
+
+
+def test_without_a_backbone(adapter, backbones, logits, make_adapter):
+    change(adapter, base_model_name_or_path=None)
+    with pytest.raises(ValueError, match="does not say which backbone"):
+        AutoPointPeftModel.from_pretrained(adapter)
+    model = AutoPointPeftModel.from_pretrained(adapter, backbone=backbones["point_mae"])
+    assert torch.equal(logits(model), logits(make_adapter()))

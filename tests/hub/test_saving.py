@@ -1,0 +1,118 @@
+"""A folder is at any time either as it was or complete."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+
+from point_peft_hf import AutoPointPeftModel, PointCloudProcessor
+from point_peft_hf.hub import save_adapter, saving
+
+
+def contents(folder):
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.fixture
+def saved(make_adapter, tmp_path, record):
+    folder = save_adapter(make_adapter(), tmp_path / "adapter", processor=PointCloudProcessor(64), record=record)
+    (folder / "checkpoint").mkdir()
+    (folder / "checkpoint" / "optimizer.bin").write_bytes(b"state")
+    return folder
+
+
+def test_everything_is_there_and_nothing_else(saved, tmp_path):
+    assert {path.name for path in saved.iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "checkpoint",
+        "preprocessor_config.json",
+        "run.json",
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_what_does_not_belong_to_the_adapter_stays(saved, make_adapter, logits):
+    other = make_adapter(seed=1)
+    save_adapter(other, saved)
+    assert (saved / "checkpoint" / "optimizer.bin").read_bytes() == b"state"
+    assert (saved / "run.json").is_file()
+    assert torch.equal(logits(AutoPointPeftModel.from_pretrained(saved)), logits(other))
+    assert not saved.with_name("adapter.old").exists()
+
+
+@pytest.mark.parametrize("failing", ["_write_adapter", "write_model_card", "read_header", "_flush", "_take_over"])
+def test_a_failed_save_leaves_the_last_good_state(saved, make_adapter, monkeypatch, failing, tmp_path):
+    before = contents(saved)
+
+    def fail(*args, **kwargs):
+        raise OSError("no space left on the device")
+
+    monkeypatch.setattr(saving, failing, fail)
+    with pytest.raises(OSError, match="no space left"):
+        save_adapter(make_adapter(seed=1), saved, processor=PointCloudProcessor(128))
+    assert contents(saved) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_failed_renaming_puts_the_old_folder_back(saved, make_adapter, monkeypatch):
+    before, rename = contents(saved), type(saved).rename
+
+    def fail(self, target):
+        if self.name.startswith(".adapter."):
+            raise OSError("interrupted")
+        return rename(self, target)
+
+    monkeypatch.setattr(type(saved), "rename", fail)
+    with pytest.raises(OSError, match="interrupted"):
+        save_adapter(make_adapter(seed=1), saved)
+    assert contents(saved) == before
+
+
+def test_a_process_that_was_killed_between_the_renamings_loses_nothing(saved, make_adapter, logits):
+    before = contents(saved)
+    saved.rename(saved.with_name("adapter.old"))
+    with pytest.raises(RuntimeError), saving.replaced_folder(saved):
+        raise RuntimeError("fails again")
+    assert contents(saved) == before
+
+
+def test_writing_never_goes_through_a_hard_link(saved, make_adapter):
+    before = contents(saved)
+    shutil.copytree(saved, saved.with_name("linked"), copy_function=os.link)
+    save_adapter(make_adapter(seed=1), saved, processor=PointCloudProcessor(128))
+    assert contents(saved.with_name("linked")) == before
+
+
+def test_another_adapter_than_the_default_one(make_adapter, load_backbone, tmp_path, logits):
+    model = make_adapter("geometry")
+    model.add_adapter("second", type(model.active_peft_config)(init_weights=False))
+    model.set_adapter("second")
+    save_adapter(model, tmp_path / "second", adapter_name="second")
+    assert torch.equal(logits(PeftModel.from_pretrained(load_backbone(), tmp_path / "second")), logits(model))
+    with pytest.raises(ValueError, match="no adapter 'third'"):
+        save_adapter(model, tmp_path / "third", adapter_name="third")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        save_adapter(model, tmp_path / "file")
+
+
+def test_lora_gets_a_fingerprint_as_well(make_adapter, load_backbone, tmp_path, logits, read_json):
+    model = make_adapter("lora")
+    save_adapter(model, tmp_path / "lora")
+    assert set(read_json(tmp_path / "lora" / "backbone.json")["backbone"]["weights"]) == {
+        "float32",
+        "bfloat16",
+        "float16",
+    }
+    loaded = AutoPointPeftModel.from_pretrained(tmp_path / "lora")
+    assert torch.equal(logits(loaded), logits(model))
+    assert loaded.config.id2label[2] == "torus"
+    other = load_backbone()
+    with torch.no_grad():
+        other.point_mae.layernorm.weight[0] += 1
+    with pytest.raises(ValueError, match="with other weights"):
+        AutoPointPeftModel.from_pretrained(tmp_path / "lora", backbone=other)
