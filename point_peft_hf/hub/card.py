@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -169,7 +170,8 @@ def _usage(facts: AdapterFacts, place: str, subfolder: str | None) -> str:
         "    label = model(points=points).logits.argmax(dim=-1).item()",
         "print(model.config.id2label[label])",
     ]
-    return "\n".join(["## Use", "", "```python", *lines, "```"])
+    needs = "Needs the Python package `point_peft_hf`, which brings peft and transformers with it."
+    return "\n".join(["## Use", "", needs, "", "```python", *lines, "```"])
 
 
 def _backbone(facts: AdapterFacts) -> Iterator[str]:
@@ -201,7 +203,8 @@ def _preprocessing(facts: AdapterFacts) -> Iterator[str]:
     fields = facts.processor
     if not fields:
         return
-    sampling = {"random": "drawn at random", "fps": "by farthest point sampling", "first": "the first ones"}
+    drawn = "drawn at random" if fields.get("seed") is None else "drawn at random, the same ones each time"
+    sampling = {"random": drawn, "fps": "by farthest point sampling", "first": "the first ones"}
     normalize = {
         "unit_sphere": "moved to their centroid and scaled to the unit sphere",
         "center": "moved to their centroid, in their own unit",
@@ -217,7 +220,7 @@ def _recipe(facts: AdapterFacts) -> Iterator[str]:
         arguments = run.get("arguments", {})
         rate = run.get("learning_rate") or arguments.get("learning_rate")
         parts = [
-            f"{arguments['epochs']} epochs" if "epochs" in arguments else "",
+            f"{arguments['epochs']} epoch{'s' * (arguments['epochs'] != 1)}" if "epochs" in arguments else "",
             f"batch size {arguments['batch_size']}" if "batch_size" in arguments else "",
             f"AdamW with learning rate {rate:g}" if rate else "",
             f"weight decay {arguments['weight_decay']:g}" if "weight_decay" in arguments else "",
@@ -269,6 +272,10 @@ def _size(facts: AdapterFacts) -> Iterator[str]:
 def _versions(facts: AdapterFacts) -> Iterator[str]:
     versions = facts.runs[0].get("versions", {}) if facts.runs else {}
     versions = versions or {"peft": facts.fields.get("peft_version")}
+    try:
+        versions = {"point_peft_hf": version("point-peft-hf"), **versions}
+    except PackageNotFoundError:
+        pass  # from a folder, without having been installed
     yield ", ".join(f"{name} {version}" for name, version in versions.items() if version)
 
 

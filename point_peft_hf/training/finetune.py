@@ -41,8 +41,8 @@ class FinetuneArguments:
     output_dir: str = field(
         default="outputs", metadata={"help": "The result goes to a folder of the method's name in it."}
     )
-    epochs: int = field(default=10, metadata={"help": "Number of epochs."})
-    batch_size: int = field(default=32, metadata={"help": "Clouds of a step and process."})
+    epochs: int = field(default=8, metadata={"help": "Number of epochs."})
+    batch_size: int = field(default=16, metadata={"help": "Clouds of a step and process."})
     learning_rate: float | None = field(default=None, metadata={"help": "Default: that of the method."})
     weight_decay: float = field(default=0.05, metadata={"help": "Not for biases, norms and tokens."})
     warmup_ratio: float = field(default=0.1, metadata={"help": "Share of the steps with rising learning rate."})

@@ -28,10 +28,10 @@ METHODS = {
     "full": Method("all weights of the backbone, and the head", 5e-4),
     "linear": Method("the head and the class token", 2e-3),
     "lora": Method("LoRA of rank 8 on all projections of the blocks, and the head", 2e-3),
-    "bias": Method("the biases of the blocks, and the head", 2e-3),
-    "geometry": Method("Geometry-aware Adapter, and the head", 2e-3),
-    "prompt": Method("Point-prior Prompt, and the head", 2e-3),
-    "point_peft": Method("Point-PEFT: geometry, prompts, biases, final norm, and the head", 2e-3),
+    "bias": Method("the biases of the blocks, and the head", 4e-3),
+    "geometry": Method("Geometry-aware Adapter, and the head", 4e-3),
+    "prompt": Method("Point-prior Prompt, and the head", 4e-3),
+    "point_peft": Method("Point-PEFT: geometry, prompts, biases, final norm, and the head", 4e-3),
 }
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]

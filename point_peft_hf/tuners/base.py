@@ -324,7 +324,8 @@ class SlotTuner(BaseTuner):
         if kwargs.get("adapter_names") is not None:
             raise ValueError(
                 f"`adapter_names`={kwargs['adapter_names']!r}: adapters of type {self.prefix.rstrip('_').upper()} "
-                "cannot be mixed within one batch. Split the batch by adapter and call `set_adapter` between the parts."
+                "cannot be mixed within one batch. Split the batch by adapter and call `set_adapter` between the "
+                "parts."
             )
         yield
 

@@ -32,13 +32,13 @@ class PointTunerConfig(PeftConfig):
     """Base of the configurations of 3D adapters.
 
     Args:
-        target_modules: Names of the slots to attach to, as a list of endings or a regular expression; default: all slots
-            that the method uses.
+        target_modules: Names of the slots to attach to, as a list of endings or a regular expression; default: all
+            slots that the method uses.
         exclude_modules: Names of slots to leave out, in the same form.
         layers_to_transform: Numbers of the blocks to attach to, counted from 0 over all stages; default: all.
         layers_pattern: Name of the list of blocks, as in other PEFT methods. Rarely needed: slots know their number.
-        modules_to_save: Modules that are trained and saved as a whole; default: those that the model declares as part of
-            the task (its head and class token). Pass an empty list for none.
+        modules_to_save: Modules that are trained and saved as a whole; default: those that the model declares as part
+            of the task (its head and class token). Pass an empty list for none.
         bottleneck_pattern: Widths of single bottlenecks, by a regular expression on the slot's name.
         initialization: "zero": a fresh adapter adds nothing to the frozen function. "published": Xavier-initialised
             bottlenecks, as in the published code.
@@ -72,12 +72,14 @@ class PointTunerConfig(PeftConfig):
                 setattr(self, name, set(getattr(self, name)))
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError(
-                f"`layers_pattern`={self.layers_pattern!r} only narrows `layers_to_transform`, which is not set. Set it "
+                f"`layers_pattern`={self.layers_pattern!r} only narrows `layers_to_transform`, which is not set. Set "
+                "it "
                 "as well, or leave both out."
             )
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError(
-                "`layers_to_transform` cannot be combined with a regular expression in `target_modules`: put the blocks "
+                "`layers_to_transform` cannot be combined with a regular expression in `target_modules`: put the "
+                "blocks "
                 f"into the expression {self.target_modules!r}, or pass a list of slot names."
             )
         self._check_choice("initialization", INITIALIZATIONS)
@@ -107,7 +109,8 @@ class PointTunerConfig(PeftConfig):
             The configuration.
 
         Raises:
-            ValueError: If a field does not fit, the weights are a pickle, or a file is damaged; with the name of the file.
+            ValueError: If a field does not fit, the weights are a pickle, or a file is damaged; with the name of the
+                file.
         """
         hub, *_ = cls._split_kwargs(kwargs)
         files = check_files(find_adapter(pretrained_model_name_or_path, subfolder=subfolder, **hub))
@@ -177,8 +180,8 @@ def check_backbone(
 
     Args:
         expected: What the adapter remembers of its backbone.
-        description: What the backbone is, from [`describe_backbone`]. If it has the right weights, all that is known of
-            their fingerprint goes in here.
+        description: What the backbone is, from [`describe_backbone`]. If it has the right weights, all that is known
+            of their fingerprint goes in here.
         name: Name of the expected one, for the message.
         revision: Its revision, for the message.
 
@@ -206,7 +209,8 @@ def check_backbone(
         raise ValueError(
             f"The adapter was made for a backbone{base} with other weights: their {precision} fingerprint is "
             f"{weights[precision]}{f' (revision {revision})' if revision else ''}, but that of this one is "
-            f"{own_weights[precision]}. Load the backbone that the adapter was made for, and see that no warning says that "
+            f"{own_weights[precision]}. Load the backbone that the adapter was made for, and see that no warning "
+            "says that "
             "some of its weights were not found."
         )
     # A backbone that is loaded in half precision does not tell all about the weights.

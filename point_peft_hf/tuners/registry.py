@@ -1,8 +1,8 @@
 """Registration with PEFT: the only file that touches PEFT's list of types.
 
-PEFT has no entry point for methods from outside: `register_peft_method` wants a member of the enum `PeftType`, and an enum
-cannot be extended by its own means. So the member is made the way `enum` makes members. Should PEFT ever define a type of
-the same name itself, registering is refused instead of replacing it.
+PEFT has no entry point for methods from outside: `register_peft_method` wants a member of the enum `PeftType`, and an
+enum cannot be extended by its own means. So the member is made the way `enum` makes members. Should PEFT ever define a
+type of the same name itself, registering is refused instead of replacing it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ def register_point_peft_method(name: str, config_cls: type[PeftConfig], model_cl
     """Make a PEFT type known to `peft`, so that `get_peft_model`, `PeftModel.from_pretrained` and all others find it.
 
     Args:
-        name: Name of the type in lower case, such as "geometry_adapter". The model class's `prefix` is this name and "_".
+        name: Name of the type in lower case, such as "geometry_adapter". The model class's `prefix` is this name and
+            "_".
         config_cls: Its configuration.
         model_cls: Its tuner.
 
@@ -40,7 +41,8 @@ def register_point_peft_method(name: str, config_cls: type[PeftConfig], model_cl
         if registered is not None or not getattr(member, "_added_by_point_peft_hf", False):
             owner = registered.__module__ if registered else "peft"
             raise ValueError(
-                f"PEFT already has a method {member_name} (from {owner}), so {config_cls.__module__} cannot register its "
+                f"PEFT already has a method {member_name} (from {owner}), so {config_cls.__module__} cannot register "
+                "its "
                 "own under that name. Use a version of peft without it, or rename the method."
             )
     else:

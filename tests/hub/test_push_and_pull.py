@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, whoami
@@ -29,6 +30,7 @@ from point_peft_hf import (
     save_adapters,
 )
 from point_peft_hf.hub import push_adapter, save_adapter
+from point_peft_hf.training import FinetuneArguments, Finetuning, Predictor, load_task
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "push_and_pull.py"
 PULL = """
@@ -53,6 +55,7 @@ def push_backbone(hub, backbones):
         AutoModelForPointCloudClassification.from_pretrained(backbones[name], num_labels=2).base_model.push_to_hub(
             repo_id
         )
+        PointCloudProcessor(num_points=64).push_to_hub(repo_id)
         return repo_id
 
     return push
@@ -351,6 +354,30 @@ def test_a_backbone_in_a_folder_is_not_pushed_as_a_name(hub, make_adapter, push_
     assert torch.equal(logits(AutoPointPeftModel.from_pretrained("alice/adapter")), logits(model))
     blobs = hub.repositories["alice/adapter"].trees[hub.repositories["alice/adapter"].branches["main"]].values()
     assert not any(str(Path(backbones["point_mae"]).parent).encode() in blob.content for blob in blobs)
+
+
+def test_what_training_saved_is_pushed_and_predicts(hub, push_backbone, tmp_path):
+    base_name = push_backbone()
+    options = {"epochs": 1, "clouds_per_class": 3, "max_test_clouds": 24, "batch_size": 16}
+    arguments = FinetuneArguments(method="point_peft", model=base_name, output_dir=str(tmp_path), **options)
+    run = Finetuning(
+        arguments, load_task(num_points=64, clouds_per_class=3, max_test_clouds=24), report=lambda _: None
+    )
+    record = run.run()
+    push_adapter(tmp_path / "point_peft", "alice/trained")
+    card = Path(hf_hub_download("alice/trained", "README.md")).read_text()
+    assert f"test accuracy {100 * record['test']['accuracy']:.1f} %" in card
+    assert 'AutoPointPeftModel.from_pretrained("alice/trained")' in card
+    cloud = np.random.default_rng(0).normal(size=(200, 3))
+    local, pulled = (Predictor.from_pretrained(name) for name in (str(tmp_path / "point_peft"), "alice/trained"))
+    assert local.predict(cloud, top=3) == pulled.predict(cloud, top=3)
+    model, processor = (
+        AutoPointPeftModel.from_pretrained("alice/trained"),
+        PointCloudProcessor.from_pretrained("alice/trained"),
+    )
+    with torch.no_grad():
+        best = int(model(points=processor(cloud)["points"]).logits.argmax())
+    assert model.config.id2label[best] == pulled.predict(cloud)[0][0]
 
 
 def test_the_example(hub, make_adapter, push_backbone, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,9 @@ from ..config import PointTunerConfig
 
 @dataclass
 class GeometryOptions:
-    """Fields of the Geometry-aware Adapter (Point-PEFT, arXiv 2310.03059, section 3.3); defaults are the paper's values.
+    """Fields of the Geometry-aware Adapter (Point-PEFT, arXiv 2310.03059, section 3.3).
+
+    The defaults are the paper's values.
 
     Args:
         bottleneck_size: Width of the bottlenecks behind the feed-forward network and at the end of a block.
@@ -21,12 +23,14 @@ class GeometryOptions:
         local_attention_size: Inner width of the attention inside a neighbourhood.
         local_attention_heads: Its heads.
         share_local_attention: Whether all blocks of a stage share one local attention.
-        local_drop_path: Stochastic depth of the local attention in the last block; it grows linearly from 0 at the first.
+        local_drop_path: Stochastic depth of the local attention in the last block; it grows linearly from 0 at the
+            first.
         center_scale: Factor of the centre's own token in a neighbourhood's feature.
-        gate_center: Whether the centre's term is multiplied by the weight of the neighbourhood's BatchNorm, which starts
-            at 0 for the "zero" initialization: only so a fresh adapter changes nothing. Default: as `initialization`
-            needs it (`False` for "published": the formula of the paper).
-        propagation_scale: Factor of what the neighbourhoods give back to the tokens (the paper has 0.2 for Point-M2AE).
+        gate_center: Whether the centre's term is multiplied by the weight of the neighbourhood's BatchNorm, which
+            starts at 0 for the "zero" initialization: only so a fresh adapter changes nothing. Default: as
+            `initialization` needs it (`False` for "published": the formula of the paper).
+        propagation_scale: Factor of what the neighbourhoods give back to the tokens (the paper has 0.2 for
+            Point-M2AE).
         propagation_power: Power of the distance in the propagation weights.
         propagation_eps: Added to that power of the distance.
         local_pooling: "max" or "mean" over a neighbourhood.
@@ -36,7 +40,8 @@ class GeometryOptions:
         use_output_bottleneck: Whether there is a bottleneck at the end of a block.
         use_local_aggregation: Whether neighbourhoods are aggregated at all.
         use_local_attention: Whether tokens of a neighbourhood attend to each other before pooling.
-        use_propagation: Whether a neighbourhood's feature is propagated to all tokens; if not, only its centre gets it.
+        use_propagation: Whether a neighbourhood's feature is propagated to all tokens; if not, only its centre gets
+            it.
     """
 
     bottleneck_size: int = field(default=16, metadata={"help": "Width of the bottlenecks."})
@@ -90,8 +95,8 @@ class GeometryOptions:
 class GeometryAdapterConfig(GeometryOptions, PointTunerConfig):
     """Configuration of a Geometry-aware Adapter (type GEOMETRY_ADAPTER).
 
-    See [`GeometryOptions`] for the fields of the method and [`~point_peft_hf.tuners.config.PointTunerConfig`] for those
-    of all 3D adapters.
+    See [`GeometryOptions`] for the fields of the method and [`~point_peft_hf.tuners.config.PointTunerConfig`] for
+    those of all 3D adapters.
 
     Raises:
         ValueError: If a value does not fit, with the name of the field and the value got.

@@ -12,16 +12,16 @@ from ..point_prior_prompt.config import PromptOptions
 
 @dataclass
 class PointPeftConfig(GeometryOptions, PromptOptions, PointTunerConfig):
-    """Configuration of the paper's whole method (Point-PEFT, arXiv 2310.03059; type POINT_PEFT) as one adapter, one file.
+    """Configuration of the paper's whole method (Point-PEFT, arXiv 2310.03059; type POINT_PEFT) in one adapter.
 
-    Geometry-aware Adapter, Point-prior Prompt, and the tuning of biases, final norm and class token. The fields are those
-    of [`GeometryOptions`], [`PromptOptions`] and [`~point_peft_hf.tuners.config.PointTunerConfig`], and:
+    Geometry-aware Adapter, Point-prior Prompt, and the tuning of biases, final norm and class token. The fields are
+    those of [`GeometryOptions`], [`PromptOptions`] and [`~point_peft_hf.tuners.config.PointTunerConfig`], and:
 
     Args:
         use_geometry: Whether there is a Geometry-aware Adapter.
         use_prompts: Whether there are Point-prior Prompts.
-        tune_biases: Whether the biases of norms, attention output and feed-forward network are tuned (as shifts that start
-            at 0; the backbone's own biases stay as they are).
+        tune_biases: Whether the biases of norms, attention output and feed-forward network are tuned (as shifts that
+            start at 0; the backbone's own biases stay as they are).
         tune_norm: Whether the norm behind the last block is tuned and saved.
         tune_class_token: Whether the class token and its position are tuned and saved. Only switch this off if the
             backbone's checkpoint has a class token, else a random one is used that no file holds.

@@ -56,8 +56,8 @@ def retrieve(
 ) -> torch.Tensor:
     """Ask the bank: parameter-free attention of Point-PEFT (arXiv 2310.03059, section 3.2).
 
-    With the cosine similarities s to the entries, the weights w are the softmax of the `num_retrieved` highest s, and the
-    rows of the result are [own feature, sum of w * entries, entries from the most similar down].
+    With the cosine similarities s to the entries, the weights w are the softmax of the `num_retrieved` highest s, and
+    the rows of the result are [own feature, sum of w * entries, entries from the most similar down].
 
     Args:
         query_features: Features of the clouds, of shape `(batch_size, hidden_size)`, not normalised.
@@ -95,21 +95,23 @@ def build_point_prior_bank(
 
     Args:
         model: A backbone of point_peft_hf, or a `PeftModel` around one.
-        dataloader: Batches with "points" of shape `(batch_size, num_points, 3)` and, if known, "labels" and "sample_ids"
-            of shape `(batch_size,)`. Not augmented, and of the training clouds only.
+        dataloader: Batches with "points" of shape `(batch_size, num_points, 3)` and, if known, "labels" and
+            "sample_ids" of shape `(batch_size,)`. Not augmented, and of the training clouds only.
         progress: Whether to show a progress bar.
 
     Returns:
         The bank, on the CPU.
 
     Raises:
-        ValueError: If the data loader is empty or lacks the points, if a feature is not finite, or if the bank does not
-            fit the adapter.
+        ValueError: If the data loader is empty or lacks the points, if a feature is not finite, or if the bank does
+            not fit the adapter.
     """
     if not hasattr(model, "extract_prior_features"):
         raise ValueError(
-            f"{type(model).__name__} has no method `extract_prior_features(points)`, which returns the features of the "
-            "frozen encoder, of shape (batch_size, hidden_size). The backbones of point_peft_hf have it; define it on your "
+            f"{type(model).__name__} has no method `extract_prior_features(points)`, which returns the features of "
+            "the "
+            "frozen encoder, of shape (batch_size, hidden_size). The backbones of point_peft_hf have it; define it "
+            "on your "
             "own backbone."
         )
     device = next(model.parameters()).device
@@ -120,13 +122,16 @@ def build_point_prior_bank(
         batch_features = F.normalize(model.extract_prior_features(batch["points"].to(device)).float(), dim=-1).cpu()
         if not torch.isfinite(batch_features).all():
             raise ValueError(
-                f"Clouds {len(features)} and following give features that are not finite: the weights of the backbone are "
+                f"Clouds {len(features)} and following give features that are not finite: the weights of the "
+                "backbone are "
                 "broken, or its dtype overflows. Check the checkpoint, or load it in float32."
             )
         unknown = torch.full((len(batch_features),), -1)
         features.append(batch_features)
         labels.append(torch.as_tensor(batch["labels"]).flatten().cpu().long() if "labels" in batch else unknown)
-        sample_ids.append(torch.as_tensor(batch["sample_ids"]).flatten().cpu().long() if "sample_ids" in batch else unknown)
+        sample_ids.append(
+            torch.as_tensor(batch["sample_ids"]).flatten().cpu().long() if "sample_ids" in batch else unknown
+        )
     if not features:
         raise ValueError("The data loader for the bank has no batches: check the folder and `drop_last`.")
     bank = PointPriorBank(torch.cat(features), torch.cat(labels), torch.cat(sample_ids))
@@ -154,7 +159,8 @@ def set_point_prior_bank(model: nn.Module, bank: PointPriorBank, adapter_name: s
     ]
     if not layers:
         raise ValueError(
-            f"{'Adapter ' + repr(adapter_name) if adapter_name else 'No active adapter'} of this model uses a bank. Add one "
+            f"{'Adapter ' + repr(adapter_name) if adapter_name else 'No active adapter'} of this model uses a bank. "
+            "Add one "
             "with PointPriorPromptConfig or PointPeftConfig (and `use_bank=True`) first."
         )
     for layer, name in layers:
@@ -170,14 +176,16 @@ def check_bank(bank: PointPriorBank, hidden_size: int, required_size: int) -> No
     features = bank.features
     if features.ndim != 2 or features.shape[1] != hidden_size:
         raise ValueError(
-            f"The bank has features of shape {tuple(features.shape)}, but the backbone has width {hidden_size}: it was "
+            f"The bank has features of shape {tuple(features.shape)}, but the backbone has width {hidden_size}: it "
+            "was "
             "built with another backbone. Build it with this one: build_point_prior_bank(model, dataloader)."
         )
     if not torch.isfinite(features).all():
         raise ValueError("The bank has features that are not finite. Build it again: build_point_prior_bank(...).")
     if len(features) < required_size:
         raise ValueError(
-            f"The bank has {len(features)} entries, but the adapter retrieves {required_size} (from `num_prompt_tokens` and "
+            f"The bank has {len(features)} entries, but the adapter retrieves {required_size} (from "
+            "`num_prompt_tokens` and "
             "`num_retrieved`). Build it from more clouds, or lower these."
         )
     for name in ("labels", "sample_ids"):

@@ -14,8 +14,8 @@ class PromptOptions:
 
     Args:
         num_prompt_tokens: Prompt tokens of a block (the paper has 10 for ScanObjectNN, 16 for ModelNet40).
-        prompt_depth: The first so many blocks get prompts (the paper has 6 of 12 for ScanObjectNN, all for ModelNet40);
-            `None`: all.
+        prompt_depth: The first so many blocks get prompts (the paper has 6 of 12 for ScanObjectNN, all for
+            ModelNet40); `None`: all.
         prompt_bottleneck_size: Width of the bottleneck that adapts the retrieved features.
         prompt_dropout: Dropout on the prompt embeddings and inside the bottleneck.
         use_bank: Whether prompts are enhanced with features from a memory bank; if not, they are plain deep prompts.
@@ -32,7 +32,9 @@ class PromptOptions:
     prompt_bottleneck_size: int = field(default=8, metadata={"help": "Width of the prompts' bottleneck."})
     prompt_dropout: float = field(default=0.1, metadata={"help": "Dropout on the prompts."})
     use_bank: bool = field(default=True, metadata={"help": "Enhance prompts with a memory bank."})
-    num_retrieved: int | None = field(default=None, metadata={"help": "Averaged entries; None: num_prompt_tokens - 2."})
+    num_retrieved: int | None = field(
+        default=None, metadata={"help": "Averaged entries; None: two less than prompts."}
+    )
     retrieval_temperature: float = field(default=1.0, metadata={"help": "Temperature of the softmax."})
     bank_size: int = field(default=0, metadata={"help": "Entries of the bank; set with the bank."})
     use_prompt_coordinates: bool = field(default=False, metadata={"help": "Give prompts coordinates."})
@@ -63,8 +65,8 @@ class PromptOptions:
 class PointPriorPromptConfig(PromptOptions, PointTunerConfig):
     """Configuration of Point-prior Prompts (type POINT_PRIOR_PROMPT).
 
-    See [`PromptOptions`] for the fields of the method and [`~point_peft_hf.tuners.config.PointTunerConfig`] for those of
-    all 3D adapters.
+    See [`PromptOptions`] for the fields of the method and [`~point_peft_hf.tuners.config.PointTunerConfig`] for those
+    of all 3D adapters.
 
     Raises:
         ValueError: If a value does not fit, with the name of the field and the value got.

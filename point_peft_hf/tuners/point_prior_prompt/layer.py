@@ -100,11 +100,16 @@ class PriorLayerMixin:
             got = "none" if query is None else f"features of shape {tuple(query.shape)}"
             raise ValueError(
                 f"Adapter {name!r} asks its bank with the features of the frozen encoder, but got {got}. Pass "
-                f"`query_features` of shape (batch_size, hidden_size) = ({len(context.group_centers)}, {hidden_size}), or "
+                f"`query_features` of shape (batch_size, hidden_size) = ({len(context.group_centers)}, "
+                f"{hidden_size}), or "
                 "none to let the backbone compute them."
             )
         return retrieve(
-            query, self.banks[name].features, config.num_prompt_tokens, config.retrieved_count, config.retrieval_temperature
+            query,
+            self.banks[name].features,
+            config.num_prompt_tokens,
+            config.retrieved_count,
+            config.retrieval_temperature,
         )
 
 
@@ -140,8 +145,8 @@ class PromptLayerMixin:
             context: The context, with what the prior slot of the stage prepared.
 
         Returns:
-            Tokens of shape `(batch_size, num_prefix_tokens + num_prompts + num_groups, hidden_size)`, and which prompts
-            are among them.
+            Tokens of shape `(batch_size, num_prefix_tokens + num_prompts + num_groups, hidden_size)`, and which
+            prompts are among them.
         """
         hidden_states, inserted = self.base_layer(hidden_states, context)
         for name in self.working_adapters():
