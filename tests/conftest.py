@@ -4,6 +4,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests run side by side, one to a core.
+    torch.set_num_threads(1)
 
 # No test talks to the real Hub, unless a person wants it to. huggingface_hub reads these when it is imported, hence
 # here; tests/hub answers at this address, and everywhere else the connection is refused.
