@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 
 import torch
 import transformers
@@ -33,6 +34,7 @@ def main() -> None:
     args = parse_arguments()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     predictor = Predictor.from_pretrained(args.adapter, args.model, device=args.device)
     for file in args.files:
         ranked = predictor.predict(file, top=args.top)

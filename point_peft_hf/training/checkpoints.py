@@ -85,8 +85,19 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
     return json.loads((folder / STATE_NAME).read_text())
 
 
+def recover_folder(target: Path) -> None:
+    """Put back a folder that a process was replacing when it was killed."""
+    old = target.with_name(target.name + ".old")
+    if old.exists() and not target.exists():
+        old.rename(target)
+
+
 def replace_folder(new: Path, target: Path) -> None:
-    """Put a complete folder in the place of another, which exists until the moment it is replaced."""
+    """Put a complete folder in the place of another.
+
+    A process that is killed in between leaves the other under the name "<folder>.old": see `recover_folder`.
+    """
+    recover_folder(target)
     old = target.with_name(target.name + ".old")
     if old.exists():
         shutil.rmtree(old)

@@ -18,16 +18,24 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..adapter_files import write_json
 from ..data import PointCloudCollator, PointCloudProcessor, get_augmentation
 from ..hub import save_adapter, write_model_card
+from ..hub.facts import RECORD_NAME
 from ..models import AutoModelForPointCloudClassification
 from ..pretrained import DEFAULT_BACKBONE, backbone_folder
 from ..tuners import build_point_prior_bank
-from .checkpoints import load_checkpoint, load_model, register_adapter_checkpoints, save_checkpoint, save_model
+from .checkpoints import (
+    load_checkpoint,
+    load_model,
+    recover_folder,
+    register_adapter_checkpoints,
+    save_checkpoint,
+    save_model,
+)
 from .methods import METHODS, prepare_method, uses_bank
 from .metrics import ClassificationMetrics
-from .record import RECORD_NAME, versions, write_json
-from .resources import PeakMemory, count_parameters, folder_bytes
+from .resources import PeakMemory, count_parameters, folder_bytes, versions
 from .task import PROCEDURAL, ClassificationTask, load_task
 
 
@@ -144,8 +152,7 @@ class Finetuning:
         self.augment = get_augmentation(args.augmentation)
         self._prepare()
 
-    # -- Setting up
-    # ----------------------------------------------------------------------------------------------------
+    # -- Setting up ---------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
         args, accelerator = self.args, self.accelerator
@@ -196,8 +203,7 @@ class Finetuning:
             {"params": [p for name, p in named if name in exempt], "weight_decay": 0.0},
         ]
 
-    # -- Running
-    # -------------------------------------------------------------------------------------------------------
+    # -- Running ------------------------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
         """Train, choose, test, and save everything.
@@ -287,8 +293,7 @@ class Finetuning:
             metrics.update(*self.accelerator.gather_for_metrics((predictions, batch["labels"])))
         return metrics.compute()
 
-    # -- Saving
-    # --------------------------------------------------------------------------------------------------------
+    # -- Saving -------------------------------------------------------------------------------------------------------
 
     def _save(self, folder: Path) -> None:
         if self.accelerator.is_main_process:
@@ -309,6 +314,9 @@ class Finetuning:
         if wanted is None:
             return 1
         folder = self.output_dir / "checkpoint" if wanted == "latest" else Path(wanted)
+        if self.accelerator.is_main_process:
+            recover_folder(folder)
+        self.accelerator.wait_for_everyone()
         if wanted == "latest" and not folder.exists():
             self.report(f"[{self.args.method}] nothing to resume in {self.output_dir}, starting anew")
             return 1

@@ -16,8 +16,9 @@ class Method:
 
     Attributes:
         description: What is trained, in a few words.
-        learning_rate: Default learning rate, the best on the validation split of the default task among 5e-4, 1e-3,
-            2e-3, 4e-3 and 8e-3 (`examples/train.py --learning_rate`).
+        learning_rate: Default learning rate. Those of full, linear, lora and point_peft are the best of the rates that
+            were compared on the validation split of the default task (`examples/train.py --learning_rate`); the others
+            go with the method that they are a part of.
     """
 
     description: str

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
-from peft import PeftConfig, PeftModel
 from torch import nn
 
+from ..adapter_files import CONFIG_NAME, find_file
 from ..data import PointCloudProcessor
+from ..hub import AutoPointPeftModel
 from ..models import AutoModelForPointCloudClassification
-from ..pretrained import backbone_folder
-from .record import RECORD_NAME
 
 
 class Predictor:
-    """A model with its preprocessing and the names of its classes.
+    """A model with its preprocessing.
 
     Args:
-        model: The classifier.
+        model: The classifier; its configuration names the classes.
         processor: Prepares the clouds.
-        class_names: Name of each class.
     """
 
-    def __init__(self, model: nn.Module, processor: PointCloudProcessor, class_names: list[str]):
+    def __init__(self, model: nn.Module, processor: PointCloudProcessor):
         self.model = model.eval()
         self.processor = processor
-        self.class_names = class_names
+        self.class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
 
     @classmethod
     def from_pretrained(cls, adapter: str, model: str | None = None, device: str = "cpu") -> Predictor:
@@ -47,35 +41,23 @@ class Predictor:
         Raises:
             ValueError: If something that is needed to predict is missing, or if adapter and backbone do not fit.
         """
-        record = _read_record(adapter)
-        class_names = record.get("class_names")
-        if _find(adapter, "adapter_config.json") is None:
+        if find_file(adapter, CONFIG_NAME) is not None:
+            classifier = AutoPointPeftModel.from_pretrained(adapter, backbone=model)
+        elif find_file(adapter, "config.json") is not None:
             classifier = AutoModelForPointCloudClassification.from_pretrained(adapter)
         else:
-            config = PeftConfig.from_pretrained(adapter)
-            name = model or config.base_model_name_or_path
-            if not name:
-                raise ValueError(f"{adapter} does not name its backbone. Pass it: --model.")
-            id2label = getattr(config, "id2label", None)
-            class_names = class_names or (id2label and [id2label[index] for index in sorted(id2label)])
-            if not class_names:
-                raise ValueError(
-                    f"{adapter} does not name its classes: it has neither {RECORD_NAME} nor an `id2label` in its "
-                    "adapter_config.json. Train it with examples/train.py, or load it with PeftModel.from_pretrained."
-                )
-            backbone = AutoModelForPointCloudClassification.from_pretrained(
-                backbone_folder(name), num_labels=len(class_names), ignore_mismatched_sizes=True
+            raise ValueError(
+                f"{adapter} holds neither an adapter ({CONFIG_NAME}) nor a model (config.json). Pass the folder that "
+                "training wrote."
             )
-            classifier = PeftModel.from_pretrained(backbone, adapter)
-        class_names = class_names or [classifier.config.id2label[i] for i in range(classifier.config.num_labels)]
-        return cls(classifier.to(device), PointCloudProcessor.from_pretrained(adapter), class_names)
+        return cls(classifier.to(device), PointCloudProcessor.from_pretrained(adapter))
 
     @torch.no_grad()
-    def predict(self, clouds: Any, top: int = 1) -> list[tuple[str, float]]:
+    def predict(self, cloud: Any, top: int = 1) -> list[tuple[str, float]]:
         """Classify one cloud.
 
         Args:
-            clouds: A file, or coordinates of shape `(num_points, 3)`.
+            cloud: A file, or coordinates of shape `(num_points, 3)`.
             top: Number of classes to return.
 
         Returns:
@@ -85,24 +67,7 @@ class Predictor:
             ValueError: If the cloud cannot be read or used.
         """
         device = next(self.model.parameters()).device
-        points = self.processor(clouds)["points"].to(device)
+        points = self.processor(cloud)["points"].to(device)
         probabilities = self.model(points).logits.float().softmax(dim=-1)[0]
         values, indices = probabilities.topk(min(top, len(self.class_names)))
         return [(self.class_names[int(index)], float(value)) for value, index in zip(values, indices, strict=True)]
-
-
-def _find(folder_or_repository: str, filename: str) -> str | None:
-    if Path(folder_or_repository).is_dir():
-        path = Path(folder_or_repository) / filename
-        return str(path) if path.is_file() else None
-    if Path(folder_or_repository).exists() or folder_or_repository.count("/") > 1:
-        raise ValueError(f"{folder_or_repository} is no folder of an adapter. Pass the folder that training wrote.")
-    try:
-        return hf_hub_download(folder_or_repository, filename)
-    except EntryNotFoundError:
-        return None
-
-
-def _read_record(folder_or_repository: str) -> dict[str, Any]:
-    path = _find(folder_or_repository, RECORD_NAME)
-    return json.loads(Path(path).read_text()) if path else {}

@@ -1,12 +1,16 @@
-"""What a run costs: parameters, memory, bytes."""
+"""What a run costs, and what it ran on: parameters, memory, bytes, versions."""
 
 from __future__ import annotations
 
+import platform
 import resource
 import sys
 from pathlib import Path
 
+import accelerate
+import peft
 import torch
+import transformers
 from torch import nn
 
 
@@ -58,3 +62,11 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 def folder_bytes(folder: str | Path, pattern: str = "*.safetensors") -> int:
     """Size of the files in a folder that match a pattern, in bytes."""
     return sum(path.stat().st_size for path in Path(folder).glob(pattern))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    return {
+        "python": platform.python_version(),
+        **{module.__name__: module.__version__ for module in (torch, transformers, peft, accelerate)},
+    }

@@ -1,7 +1,7 @@
-import json
-
 import pytest
+import torch
 
+from point_peft_hf import PointMAEConfig, PointMAEModel
 from point_peft_hf.training import FinetuneArguments, Finetuning, Predictor
 
 
@@ -26,17 +26,15 @@ def test_the_adapter_alone_names_backbone_and_classes(adapter, tiny_task):
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"is no folder of an adapter"):
+    with pytest.raises(ValueError, match=r"missing' is neither a folder nor the name of a repository"):
         Predictor.from_pretrained(str(tmp_path / "missing"))
+    with pytest.raises(ValueError, match=r"holds neither an adapter .* nor a model"):
+        Predictor.from_pretrained(str(tmp_path))
 
 
-def test_an_adapter_for_other_classes_is_refused(adapter, tmp_path, tiny_task):
-    folder = tmp_path / "other"
-    folder.mkdir()
-    for file in adapter.glob("*.*"):
-        (folder / file.name).write_bytes(file.read_bytes())
-    record = json.loads((folder / "run.json").read_text())
-    record["class_names"] = record["class_names"][:-1]
-    (folder / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=r"num_labels=12, but this one has num_labels=11"):
-        Predictor.from_pretrained(str(folder))
+def test_another_backbone_is_refused(adapter, tiny_backbone, tmp_path):
+    torch.manual_seed(1)
+    other = PointMAEModel(PointMAEConfig.from_pretrained(tiny_backbone), use_class_token=False)
+    other.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Load the backbone that the adapter was made for"):
+        Predictor.from_pretrained(str(adapter), str(tmp_path))
