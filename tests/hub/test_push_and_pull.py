@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, whoami
+from huggingface_hub import HfApi, constants, hf_hub_download, whoami
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalTokenNotFoundError,
@@ -25,8 +25,8 @@ from point_peft_hf import (
     AutoPointPeftModel,
     GeometryAdapterConfig,
     PointCloudProcessor,
+    PointPriorPromptConfig,
     add_adapters,
-    load_adapters,
     save_adapters,
 )
 from point_peft_hf.hub import push_adapter, save_adapter
@@ -42,6 +42,20 @@ for name in NAMES:
     model = AutoPointPeftModel.from_pretrained("alice/adapters", subfolder=name)
     with torch.no_grad():
         result[name] = model(points=points).logits
+torch.save(result, "result.pt")
+"""
+
+PULL_MIX = """
+import torch
+from huggingface_hub import snapshot_download
+from point_peft_hf import AutoModelForPointCloudClassification, load_adapters
+points = torch.load("points.pt")
+result = {}
+for name in NAMES:
+    model = AutoModelForPointCloudClassification.from_pretrained("alice/" + name, num_labels=3)
+    load_adapters(model, snapshot_download("alice/mix-" + name))
+    with torch.no_grad():
+        result[name] = model.eval()(points=points).logits
 torch.save(result, "result.pt")
 """
 
@@ -112,18 +126,27 @@ def test_a_second_process_with_an_empty_cache_gives_equal_logits(
         assert torch.equal(result[name], values), name
 
 
-def test_a_mix_with_lora_is_pushed_and_pulled(push_backbone, load_backbone, tmp_path, logits):
-    base_name = push_backbone()
-    mixed = load_backbone(source=base_name)
-    torch.manual_seed(0)
-    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-    add_adapters(mixed, {"geometry": GeometryAdapterConfig(init_weights=False), "low_rank": lora})
-    save_adapters(mixed, tmp_path / "mix")
-    HfApi().create_repo("alice/mix")
-    HfApi().upload_folder(repo_id="alice/mix", folder_path=tmp_path / "mix")
-    pulled = load_backbone(source=base_name)
-    load_adapters(pulled, snapshot_download("alice/mix"))
-    assert torch.equal(logits(pulled), logits(mixed))
+def test_a_mix_with_lora_gives_equal_logits_in_a_second_process(
+    push_backbone, load_backbone, tmp_path, logits, points, second_process
+):
+    expected = {}
+    for backbone in ("point_mae", "point_bert", "point_m2ae"):
+        mixed = load_backbone(source=push_backbone(backbone))
+        torch.manual_seed(0)
+        lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        prompt = PointPriorPromptConfig(use_bank=False)
+        add_adapters(
+            mixed, {"geometry": GeometryAdapterConfig(init_weights=False), "low_rank": lora, "prompt": prompt}
+        )
+        save_adapters(mixed, tmp_path / backbone)
+        HfApi().create_repo(f"alice/mix-{backbone}")
+        HfApi().upload_folder(repo_id=f"alice/mix-{backbone}", folder_path=tmp_path / backbone)
+        expected[backbone] = logits(mixed)
+    torch.save(points, tmp_path / "points.pt")
+    second_process(PULL_MIX.replace("NAMES", repr(list(expected))))
+    result = torch.load(tmp_path / "result.pt")
+    for name, values in expected.items():
+        assert torch.equal(result[name], values), name
 
 
 # -- The upstream functions ---------------------------------------------------------------------------------------
