@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import sys
 import time
@@ -27,6 +26,7 @@ from tqdm.auto import tqdm
 import point_peft_hf
 from point_peft_hf import PointCloudProcessor, PointMAEConfig, PointMAEForPreTraining
 from point_peft_hf.data import BASE_CLASSES, ProceduralShapes, get_augmentation
+from point_peft_hf.training import parameter_groups, warmup_cosine
 
 
 @dataclass
@@ -62,21 +62,6 @@ def parse_arguments() -> PretrainArguments:
         else:
             parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     return PretrainArguments(**vars(parser.parse_args()))
-
-
-def learning_rate_factor(step: int, args: PretrainArguments) -> float:
-    """Linear warm-up, then half a cosine down to 1e-3 of the learning rate."""
-    if step < args.warmup_steps:
-        return (step + 1) / args.warmup_steps
-    progress = (step - args.warmup_steps) / max(args.steps - args.warmup_steps, 1)
-    return 1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """No weight decay on biases, norms and tokens."""
-    decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and "token" not in n]
-    others = [p for n, p in model.named_parameters() if p.ndim <= 1 or "token" in n]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def model_card(record: dict) -> str:
@@ -163,7 +148,9 @@ def main() -> None:
     )
     loader = DataLoader(dataset, args.batch_size, sampler=sampler, num_workers=args.num_workers, drop_last=True)
     optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.learning_rate)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, args))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, args.steps, args.warmup_steps, floor=1e-3)
+    )
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     augment = get_augmentation("scale_translate")
 

@@ -4,6 +4,7 @@ from .checkpoints import load_checkpoint, load_model, register_adapter_checkpoin
 from .finetune import FinetuneArguments, Finetuning, load_backbone, results_table
 from .methods import METHODS, method_config, prepare_method
 from .metrics import ClassificationMetrics
+from .optimization import parameter_groups, warmup_cosine
 from .predictor import Predictor
 from .task import ClassificationTask, load_task
 
@@ -19,9 +20,11 @@ __all__ = [
     "load_model",
     "load_task",
     "method_config",
+    "parameter_groups",
     "prepare_method",
     "register_adapter_checkpoints",
     "results_table",
     "save_checkpoint",
     "save_model",
+    "warmup_cosine",
 ]

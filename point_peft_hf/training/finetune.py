@@ -35,6 +35,7 @@ from .checkpoints import (
 )
 from .methods import METHODS, prepare_method, uses_bank
 from .metrics import ClassificationMetrics
+from .optimization import parameter_groups, warmup_cosine
 from .resources import PeakMemory, count_parameters, folder_bytes, versions
 from .task import PROCEDURAL, ClassificationTask, load_task
 
@@ -164,14 +165,15 @@ class Finetuning:
             )
         train_loader = self._loader(self.task.train, shuffle=True)
         optimizer = torch.optim.AdamW(
-            self._parameter_groups(model), lr=args.learning_rate or METHODS[args.method].learning_rate
+            parameter_groups(model, args.weight_decay), lr=args.learning_rate or METHODS[args.method].learning_rate
         )
         self.model, self.optimizer, self.train_loader, self.validation_loader = accelerator.prepare(
             model, optimizer, train_loader, self._loader(self.task.validation, shuffle=False)
         )
         steps = math.ceil(len(self.train_loader) / args.gradient_accumulation_steps) * args.epochs
+        warmup_steps = max(int(steps * args.warmup_ratio), 1)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: warmup_cosine(step, steps, args.warmup_ratio)
+            self.optimizer, lambda step: warmup_cosine(step, steps, warmup_steps)
         )
         accelerator.register_for_checkpointing(self.scheduler)
         register_adapter_checkpoints(accelerator)
@@ -193,15 +195,6 @@ class Finetuning:
             collate_fn=PointCloudCollator(processor),
             num_workers=self.args.num_workers,
         )
-
-    def _parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """No weight decay on biases, norms, tokens and prompts."""
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        exempt = {name for name, p in named if p.ndim <= 1 or "token" in name or "prompt_" in name.rsplit(".", 2)[0]}
-        return [
-            {"params": [p for name, p in named if name not in exempt], "weight_decay": self.args.weight_decay},
-            {"params": [p for name, p in named if name in exempt], "weight_decay": 0.0},
-        ]
 
     # -- Running ------------------------------------------------------------------------------------------------------
 
@@ -350,15 +343,6 @@ class Finetuning:
             if isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
                 write_model_card(self.output_dir)
         return record
-
-
-def warmup_cosine(step: int, total_steps: int, warmup_ratio: float) -> float:
-    """Factor of the learning rate: a linear rise, then half a cosine down to almost 0."""
-    warmup = max(int(total_steps * warmup_ratio), 1)
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
-    return 2e-3 + (1 - 2e-3) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def results_table(records: list[dict[str, Any]]) -> str:

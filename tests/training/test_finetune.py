@@ -5,7 +5,6 @@ import torch
 from safetensors.torch import load_file
 
 from point_peft_hf.training import METHODS, FinetuneArguments, Finetuning, Predictor, results_table
-from point_peft_hf.training.finetune import warmup_cosine
 
 
 def finetune(backbone, task, output_dir, **options):
@@ -113,11 +112,3 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_clouds(tiny_backb
 def test_wrong_arguments_are_named(field, value, message):
     with pytest.raises(ValueError, match=message):
         FinetuneArguments(**{field: value}).check()
-
-
-def test_the_learning_rate_rises_then_falls():
-    factors = [warmup_cosine(step, 100, 0.1) for step in range(100)]
-    assert factors[0] == pytest.approx(0.1)
-    assert factors[10] == pytest.approx(1.0)
-    assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert 0 < factors[-1] < 0.01
