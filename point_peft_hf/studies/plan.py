@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,18 @@ class Study:
             )
         for run in self.final_runs(dict.fromkeys(self.rows)):
             FinetuneArguments(**run.arguments, seed=run.seed).check()
+
+    def only(self, names: Iterable[str]) -> Study:
+        """The study with some of its lines.
+
+        Raises:
+            ValueError: If a name is none of its lines.
+        """
+        names = list(names)
+        if unknown := [name for name in names if name not in self.rows]:
+            raise ValueError(f"The study has no rows {unknown}. It has {list(self.rows)}.")
+        reference = self.reference if self.reference in names else None
+        return replace(self, rows={name: self.rows[name] for name in names}, reference=reference)
 
     def search_runs(self) -> Iterator[PlannedRun]:
         """The runs that choose learning rates: each line without a rate, at each rate, over the search's seeds."""
