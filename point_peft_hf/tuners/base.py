@@ -15,7 +15,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from ..slots import AdapterSlot, BlockSlot, LocalitySlot, OutputSlot
+from ..slots import AdapterSlot, BlockSlot, LocalitySlot, OutputSlot, PromptSlot
 from .config import PointTunerConfig, describe_backbone
 from .loading import check_loaded, check_saved_modules
 
@@ -226,25 +226,36 @@ class SlotTuner(BaseTuner):
 
     def _check_target_module_exists(self, peft_config: PointTunerConfig, key: str) -> Any:
         slot = self._slots.get(key)
-        # Slots know the number of their block, and those of a stage belong to every block: no need to read names.
+        if slot is not None and not isinstance(slot, BlockSlot):
+            return self._serves_a_block(peft_config, key, slot)
+        # Slots know the number of their block: no need to read names.
         config = peft_config
-        if slot is not None and not peft_config.layers_pattern or not isinstance(slot, BlockSlot):
+        if slot is not None and not peft_config.layers_pattern:
             config = copy.copy(peft_config)
             config.layers_to_transform = None
         found = super()._check_target_module_exists(config, key)
         if not found or isinstance(found, _ExcludedModule) or slot is None:
             return found
-        if isinstance(slot, BlockSlot) and not peft_config.layers_pattern:
-            wanted = peft_config.layers_to_transform
-            if wanted is not None and slot.layer_index not in ([wanted] if isinstance(wanted, int) else wanted):
-                return False
-        if isinstance(slot, LocalitySlot) and peft_config.layers_to_transform is not None:
-            # What the blocks of a stage share is of no use to a stage without blocks.
-            stage = key.rpartition(".")[0]
-            blocks = [n for n, s in self._slots.items() if isinstance(s, OutputSlot) and n.startswith(stage)]
-            if not any(self._check_target_module_exists(peft_config, name) is True for name in blocks):
+        wanted = peft_config.layers_to_transform
+        if not peft_config.layers_pattern and wanted is not None:
+            if slot.layer_index not in ([wanted] if isinstance(wanted, int) else wanted):
                 return False
         return self.wants_slot(peft_config, slot)
+
+    def _serves_a_block(self, peft_config: PointTunerConfig, key: str, slot: AdapterSlot) -> bool:
+        """Whether a slot before the blocks of a stage prepares anything for a block that is attached to.
+
+        Such slots follow from the blocks: whoever names blocks in `target_modules` need not know of them.
+        """
+        # Retrieval for the prompts goes through all stages, neighbourhoods belong to one.
+        kind, stage = (OutputSlot, key.rpartition(".")[0]) if isinstance(slot, LocalitySlot) else (PromptSlot, "")
+        usable = isinstance(slot, tuple(self.layer_classes)) and self.wants_slot(peft_config, slot)
+        return usable and any(
+            isinstance(other, kind)
+            and name.startswith(stage)
+            and self._check_target_module_exists(peft_config, name) is True
+            for name, other in self._slots.items()
+        )
 
     # -- Attaching ----------------------------------------------------------------------------------------------------
 

@@ -117,15 +117,15 @@ class PointTunerConfig(PeftConfig):
         try:
             config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            if files.config is None:
-                raise
+            if files.config is None or "peft_type" not in files.fields:
+                raise  # PEFT's own words for what is no configuration of an adapter.
             raise ValueError(f"{files.config}: {error}") from error
         check_unchanged(files)
         config._files = files
         return config
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save the configuration, with checksums of itself and of the weights that lie in the same folder.
+        """Save the configuration; if the adapter's weights lie in the same folder, with checksums of both.
 
         Args:
             save_directory: The folder.

@@ -32,6 +32,7 @@ from peft import (
     get_layer_status,
     get_model_status,
     get_peft_config,
+    get_peft_model,
     get_peft_model_state_dict,
     inject_adapter_in_model,
     set_peft_model_state_dict,
@@ -318,8 +319,6 @@ def test_layers_pattern(make_backbone, type_case):
 
 
 def test_target_and_exclude_modules(make_backbone):
-    from peft import get_peft_model
-
     config = pp.GeometryAdapterConfig(target_modules=["ffn_slot"], exclude_modules=["layers.0.ffn_slot"])
     model = get_peft_model(make_backbone(), config)
     assert blocks_with_parts(model) == {1, 2}
@@ -327,9 +326,28 @@ def test_target_and_exclude_modules(make_backbone):
     assert blocks_with_parts(get_peft_model(make_backbone(), config)) == {0, 1}
 
 
-def test_width_of_a_single_bottleneck(make_backbone, points, logits, tmp_path):
-    from peft import get_peft_model
+@pytest.mark.parametrize(
+    ("config_class", "target_modules", "expected"),
+    [
+        (pp.GeometryAdapterConfig, ["output_slot"], {"output_slot", "locality_slot"}),
+        (pp.GeometryAdapterConfig, ["layers.1.output_slot"], {"output_slot", "locality_slot"}),
+        (pp.GeometryAdapterConfig, ["ffn_slot"], {"ffn_slot"}),
+        (pp.PointPriorPromptConfig, ["prompt_slot"], {"prompt_slot", "prior_slot"}),
+        (pp.PointPriorPromptConfig, r".*layers\.0\.prompt_slot", {"prompt_slot", "prior_slot"}),
+        (pp.PointPeftConfig, ["prompt_slot", "ffn_slot"], {"prompt_slot", "prior_slot", "ffn_slot"}),
+    ],
+)
+def test_what_prepares_for_the_blocks_comes_with_them(
+    backbone, points, logits, config_class, target_modules, expected
+):
+    before = logits(backbone, points)
+    model = get_peft_model(backbone, config_class(target_modules=target_modules, init_weights=False))
+    layers = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, SlotLayer)}
+    assert layers == expected
+    assert not torch.allclose(logits(model, points), before)
 
+
+def test_width_of_a_single_bottleneck(make_backbone, points, logits, tmp_path):
     config = pp.GeometryAdapterConfig(bottleneck_pattern={r"layers\.1\.ffn_slot": 3}, init_weights=False)
     model = get_peft_model(make_backbone(), config)
     widths = [
@@ -385,13 +403,26 @@ def test_config_round_trips(type_case, tmp_path):
     assert config.to_dict()["peft_type"] == type_case.config().peft_type.value
 
 
-def test_config_from_a_newer_version(type_case, tmp_path):
+@pytest.mark.parametrize("by_own_class", [True, False])
+def test_config_from_a_newer_version(type_case, tmp_path, by_own_class):
     type_case.config().save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"field_of_tomorrow": 1}))
     with pytest.warns(UserWarning, match="field_of_tomorrow"):
-        loaded = PeftConfig.from_pretrained(tmp_path)
+        loaded = (type(type_case.config()) if by_own_class else PeftConfig).from_pretrained(tmp_path)
     assert loaded.to_dict() == type_case.config().to_dict()
+
+
+def test_config_as_json(type_case, tmp_path):
+    config = type_case.config()
+    config.save_pretrained(tmp_path)
+    assert config.from_json_file(tmp_path / "adapter_config.json") == config.to_dict()
+
+
+def test_json_that_is_no_config(type_case, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"foo": "bar"}')
+    with pytest.raises(TypeError, match="missing required keys: {'peft_type'}"):
+        type(type_case.config()).from_pretrained(tmp_path)
 
 
 def test_peft_version_is_stored(type_case, tmp_path):
