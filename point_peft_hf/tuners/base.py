@@ -165,6 +165,7 @@ class SlotTuner(BaseTuner):
             # Every part is switched off: an adapter that is nothing but a head. PEFT knows this by a name of its own.
             peft_config.target_modules = DUMMY_TARGET_MODULES
         self._check_targets(peft_config, model)
+        _check_modules_to_save(peft_config, model)
         modules = peft_config.modules_to_save or ()
         peft_config.attach_to(describe_backbone(model, with_labels="classifier" in modules, left_out=modules))
         check_saved_modules(model, peft_config)
@@ -326,6 +327,14 @@ class SlotTuner(BaseTuner):
     def _check_merge_allowed(self) -> None:
         raise ValueError(_MERGE_MESSAGE.format(name=self.prefix.rstrip("_").upper()))
 
+    def add_weighted_adapter(self, *args, **kwargs) -> None:
+        """Refuse: what these adapters compute is not linear in their weights."""
+        raise ValueError(
+            f"Adapters of type {self.prefix.rstrip('_').upper()} cannot be averaged: what they compute is not linear "
+            "in their weights. Activate several at once with `set_adapter` of `model.base_model`, or average their "
+            "predictions."
+        )
+
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Return `False`: what these adapters add is no change of a weight."""
         return False
@@ -380,6 +389,18 @@ def bottleneck_size(config: PointTunerConfig, slot_name: str, default: int) -> i
     """Width of the bottleneck at a slot: that of `bottleneck_pattern` if a pattern matches, else the default."""
     key = get_pattern_key(config.bottleneck_pattern.keys(), slot_name)
     return config.bottleneck_pattern.get(key, default)
+
+
+def _check_modules_to_save(config: PointTunerConfig, model: nn.Module) -> None:
+    """Check that `modules_to_save` names modules of the model, which PEFT would go on without."""
+    names = [name for name, _ in model.named_modules() if name]
+    unknown = [wanted for wanted in config.modules_to_save or () if not any(n.endswith(wanted) for n in names)]
+    # For its own task types PEFT adds names of heads that a model may have.
+    if unknown and config.task_type is None:
+        raise ValueError(
+            f"`modules_to_save` has {unknown}, but {type(model).__name__} has no such modules. Those that it declares "
+            f"as part of the task are {list(getattr(model, 'task_module_names', ()))}."
+        )
 
 
 def _named_slots(model: nn.Module) -> Iterator[tuple[str, AdapterSlot]]:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftConfig
 from peft.utils import PeftType
 from torch import nn
 
-from ..adapter_files import AdapterFiles, check_files, check_unchanged, find_adapter, write_checksums
+from ..adapter_files import (
+    PICKLE_NAME,
+    WEIGHTS_NAME,
+    AdapterFiles,
+    check_files,
+    check_unchanged,
+    find_adapter,
+    write_checksums,
+)
 from .fingerprint import common_precision, fingerprint
 from .type_checks import check_types
 
@@ -132,6 +142,13 @@ class PointTunerConfig(PeftConfig):
             **kwargs: As in PEFT.
         """
         super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        if (folder / PICKLE_NAME).is_file() and not (folder / WEIGHTS_NAME).is_file():
+            warnings.warn(
+                f"{folder / PICKLE_NAME} is a pickle, and adapters of this package are never loaded from one. Save "
+                "without `safe_serialization=False`.",
+                stacklevel=2,
+            )
         write_checksums(save_directory)
 
     def to_dict(self) -> dict[str, Any]:
