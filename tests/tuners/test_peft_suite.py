@@ -1,21 +1,8 @@
 """What PEFT's own tests ask of every method, asked of ours.
 
 Equals of `PeftCommonTester` (tests/testing_common.py), `TestPeftCustomModel` (tests/test_custom_models.py) and
-`TestPeftConfig` (tests/test_config.py) in the source distribution of peft. They do not apply, and why:
-
-- merging (`merge_layers*`, `safe_merge`, `disable_adapters_with_merging`, `delete_merged_adapter*`, the merging
-  halves of `forward_float16` and the like): what these adapters add depends on the input. That it is refused is in
-  test_errors.py.
-- `mixed_adapter_batches*`: refused, see test_errors.py.
-- `weighted_combination_of_adapters*`, `lora_conversion`, `adding_multiple_adapters_with_bias`,
-  `disable_adapter_with_bias_warns`: about a change of a weight, or about fields that LoRA and IA3 have.
-- `generate*`, `passing_input_embeds`, `training_prompt_learning_tasks`, `prompt_encoder*`, embedding and tied-weight
-  tests, `valid_task_type`: about text.
-- `disable_adapters` asks for identity of a fresh adapter: true for the geometry adapter only, since prompts join the
-  attention of every token; see test_function.py.
-- `active_adapter` with `modules_to_save`: two active adapters cannot both bring a head (PEFT skips it, too).
-- `target_parameters`, `trainable_token_indices`, quantised layers, FSDP, GPU: not of this kind of layer, or not of a
-  CPU.
+`TestPeftConfig` (tests/test_config.py) in the source distribution of peft; `peft_suite.md` beside this file goes
+through all of their tests by name: what asks the same here, or why a test does not apply.
 """
 
 import copy
