@@ -279,19 +279,18 @@ def fields_checksum(fields: Mapping[str, Any]) -> str:
 
 
 def checksums(folder: Path, fields: Mapping[str, Any]) -> dict[str, str]:
-    """The checksums of an adapter in a folder: of its fields, and of its weights if they are there."""
-    result = {CONFIG_NAME: fields_checksum(fields)}
-    if (folder / WEIGHTS_NAME).is_file():
-        result[WEIGHTS_NAME] = file_checksum(folder / WEIGHTS_NAME)
-    return result
+    """The checksums of an adapter in a folder: of its fields, and of its weights."""
+    return {CONFIG_NAME: fields_checksum(fields), WEIGHTS_NAME: file_checksum(folder / WEIGHTS_NAME)}
 
 
 def write_checksums(folder: str | os.PathLike) -> None:
     """Write the checksums of an adapter into its configuration, which is brought into one order as well.
 
+    A configuration without weights gets none: it is no adapter yet, and a file that a person writes.
+
     Args:
         folder: A folder with an `adapter_config.json` of one of this package's types, and the weights that belong to
-        it.
+            it.
     """
     folder = Path(folder)
     fields = read_json(folder / CONFIG_NAME)
@@ -299,7 +298,7 @@ def write_checksums(folder: str | os.PathLike) -> None:
         # Sets, which Python writes in another order each time: an unchanged adapter should give an unchanged file.
         if isinstance(fields.get(name), list):
             fields[name] = sorted(fields[name])
-    fields["checksums"] = checksums(folder, fields)
+    fields["checksums"] = checksums(folder, fields) if (folder / WEIGHTS_NAME).is_file() else None
     write_json(folder / CONFIG_NAME, dict(sorted(fields.items())))
 
 

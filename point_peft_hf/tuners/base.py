@@ -15,7 +15,7 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from ..slots import AdapterSlot, BlockSlot, LocalitySlot, OutputSlot
+from ..slots import AdapterSlot, BlockSlot, LocalitySlot, OutputSlot, PromptSlot
 from .config import PointTunerConfig, describe_backbone
 from .loading import check_loaded, check_saved_modules
 
@@ -165,6 +165,7 @@ class SlotTuner(BaseTuner):
             # Every part is switched off: an adapter that is nothing but a head. PEFT knows this by a name of its own.
             peft_config.target_modules = DUMMY_TARGET_MODULES
         self._check_targets(peft_config, model)
+        _check_modules_to_save(peft_config, model)
         modules = peft_config.modules_to_save or ()
         peft_config.attach_to(describe_backbone(model, with_labels="classifier" in modules, left_out=modules))
         check_saved_modules(model, peft_config)
@@ -226,25 +227,36 @@ class SlotTuner(BaseTuner):
 
     def _check_target_module_exists(self, peft_config: PointTunerConfig, key: str) -> Any:
         slot = self._slots.get(key)
-        # Slots know the number of their block, and those of a stage belong to every block: no need to read names.
+        if slot is not None and not isinstance(slot, BlockSlot):
+            return self._serves_a_block(peft_config, key, slot)
+        # Slots know the number of their block: no need to read names.
         config = peft_config
-        if slot is not None and not peft_config.layers_pattern or not isinstance(slot, BlockSlot):
+        if slot is not None and not peft_config.layers_pattern:
             config = copy.copy(peft_config)
             config.layers_to_transform = None
         found = super()._check_target_module_exists(config, key)
         if not found or isinstance(found, _ExcludedModule) or slot is None:
             return found
-        if isinstance(slot, BlockSlot) and not peft_config.layers_pattern:
-            wanted = peft_config.layers_to_transform
-            if wanted is not None and slot.layer_index not in ([wanted] if isinstance(wanted, int) else wanted):
-                return False
-        if isinstance(slot, LocalitySlot) and peft_config.layers_to_transform is not None:
-            # What the blocks of a stage share is of no use to a stage without blocks.
-            stage = key.rpartition(".")[0]
-            blocks = [n for n, s in self._slots.items() if isinstance(s, OutputSlot) and n.startswith(stage)]
-            if not any(self._check_target_module_exists(peft_config, name) is True for name in blocks):
+        wanted = peft_config.layers_to_transform
+        if not peft_config.layers_pattern and wanted is not None:
+            if slot.layer_index not in ([wanted] if isinstance(wanted, int) else wanted):
                 return False
         return self.wants_slot(peft_config, slot)
+
+    def _serves_a_block(self, peft_config: PointTunerConfig, key: str, slot: AdapterSlot) -> bool:
+        """Whether a slot before the blocks of a stage prepares anything for a block that is attached to.
+
+        Such slots follow from the blocks: whoever names blocks in `target_modules` need not know of them.
+        """
+        # Retrieval for the prompts goes through all stages, neighbourhoods belong to one.
+        kind, stage = (OutputSlot, key.rpartition(".")[0]) if isinstance(slot, LocalitySlot) else (PromptSlot, "")
+        usable = isinstance(slot, tuple(self.layer_classes)) and self.wants_slot(peft_config, slot)
+        return usable and any(
+            isinstance(other, kind)
+            and name.startswith(stage)
+            and self._check_target_module_exists(peft_config, name) is True
+            for name, other in self._slots.items()
+        )
 
     # -- Attaching ----------------------------------------------------------------------------------------------------
 
@@ -315,6 +327,14 @@ class SlotTuner(BaseTuner):
     def _check_merge_allowed(self) -> None:
         raise ValueError(_MERGE_MESSAGE.format(name=self.prefix.rstrip("_").upper()))
 
+    def add_weighted_adapter(self, *args, **kwargs) -> None:
+        """Refuse: what these adapters compute is not linear in their weights."""
+        raise ValueError(
+            f"Adapters of type {self.prefix.rstrip('_').upper()} cannot be averaged: what they compute is not linear "
+            "in their weights. Activate several at once with `set_adapter` of `model.base_model`, or average their "
+            "predictions."
+        )
+
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """Return `False`: what these adapters add is no change of a weight."""
         return False
@@ -369,6 +389,18 @@ def bottleneck_size(config: PointTunerConfig, slot_name: str, default: int) -> i
     """Width of the bottleneck at a slot: that of `bottleneck_pattern` if a pattern matches, else the default."""
     key = get_pattern_key(config.bottleneck_pattern.keys(), slot_name)
     return config.bottleneck_pattern.get(key, default)
+
+
+def _check_modules_to_save(config: PointTunerConfig, model: nn.Module) -> None:
+    """Check that `modules_to_save` names modules of the model, which PEFT would go on without."""
+    names = [name for name, _ in model.named_modules() if name]
+    unknown = [wanted for wanted in config.modules_to_save or () if not any(n.endswith(wanted) for n in names)]
+    # For its own task types PEFT adds names of heads that a model may have.
+    if unknown and config.task_type is None:
+        raise ValueError(
+            f"`modules_to_save` has {unknown}, but {type(model).__name__} has no such modules. Those that it declares "
+            f"as part of the task are {list(getattr(model, 'task_module_names', ()))}."
+        )
 
 
 def _named_slots(model: nn.Module) -> Iterator[tuple[str, AdapterSlot]]:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftConfig
 from peft.utils import PeftType
 from torch import nn
 
-from ..adapter_files import AdapterFiles, check_files, check_unchanged, find_adapter, write_checksums
+from ..adapter_files import (
+    PICKLE_NAME,
+    WEIGHTS_NAME,
+    AdapterFiles,
+    check_files,
+    check_unchanged,
+    find_adapter,
+    write_checksums,
+)
 from .fingerprint import common_precision, fingerprint
 from .type_checks import check_types
 
@@ -117,21 +127,28 @@ class PointTunerConfig(PeftConfig):
         try:
             config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            if files.config is None:
-                raise
+            if files.config is None or "peft_type" not in files.fields:
+                raise  # PEFT's own words for what is no configuration of an adapter.
             raise ValueError(f"{files.config}: {error}") from error
         check_unchanged(files)
         config._files = files
         return config
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save the configuration, with checksums of itself and of the weights that lie in the same folder.
+        """Save the configuration; if the adapter's weights lie in the same folder, with checksums of both.
 
         Args:
             save_directory: The folder.
             **kwargs: As in PEFT.
         """
         super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        if (folder / PICKLE_NAME).is_file() and not (folder / WEIGHTS_NAME).is_file():
+            warnings.warn(
+                f"{folder / PICKLE_NAME} is a pickle, and adapters of this package are never loaded from one. Save "
+                "without `safe_serialization=False`.",
+                stacklevel=2,
+            )
         write_checksums(save_directory)
 
     def to_dict(self) -> dict[str, Any]:

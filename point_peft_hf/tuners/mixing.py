@@ -137,8 +137,12 @@ def save_adapters(
         folders[name] = folder = Path(save_directory) / name
         folder.mkdir(parents=True, exist_ok=True)
         state_dict = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
-        # Clones, because safetensors refuses tensors that share memory.
-        tensors = {KEY_PREFIX + key: value.detach().clone().contiguous() for key, value in state_dict.items()}
+        # Two types at one module sit inside of each other; which one is outside must not show in a file. Clones,
+        # because safetensors refuses tensors that share memory.
+        tensors = {
+            KEY_PREFIX + key.replace(".base_layer.", "."): value.detach().clone().contiguous()
+            for key, value in state_dict.items()
+        }
         save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         config = copy.copy(model.peft_config[name])
         config.inference_mode = True

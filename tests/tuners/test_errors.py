@@ -154,6 +154,24 @@ def test_a_failing_adapter_is_rolled_back(make_backbone, type_case, points, logi
     assert (logits(model, points) == before).all()
 
 
+def test_modules_to_save_that_do_not_exist(make_backbone, type_case):
+    with pytest.raises(
+        ValueError, match=r"`modules_to_save` has \['typo'\].*task are \['classifier', 'class_token'\]"
+    ):
+        type_case.attach(make_backbone(), modules_to_save=["classifier", "typo"])
+
+
+def test_adapters_are_not_averaged(make_backbone, type_case):
+    model = type_case.attach(make_backbone())
+    with pytest.raises(ValueError, match="cannot be averaged"):
+        model.add_weighted_adapter(["default"], [1.0], "mean")
+
+
+def test_a_pickle_is_warned_of_where_it_is_saved(make_backbone, type_case, tmp_path):
+    with pytest.warns(UserWarning, match="adapter_model.bin is a pickle.*Save without `safe_serialization=False`"):
+        type_case.attach(make_backbone()).save_pretrained(tmp_path, safe_serialization=False)
+
+
 def test_unknown_adapters(make_backbone, type_case):
     model = type_case.attach(make_backbone())
     for method in (model.set_adapter, model.delete_adapter):

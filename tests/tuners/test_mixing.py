@@ -96,6 +96,22 @@ def test_other_types_of_peft(make_backbone, points, logits, tmp_path, other):
     assert torch.equal(logits(loaded, points), logits(model, points))
 
 
+@pytest.mark.parametrize("order", itertools.permutations(("lora", "ia3", "geometry")), ids=" ".join)
+def test_two_types_of_peft_at_one_module(make_backbone, points, logits, train, tmp_path, order):
+    configs = parts() | {"ia3": IA3Config(init_ia3_weights=False)}
+    model = pp.add_adapters(make_backbone(), {name: configs[name] for name in order})
+    train(model, steps=1)
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    pp.save_adapters(model, tmp_path)
+    loaded = make_backbone()
+    pp.load_adapters(loaded, tmp_path)
+    assert torch.equal(logits(loaded, points), logits(model, points))
+    for name in order:
+        alone = PeftModel.from_pretrained(make_backbone(), tmp_path / name)
+        pp.set_adapters(model, name)
+        assert torch.equal(logits(alone, points), logits(model, points)), name
+
+
 def test_two_types_of_ours_at_one_slot(make_backbone, points, logits, tmp_path):
     configs = {"whole": pp.PointPeftConfig(num_prompt_tokens=4, init_weights=False)} | parts()
     model = pp.add_adapters(make_backbone(), configs)

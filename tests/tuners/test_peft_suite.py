@@ -1,21 +1,8 @@
 """What PEFT's own tests ask of every method, asked of ours.
 
 Equals of `PeftCommonTester` (tests/testing_common.py), `TestPeftCustomModel` (tests/test_custom_models.py) and
-`TestPeftConfig` (tests/test_config.py) in the source distribution of peft. They do not apply, and why:
-
-- merging (`merge_layers*`, `safe_merge`, `disable_adapters_with_merging`, `delete_merged_adapter*`, the merging
-  halves of `forward_float16` and the like): what these adapters add depends on the input. That it is refused is in
-  test_errors.py.
-- `mixed_adapter_batches*`: refused, see test_errors.py.
-- `weighted_combination_of_adapters*`, `lora_conversion`, `adding_multiple_adapters_with_bias`,
-  `disable_adapter_with_bias_warns`: about a change of a weight, or about fields that LoRA and IA3 have.
-- `generate*`, `passing_input_embeds`, `training_prompt_learning_tasks`, `prompt_encoder*`, embedding and tied-weight
-  tests, `valid_task_type`: about text.
-- `disable_adapters` asks for identity of a fresh adapter: true for the geometry adapter only, since prompts join the
-  attention of every token; see test_function.py.
-- `active_adapter` with `modules_to_save`: two active adapters cannot both bring a head (PEFT skips it, too).
-- `target_parameters`, `trainable_token_indices`, quantised layers, FSDP, GPU: not of this kind of layer, or not of a
-  CPU.
+`TestPeftConfig` (tests/test_config.py) in the source distribution of peft; `peft_suite.md` beside this file goes
+through all of their tests by name: what asks the same here, or why a test does not apply.
 """
 
 import copy
@@ -32,6 +19,7 @@ from peft import (
     get_layer_status,
     get_model_status,
     get_peft_config,
+    get_peft_model,
     get_peft_model_state_dict,
     inject_adapter_in_model,
     set_peft_model_state_dict,
@@ -318,8 +306,6 @@ def test_layers_pattern(make_backbone, type_case):
 
 
 def test_target_and_exclude_modules(make_backbone):
-    from peft import get_peft_model
-
     config = pp.GeometryAdapterConfig(target_modules=["ffn_slot"], exclude_modules=["layers.0.ffn_slot"])
     model = get_peft_model(make_backbone(), config)
     assert blocks_with_parts(model) == {1, 2}
@@ -327,9 +313,28 @@ def test_target_and_exclude_modules(make_backbone):
     assert blocks_with_parts(get_peft_model(make_backbone(), config)) == {0, 1}
 
 
-def test_width_of_a_single_bottleneck(make_backbone, points, logits, tmp_path):
-    from peft import get_peft_model
+@pytest.mark.parametrize(
+    ("config_class", "target_modules", "expected"),
+    [
+        (pp.GeometryAdapterConfig, ["output_slot"], {"output_slot", "locality_slot"}),
+        (pp.GeometryAdapterConfig, ["layers.1.output_slot"], {"output_slot", "locality_slot"}),
+        (pp.GeometryAdapterConfig, ["ffn_slot"], {"ffn_slot"}),
+        (pp.PointPriorPromptConfig, ["prompt_slot"], {"prompt_slot", "prior_slot"}),
+        (pp.PointPriorPromptConfig, r".*layers\.0\.prompt_slot", {"prompt_slot", "prior_slot"}),
+        (pp.PointPeftConfig, ["prompt_slot", "ffn_slot"], {"prompt_slot", "prior_slot", "ffn_slot"}),
+    ],
+)
+def test_what_prepares_for_the_blocks_comes_with_them(
+    backbone, points, logits, config_class, target_modules, expected
+):
+    before = logits(backbone, points)
+    model = get_peft_model(backbone, config_class(target_modules=target_modules, init_weights=False))
+    layers = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, SlotLayer)}
+    assert layers == expected
+    assert not torch.allclose(logits(model, points), before)
 
+
+def test_width_of_a_single_bottleneck(make_backbone, points, logits, tmp_path):
     config = pp.GeometryAdapterConfig(bottleneck_pattern={r"layers\.1\.ffn_slot": 3}, init_weights=False)
     model = get_peft_model(make_backbone(), config)
     widths = [
@@ -385,13 +390,26 @@ def test_config_round_trips(type_case, tmp_path):
     assert config.to_dict()["peft_type"] == type_case.config().peft_type.value
 
 
-def test_config_from_a_newer_version(type_case, tmp_path):
+@pytest.mark.parametrize("by_own_class", [True, False])
+def test_config_from_a_newer_version(type_case, tmp_path, by_own_class):
     type_case.config().save_pretrained(tmp_path)
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"field_of_tomorrow": 1}))
     with pytest.warns(UserWarning, match="field_of_tomorrow"):
-        loaded = PeftConfig.from_pretrained(tmp_path)
+        loaded = (type(type_case.config()) if by_own_class else PeftConfig).from_pretrained(tmp_path)
     assert loaded.to_dict() == type_case.config().to_dict()
+
+
+def test_config_as_json(type_case, tmp_path):
+    config = type_case.config()
+    config.save_pretrained(tmp_path)
+    assert config.from_json_file(tmp_path / "adapter_config.json") == config.to_dict()
+
+
+def test_json_that_is_no_config(type_case, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"foo": "bar"}')
+    with pytest.raises(TypeError, match="missing required keys: {'peft_type'}"):
+        type(type_case.config()).from_pretrained(tmp_path)
 
 
 def test_peft_version_is_stored(type_case, tmp_path):
