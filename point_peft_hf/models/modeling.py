@@ -12,6 +12,7 @@ from transformers import initialization as init
 
 from ..adapter_files import write_checksums
 from ..ops import validate_points
+from ..slots import PriorSlot
 from .adapter_loading import load_adapter_checked
 from .configuration import PointTransformerConfig
 from .layers import ClassToken
@@ -148,6 +149,11 @@ class PointPreTrainedModel(PreTrainedModel):
             Features of shape `(batch_size, hidden_size)`, without gradient.
         """
         return getattr(self, self.base_model_prefix).extract_prior_features(points, query_depth)
+
+    def _is_trained_with(self, prior_slot: PriorSlot) -> bool:
+        """Whether this pass belongs to a training with a bank."""
+        is_training = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return is_training and (prior_slot.needs_query_features or bool(prior_slot.query_depths))
 
     def _wants(self, name: str, value: bool | None) -> bool:
         """An option of the forward pass, which falls back on the configuration."""

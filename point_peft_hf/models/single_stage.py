@@ -16,6 +16,7 @@ from .layers import (
     PatchEmbedding,
     PointTransformerEncoder,
     PositionEmbedding,
+    check_frozen,
     is_pretrained,
     pretrained_behavior,
 )
@@ -104,6 +105,8 @@ class SingleStageEncoderMixin:
         neighborhoods, group_centers = self.group(points)
         tokens = self.embed_groups(neighborhoods)
         prior_slot = self.encoder.prior_slot
+        if self._is_trained_with(prior_slot):
+            check_frozen(self, () if self.is_pretrained_with_class_token else ("class_token",))
         shared = tokens.detach() if self._embeds_as_pretrained else None
         if query_features is None and prior_slot.needs_query_features:
             query_features = self._prior_features(neighborhoods, group_centers, shared)

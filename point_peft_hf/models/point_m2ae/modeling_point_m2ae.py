@@ -15,6 +15,7 @@ from ..layers import (
     PatchEmbedding,
     PointTransformerEncoder,
     PositionEmbedding,
+    check_frozen,
     is_pretrained,
     pretrained_behavior,
 )
@@ -136,6 +137,8 @@ class PointM2AEModel(PointM2AEPreTrainedModel):
         hierarchy = self.group(points)
         tokens = self.patch_embeddings[0](hierarchy.neighborhoods)
         prior_slot = self.stages[-1].prior_slot
+        if self._is_trained_with(prior_slot):
+            check_frozen(self)
         shared = tokens.detach() if is_pretrained(self.patch_embeddings[0]) else None
         if query_features is None and prior_slot.needs_query_features:
             query_features = self._prior_features(hierarchy, shared)
@@ -155,7 +158,9 @@ class PointM2AEModel(PointM2AEPreTrainedModel):
             maximum = hidden_states[:, 1:] if hidden_states.shape[1] > 1 else hidden_states
             pooled = torch.cat([hidden_states.mean(dim=1), maximum.amax(dim=1)], dim=-1)
         if prior_slot.updates_bank:
-            self._update_banks(context, hierarchy, [tokens, *all_hidden_states], hidden_states)
+            prior_slot.update_banks(
+                self._adapted_context(context, hierarchy, [tokens, *all_hidden_states], hidden_states)
+            )
         wants_hidden_states = self._wants("output_hidden_states", output_hidden_states)
         output = PointModelOutput(
             last_hidden_state=hidden_states,
@@ -245,14 +250,14 @@ class PointM2AEModel(PointM2AEPreTrainedModel):
                 hidden_states, _, _ = encoder(*entered)
 
     @torch.no_grad()
-    def _update_banks(
+    def _adapted_context(
         self,
         context: BlockContext,
         hierarchy: PointHierarchy,
         all_hidden_states: list[torch.Tensor],
         hidden_states: torch.Tensor,
-    ) -> None:
-        """Refresh banks with what this pass has in the places that they are asked from.
+    ) -> BlockContext:
+        """A context with what the adapted model has in the places that banks are asked from.
 
         Args:
             context: What the pass began with.
@@ -268,7 +273,7 @@ class PointM2AEModel(PointM2AEPreTrainedModel):
             entered, _, _ = self._enter_stage(last, hierarchy, before, self.use_local_attention, context)
             adapted = {depth: pool_tokens([entered, *blocks][depth]) for depth in prior_slot.query_depths}
         pooled = hidden_states.mean(dim=1) + hidden_states.amax(dim=1)
-        prior_slot.update_banks(replace(context, query_features=pooled, token_features=adapted))
+        return replace(context, query_features=pooled, token_features=adapted)
 
     def _prior_features(self, hierarchy: PointHierarchy, tokens: torch.Tensor | None = None) -> torch.Tensor:
         context = BlockContext(hierarchy.centers[0])

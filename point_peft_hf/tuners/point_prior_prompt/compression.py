@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 METHODS = ("class_balanced", "herding", "kmeans")
 _KMEANS_ITERATIONS = 25
+_KMEANS_TRIALS = 8
 
 
 @torch.no_grad()
@@ -114,9 +115,12 @@ def _prototypes(bank: PointPriorBank, size: int, generator: torch.Generator) -> 
 
 
 def _far_apart(features: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Entries to start from, as k-means++ draws them: the further from those before, the more likely."""
-    chosen = [int(torch.randint(len(features), (1,), generator=generator))]
-    distances = 1 - features @ features[chosen[0]]
+    """Entries to start from, as greedy k-means++ draws them.
+
+    Several at a time, the likelier the further from those before; the one stays that leaves all entries closest.
+    """
+    first = int(torch.randint(len(features), (1,), generator=generator))
+    chosen, distances = [first], 1 - features @ features[first]
     for _ in range(count - 1):
         chances = distances.clamp_min(0).double()
         chances[chosen] = 0
@@ -124,9 +128,12 @@ def _far_apart(features: torch.Tensor, count: int, generator: torch.Generator) -
             # All that is left are copies of what was chosen.
             chances = torch.ones_like(chances).index_fill_(0, torch.tensor(chosen), 0)
         cumulated = chances.cumsum(dim=0)
-        drawn = torch.rand(1, generator=generator, dtype=torch.float64) * cumulated[-1]
-        chosen.append(min(int(torch.searchsorted(cumulated, drawn, right=True)), len(features) - 1))
-        distances = torch.minimum(distances, 1 - features @ features[chosen[-1]])
+        drawn = torch.rand(_KMEANS_TRIALS, generator=generator, dtype=torch.float64) * cumulated[-1]
+        candidates = torch.searchsorted(cumulated, drawn, right=True).clamp_max(len(features) - 1)
+        left = torch.minimum(distances[:, None], 1 - features @ features[candidates].T)
+        best = int(left.sum(dim=0).argmin())
+        chosen.append(int(candidates[best]))
+        distances = left[:, best]
     return features[chosen]
 
 

@@ -61,9 +61,7 @@ def explain_retrieval(model: nn.Module, points: torch.Tensor, adapter_name: str 
     (layer, name) = found[0]
     config, bank = layer.configs[name], layer.banks[name]
     if len(bank) == 0:
-        raise ValueError(
-            f"The bank of adapter {name!r} is empty. Build it: build_point_prior_bank(model, dataloader)."
-        )
+        raise ValueError(f"Adapter {name!r} has an empty bank. Build it: build_point_prior_bank(model, dataloader).")
     device = bank.features.device
     if config.query == "encoder":
         query_features = model.extract_prior_features(points.to(device))

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 
 from .quantization import dequantize
 
-# Entries that are looked at together: a bank of the usual size is one chunk, and 32 queries of width 384 take about
-# 60 MB of memory beside it.
-CHUNK_SIZE = 32768
+# Entries that are looked at together. On a CPU, what int8 and float16 are converted to stays in the cache.
+CHUNK_SIZE = 8192
 
 
 class Entries(NamedTuple):
