@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -266,7 +267,7 @@ class _Batches:
     def num_batches(self) -> int | None:
         """Number of batches of this process, if known."""
         if self.indices is None:
-            return len(self.dataloader) if hasattr(self.dataloader, "__len__") and self.world_size == 1 else None
+            return (operator.length_hint(self.dataloader) or None) if self.world_size == 1 else None
         return len(range(self.rank, -(-len(self.indices) // self._batch_size), self.world_size))
 
     @property
