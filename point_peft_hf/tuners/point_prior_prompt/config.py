@@ -15,7 +15,7 @@ BANK_UPDATES = ("none", "ema", "queue")
 # What a new adapter does where the paper has nothing to say: the bank of any data set adds at most 1.6 MB to the file
 # of an adapter of width 384. In the file of an adapter all fields are spelt out.
 DEFAULT_BANK_DTYPE = "int8"
-DEFAULT_BANK_SELECTION = "class_balanced"
+DEFAULT_BANK_SELECTION = "herding"
 DEFAULT_MAX_BANK_SIZE = 4096
 
 
@@ -51,7 +51,7 @@ class PromptOptions:
             for each entry. Default: "int8" ("float32" for a file that does not say).
         bank_selection: What becomes of a bank with more than `max_bank_size` entries. "all": it is refused.
             "class_balanced": a random choice, equally many of each class as far as there are. "herding": of each class
-            those that approximate its mean best. "kmeans": centroids, which are no clouds any more.
+            those that approximate its mean best, the default. "kmeans": centroids, which are no clouds any more.
         max_bank_size: Largest number of entries; `None`: no limit.
         bank_update: How the bank changes in training. "none": it does not. "ema": the entries of the batch's clouds
             move towards their features in the adapted model, read in the place of the query. "queue": these features
@@ -134,7 +134,7 @@ class PromptOptions:
         if self.max_bank_size is not None:
             # One more than is retrieved, so that a cloud's own entry can be left out.
             self._check_at_least("max_bank_size", self.max_bank_size, self.required_bank_size + 1)
-        elif self.bank_selection in ("kmeans", "herding"):
+        elif self.bank_selection == "kmeans":
             raise ValueError(
                 f"`bank_selection`={self.bank_selection!r} needs a `max_bank_size`, got None. Set one or choose 'all'."
             )
