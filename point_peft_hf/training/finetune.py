@@ -160,9 +160,7 @@ class Finetuning:
         model = prepare_method(args.method, load_backbone(args.model, self.task.class_names), **args.config)
         if uses_bank(model):
             model.to(accelerator.device)
-            build_point_prior_bank(
-                model, self._loader(self.task.train, shuffle=False), progress=accelerator.is_local_main_process
-            )
+            build_point_prior_bank(model, self._loader(self.task.train, shuffle=False), accelerator=accelerator)
         train_loader = self._loader(self.task.train, shuffle=True)
         optimizer = torch.optim.AdamW(
             parameter_groups(model, args.weight_decay), lr=args.learning_rate or METHODS[args.method].learning_rate
@@ -252,7 +250,8 @@ class Finetuning:
         )
         for batch in progress:
             with accelerator.accumulate(model):
-                loss = model(points=self.augment(batch["points"]), labels=batch["labels"]).loss
+                points = self.augment(batch["points"])
+                loss = model(points=points, labels=batch["labels"], sample_ids=batch["sample_ids"]).loss
                 self._check_loss(loss, epoch, batch)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:

@@ -3,7 +3,7 @@
 from .class_token import ClassToken
 from .classification_head import ClassificationHead, ShallowClassificationHead
 from .encoder import PointTransformerEncoder
-from .frozen import is_pretrained, pretrained_behavior
+from .frozen import check_frozen, is_pretrained, pretrained_behavior
 from .patch_embedding import PatchEmbedding
 from .position_embedding import PositionEmbedding
 from .transformer import PointAttention, PointMLP, PointTransformerLayer
@@ -18,6 +18,7 @@ __all__ = [
     "PointTransformerLayer",
     "PositionEmbedding",
     "ShallowClassificationHead",
+    "check_frozen",
     "is_pretrained",
     "pretrained_behavior",
 ]

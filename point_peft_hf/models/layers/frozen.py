@@ -1,6 +1,6 @@
 """Running a model as it was pre-trained, whatever is attached to it."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -37,6 +37,39 @@ def pretrained_behavior(module: nn.Module) -> Iterator[None]:
             m.training = training
         for m, disabled in adapted:
             m._disable_adapters = disabled
+
+
+def check_frozen(module: nn.Module, left_out: Collection[str] = ()) -> None:
+    """Check that nothing is trained of what a bank was built with.
+
+    Args:
+        module: The model.
+        left_out: Names of its direct children that have no say in the features.
+
+    Raises:
+        ValueError: If something is, with its name.
+    """
+    for name, parameter in _own_parameters(module, "", left_out):
+        if parameter.requires_grad:
+            raise ValueError(
+                f"{name!r}, a weight of the backbone, is being trained, but the point-prior bank holds features of "
+                "the backbone as it was. Freeze it, name its module in the adapter's `modules_to_save`, or use no "
+                "bank."
+            )
+
+
+def _own_parameters(
+    module: nn.Module, prefix: str, left_out: Collection[str] = ()
+) -> Iterator[tuple[str, nn.Parameter]]:
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        module = module.original_module
+    while isinstance(module, BaseTunerLayer):
+        module = module.get_base_layer()
+    for name, parameter in module.named_parameters(recurse=False):
+        yield prefix + name, parameter
+    for name, child in module.named_children():
+        if name not in left_out:
+            yield from _own_parameters(child, f"{prefix}{name}.")
 
 
 def is_pretrained(module: nn.Module) -> bool:
