@@ -279,11 +279,13 @@ class Finetuning:
         if progress.step % args.log_every_steps == 0:
             self.folder.log_metrics("step", {"step": progress.step, "epoch": progress.epoch, **measured})
             self.accelerator.log(measured, step=progress.step)
+        # Several processes stop where they have agreed to, in their next step.
+        is_stopping = self.is_stopping or (self.stop.signal_number > 0 and self.accelerator.num_processes == 1)
         is_last = progress.batches == len(self.train_loader)
         is_due = args.checkpoint_every_steps and progress.step % args.checkpoint_every_steps == 0 and not is_last
-        if is_due or self.is_stopping:
+        if is_due or is_stopping:
             self.folder.save_checkpoint(progress)
-        if self.is_stopping:
+        if is_stopping:
             number = self.stop.signal_number or signal.SIGTERM
             self.folder.tell(
                 f"{signal.Signals(number).name}: stopped after step {progress.step} of "
