@@ -2,8 +2,8 @@
 
     python examples/train_with_trainer.py --method point_peft --output_dir outputs_trainer
 
-Model, batches, optimizer and learning-rate schedule are those of `point_peft_hf.training`; the loop, its checkpoints and
-its logs are those of the Trainer. In one process and in full precision the adapters are the same to the bit.
+Model, batches, optimizer and learning-rate schedule are those of `point_peft_hf.training`; the loop, its checkpoints
+and its logs are those of the Trainer. In one process and in full precision the adapters are the same to the bit.
 """
 
 from __future__ import annotations

@@ -115,7 +115,9 @@ def main() -> None:
         different = [key for key in expected if not torch.equal(expected[key], got[key])]
         assert not different, different
         assert files(root / "killed") == files(root / "unbroken"), files(root / "killed") ^ files(root / "unbroken")
-        lines = [(root / run / "point_peft" / "metrics.jsonl").read_text().splitlines() for run in ("killed", "unbroken")]
+        lines = [
+            (root / run / "point_peft" / "metrics.jsonl").read_text().splitlines() for run in ("killed", "unbroken")
+        ]
         assert len(lines[0]) == len(lines[1])
         print(f"{kills} kills, {half_written} of them left something half written; all weights and files are the same")
 

@@ -47,7 +47,10 @@ def test_the_manifest_lists_all_files(checkpoints):
     folder = checkpoints.paths()[-1]
     listed = json.loads((folder / "manifest.json").read_text())["files"]
     found = {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
-    assert {**{name: entry["bytes"] for name, entry in listed.items()}, "manifest.json": found["manifest.json"]} == found
+    assert {
+        **{name: entry["bytes"] for name, entry in listed.items()},
+        "manifest.json": found["manifest.json"],
+    } == found
     assert {"model_0/weights.pt", "random_states_0.pkl", "training_state.json"} <= listed.keys()
 
 

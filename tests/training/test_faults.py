@@ -207,5 +207,7 @@ def test_a_worker_that_dies_is_told_with_what_to_do(finetune, tmp_path):
     run = finetune(tmp_path, method="linear", num_workers=1, checkpoint_every_steps=1)
     dataset = KillsItsWorker(run.task.train)
     object.__setattr__(run.train_loader.base_dataloader, "dataset", dataset)
-    with pytest.raises(TrainingStopped, match=r"A worker process of the data loader died .*lower --num_workers \(now 1"):
+    with pytest.raises(
+        TrainingStopped, match=r"A worker process of the data loader died .*lower --num_workers \(now 1"
+    ):
         run.run()

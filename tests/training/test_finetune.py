@@ -31,10 +31,7 @@ def test_a_run_trains_saves_and_predicts(method, finetune, tiny_task, tmp_path):
 
 def test_the_seed_decides(finetune, tmp_path):
     losses = [
-        finetune(tmp_path, method="geometry", epochs=1, seed=seed).run()["history"][0][
-            "loss"
-        ]
-        for seed in (0, 0, 1)
+        finetune(tmp_path, method="geometry", epochs=1, seed=seed).run()["history"][0]["loss"] for seed in (0, 0, 1)
     ]
     assert losses[0] == losses[1] != losses[2]
 

@@ -1,7 +1,11 @@
 """A run that was stopped anywhere ends as one that was not."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,6 +132,13 @@ def test_all_fields_that_differ_are_named(stopped, finetune):
         run.run()
 
 
+def test_another_number_of_processes_is_refused(stopped, finetune):
+    run = finetune(stopped, resume_from_checkpoint="latest")
+    run.identity["processes"] = 2
+    with pytest.raises(ValueError, match=r"\(the number of processes: was 1, now 2\)"):
+        run.run()
+
+
 def test_other_data_are_refused(stopped, finetune):
     task = load_task(num_points=128, clouds_per_class=5, max_test_clouds=37, seed=1)
     run = finetune(stopped, task=task, resume_from_checkpoint="latest")
@@ -151,3 +162,13 @@ def test_harmless_arguments_may_change(stopped, finetune):
     options = {"num_workers": 1, "keep_checkpoints": 1, "log_every_steps": 1, "checkpoint_every_steps": 5}
     run = finetune(stopped, resume_from_checkpoint="latest", **options)
     assert len(run.run()["history"]) == 2
+
+
+def test_killed_at_random_moments():
+    """The same with 20 kills: python tests/training/kill_and_resume.py."""
+    script = Path(__file__).with_name("kill_and_resume.py")
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), "--kills", "2", "--epochs", "3", "--seed", "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "all weights and files are the same" in done.stdout
