@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, skip_first_batches
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -37,6 +37,7 @@ from .optimization import parameter_groups, warmup_cosine
 from .record import check_tracker, data_fingerprint, describe_environment
 from .resources import PeakMemory, count_parameters, folder_bytes
 from .run_folder import Progress, RunFolder
+from .sharding import WholeModel
 from .task import ClassificationTask, load_task
 
 
@@ -62,8 +63,10 @@ class Finetuning:
         check_tracker(args.report_to)
         self.args = args
         self.output_dir = Path(args.output_dir) / args.method
-        # A run in the same process may have had another precision.
-        AcceleratorState._reset_state()
+        sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if AcceleratorState._shared_state and AcceleratorState().distributed_type not in sharded:
+            # A run before this one in the same process may have had another precision.
+            AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             mixed_precision=args.mixed_precision,
@@ -120,6 +123,7 @@ class Finetuning:
             num_processes=accelerator.num_processes,
         )
         self.sampler = train_loader.sampler
+        self.whole_model = WholeModel(model, accelerator)
         optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.peak_learning_rate)
         self.model, self.optimizer, self.train_loader, self.validation_loader = accelerator.prepare(
             model, optimizer, train_loader, self._evaluation_loader(self.task.validation)
@@ -263,7 +267,7 @@ class Finetuning:
 
     def _fail(self, what: str, batch: Mapping[str, torch.Tensor] | None) -> None:
         names = self.task.train.names_of(batch["sample_ids"].tolist()) if batch is not None else []
-        self.folder.save_failure(what, self.progress, self.accelerator.unwrap_model(self.model), batch, names)
+        self.folder.save_failure(what, self.progress, self.whole_model.gather(self.model), batch, names)
         clouds = f", on {', '.join(names)}" if names else ", in another process"
         raise TrainingStopped(
             f"{what} in step {self.progress.step + 1} (epoch {self.progress.epoch}){clouds}. The model and the batch "
@@ -306,7 +310,7 @@ class Finetuning:
         }
         is_best = progress.end_epoch(row, scores["accuracy"])
         if is_best:
-            self.folder.save_best(self.accelerator.unwrap_model(self.model), self.processor)
+            self.folder.save_best(self.whole_model.gather(self.model), self.processor)
         self.folder.log_metrics("epoch", {"step": progress.step, **row})
         self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=progress.step)
         self.folder.save_checkpoint(progress)
@@ -327,8 +331,9 @@ class Finetuning:
 
     def _finish(self) -> dict[str, Any]:
         """Go back to the best epoch and look at the test split, once."""
-        model = self.accelerator.unwrap_model(self.model)
+        model = self.whole_model.gather(self.model)
         load_model(model, self.output_dir)
+        self.whole_model.scatter(model, self.model)
         test_loader = self.accelerator.prepare(self._evaluation_loader(self.task.test))
         history = self.progress.history
         seconds = sum(row["seconds"] for row in history)
