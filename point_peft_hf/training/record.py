@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import shlex
 import subprocess
 import sys
 import time
@@ -111,7 +110,8 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
     """Say what a run runs on: "command", "processes", "threads", "device", "commit", "versions"."""
     device = accelerator.device
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        # Word by word, so that a push finds the folders of this machine among them.
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
