@@ -21,7 +21,7 @@ ALLOWED = {
     "pretrained": set(),
     "hub": {"adapter_files", "models", "pretrained", "tuners"},
     "studies": {"adapter_files", "data", "training"},
-    "training": {"adapter_files", "ops", "data", "hub", "models", "tuners", "pretrained"},
+    "training": {"adapter_files", "layers", "ops", "data", "hub", "models", "tuners", "pretrained"},
 }
 
 

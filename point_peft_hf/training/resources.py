@@ -66,7 +66,10 @@ def folder_bytes(folder: str | Path, pattern: str = "*.safetensors") -> int:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
+    import point_peft_hf  # has no version yet while it is imported itself
+
     return {
+        "point_peft_hf": point_peft_hf.__version__,
         "python": platform.python_version(),
         **{module.__name__: module.__version__ for module in (torch, transformers, peft, accelerate)},
     }

@@ -116,3 +116,15 @@ def test_lora_gets_a_fingerprint_as_well(make_adapter, load_backbone, tmp_path, 
         other.point_mae.layernorm.weight[0] += 1
     with pytest.raises(ValueError, match="with other weights"):
         AutoPointPeftModel.from_pretrained(tmp_path / "lora", backbone=other)
+
+
+def test_what_killed_processes_left_is_cleaned_up(saved, tmp_path):
+    before = contents(saved)
+    shutil.copytree(saved, tmp_path / ".adapter.0123abcd")  # killed while writing
+    shutil.copytree(saved, tmp_path / "adapter.old")  # killed after renaming
+    (tmp_path / ".adapter.mine").mkdir()
+    saving.recover_folder(saved)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".adapter.mine", "adapter"]
+    saved.rename(tmp_path / "adapter.old")  # killed between two renamings
+    saving.recover_folder(saved)
+    assert contents(saved) == before

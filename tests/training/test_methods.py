@@ -24,6 +24,8 @@ def test_a_method_trains_the_head_and_what_it_says(method, tiny_backbone):
         "geometry": "geometry_adapter_",
         "prompt": "point_prior_prompt_",
         "point_peft": "point_peft_",
+        "ln_tuning": "ln_tuning_layers",
+        "deep_prompts": "point_prior_prompt_",
     }
     if method == "linear":
         assert others == []

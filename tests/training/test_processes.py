@@ -1,0 +1,109 @@
+"""Two processes give what one gives. They are started as a user starts them, by torchrun on the CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from point_peft_hf import PointCloudProcessor, PointMAEConfig, PointMAEModel
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+# A run of its first argument's backbone, with clouds of a step and process as told, and an odd number of test clouds.
+SCRIPT = """
+import json, sys
+import torch
+from accelerate import PartialState
+from point_peft_hf.training import FinetuneArguments, Finetuning, load_task
+
+backbone, output_dir, batch_size = sys.argv[1:]
+task = load_task(num_points=128, clouds_per_class=4, max_test_clouds=36)
+task.test = task.test.select(range(31))
+counted, make_metrics = [], task.metrics
+
+
+def metrics():
+    counted.append(make_metrics())
+    return counted[-1]
+
+
+task.metrics = metrics
+for method, config in (("geometry", {"dropout": 0.0, "local_drop_path": 0.0}), ("linear", {})):
+    run = Finetuning(
+        FinetuneArguments(
+            method, backbone, output_dir=output_dir, epochs=2, batch_size=int(batch_size), config=config,
+            log_every_steps=1, sync_batch_norm=True, mixed_precision="no",
+        ),
+        task,
+    )
+    run.run()
+draws = run.accelerator.gather(torch.rand(1)).tolist()
+if run.accelerator.is_main_process:
+    print("RESULT", json.dumps({"counts": [each.count for each in counted], "draws": draws}))
+PartialState().destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def backbone_without_dropout(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_groups": 8, "group_size": 8}
+    rates = {"drop_path_rate": 0.0, "classifier_dropout": 0.0}
+    config = PointMAEConfig(**sizes, **rates, patch_hidden_sizes=(8, 16, 16), classifier_hidden_size=16)
+    PointMAEModel(config, use_class_token=False).save_pretrained(folder)
+    PointCloudProcessor(num_points=128).save_pretrained(folder)
+    return folder
+
+
+def run(folder, backbone, num_processes, batch_size):
+    """Run the script, and give what it printed and the metrics and the record of its first method."""
+    (folder / "script.py").write_text(SCRIPT)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+    environment = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run(
+        [
+            *[sys.executable, "-W", "ignore", *(launcher if num_processes > 1 else [])],
+            *[str(folder / "script.py"), str(backbone), str(folder), str(batch_size)],
+        ],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(next(line for line in done.stdout.splitlines() if "RESULT" in line).split("RESULT")[1])
+    metrics = [json.loads(line) for line in (folder / "geometry" / "metrics.jsonl").read_text().splitlines()]
+    return result, metrics, json.loads((folder / "geometry" / "run.json").read_text())
+
+
+def test_two_processes_give_what_one_gives(backbone_without_dropout, tmp_path):
+    runs = []
+    for num_processes, batch_size in ((1, 12), (2, 6)):
+        folder = tmp_path / str(num_processes)
+        folder.mkdir()
+        runs.append(run(folder, backbone_without_dropout, num_processes, batch_size))
+    (result1, metrics1, record1), (result2, metrics2, record2) = runs
+    assert (record1["processes"], record2["processes"]) == (1, 2)
+
+    # The same loss curve, to float32; augmentation is on.
+    assert len(metrics1) == len(metrics2) == 2 * 3 + 2
+    for first, second in zip(metrics1, metrics2, strict=True):
+        assert first["step"] == second["step"]
+        assert first["loss"] == pytest.approx(second["loss"], abs=1e-5)
+    assert record1["test"] == record2["test"]
+
+    # Two looks at 12 validation clouds and one at 31 test clouds for each of two methods: each cloud counts once.
+    assert result1["counts"] == result2["counts"] == [12, 12, 31] * 2
+    # The noise of dropout is another in each process.
+    assert len(set(result2["draws"])) == 2
+
+
+@pytest.mark.parametrize("config", sorted(path.name for path in (EXAMPLES / "accelerate_configs").glob("*.yaml")))
+def test_accelerate_reads_the_configurations(config):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    read = load_config_from_file(str(EXAMPLES / "accelerate_configs" / config))
+    expected = {"cpu": "NO", "multi_gpu": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED"}
+    assert read.distributed_type == expected[config.removesuffix(".yaml")]
