@@ -6,6 +6,7 @@ from .methods import METHODS, method_config, prepare_method
 from .metrics import ClassificationMetrics
 from .optimization import parameter_groups, warmup_cosine
 from .predictor import Predictor
+from .resident import load_resident, share_weights
 from .task import ClassificationTask, load_task
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "load_backbone",
     "load_checkpoint",
     "load_model",
+    "load_resident",
     "load_task",
     "method_config",
     "parameter_groups",
@@ -26,5 +28,6 @@ __all__ = [
     "results_table",
     "save_checkpoint",
     "save_model",
+    "share_weights",
     "warmup_cosine",
 ]

@@ -95,7 +95,7 @@ def _draw_points(
     size = (diameter * inches * 72) ** 2
     sizes = np.r_[np.full(len(points), size), np.full(num_markers, 52.0)]
     # Markers come forward a little, so that the points around a centre do not bury it.
-    depth[len(points) :] += 0.06 * radius
+    depth[len(points) :] += np.concatenate([np.zeros(0), *(np.full(len(m.points), 4 if m.on_top else 0.06) for m in markers)]) * radius
     order = np.argsort(depth, kind="stable")
     axes.scatter(
         x[order],

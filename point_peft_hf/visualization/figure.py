@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
 
 INK, GRID = "#1c1c1a", "#d4d4ce"
 DOTS_PER_INCH = 150
-# A legend of a picture names so many categories; a page names them all.
-MAX_LEGEND_ENTRIES = 16
+# A legend of a picture has room for so many names; a page has for all.
+MAX_LEGEND_ENTRIES = 20
 _STYLE = {
     "font.size": 11,
     "font.family": "DejaVu Sans",
@@ -81,18 +82,18 @@ def add_legend(axes: Any, handles: Sequence[Any], labels: Sequence[str], title: 
     Args:
         axes: The axes.
         handles: What is named.
-        labels: The names; what goes beyond `MAX_LEGEND_ENTRIES` is only counted.
+        labels: The names; those beyond `MAX_LEGEND_ENTRIES` are left out, which the title then says.
         title: Title of the legend.
     """
     if not handles:
         return
     left_out = len(handles) - MAX_LEGEND_ENTRIES
     if left_out > 0:
-        title = f"{title or ''}\n({left_out} more are not named)".lstrip()
+        title = f"{title or ''} ({left_out} more not named)".lstrip()
     legend = axes.legend(
         handles[:MAX_LEGEND_ENTRIES],
-        [label if len(label) <= 32 else label[:31] + "…" for label in labels[:MAX_LEGEND_ENTRIES]],
-        title=title,
+        [textwrap.shorten(label, 44, placeholder="…") for label in labels[:MAX_LEGEND_ENTRIES]],
+        title=textwrap.fill(title, 34) if title else None,
         loc="center left",
         bbox_to_anchor=(1.02, 0.5),
         frameon=False,

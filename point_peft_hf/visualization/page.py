@@ -95,7 +95,12 @@ def _describe(coloring: PointColoring) -> dict[str, Any]:
 
 
 def _describe_markers(markers: Markers) -> dict[str, Any]:
-    return {"name": markers.name, "color": markers.color, "positions": _encode(markers.points, "<f4")}
+    return {
+        "name": markers.name,
+        "color": markers.color,
+        "onTop": markers.on_top,
+        "positions": _encode(markers.points, "<f4"),
+    }
 
 
 def _encode(values: np.ndarray, dtype: str) -> str:

@@ -20,12 +20,14 @@ class Markers:
     Attributes:
         name: What they are, for the legend.
         points: Coordinates of shape `(num_markers, 3)`, in the unit of the cloud.
-        color: "#rrggbb"; default: the colour of the text.
+        color: "#rrggbb"; default: that of the background, with a rim in that of the text, as all have.
+        on_top: Whether they are drawn over points that hide them, such as for places inside of an object.
     """
 
     name: str
     points: np.ndarray
     color: str | None = None
+    on_top: bool = False
 
     def __post_init__(self):
         self.points = check_points(self.points, f"The markers {self.name!r}")

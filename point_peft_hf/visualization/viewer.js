@@ -131,6 +131,7 @@ function upload() {
   const colors = new Uint8Array((places.length / 3) * 4);
   let start = 0;
   for (const markers of shown) {
+    markers.start = start / 3;
     places.set(markers.positions, start);
     for (let i = start / 3; i < (start + markers.positions.length) / 3; i++)
       colors.set([...rgb(markers.color || css("--panel")), 255], 4 * i);
@@ -138,7 +139,6 @@ function upload() {
   }
   fill("markers", places);
   fill("markerColors", colors);
-  buffers.markerCount = places.length / 3;
   dirty = true;
 }
 
@@ -166,7 +166,7 @@ function pixelSize() {
   return Math.min(Math.max(spacing, 0.006 * radius), 0.045 * radius) * element("size").value;
 }
 
-function drawSet(points, colors, count, size, rim, pull) {
+function drawSet(points, colors, start, count, size, rim, pull) {
   for (const [buffer, name, width, type] of [[points, "position", 3, gl.FLOAT], [colors, "color", 4, gl.UNSIGNED_BYTE]]) {
     gl.bindBuffer(gl.ARRAY_BUFFER, buffers[buffer]);
     gl.vertexAttribPointer(locations[name], width, type, type === gl.UNSIGNED_BYTE, 0, 0);
@@ -174,7 +174,7 @@ function drawSet(points, colors, count, size, rim, pull) {
   gl.uniform1f(locations.size, size);
   gl.uniform1f(locations.rim, rim);
   gl.uniform1f(locations.pull, pull);
-  gl.drawArrays(gl.POINTS, 0, count);
+  gl.drawArrays(gl.POINTS, start, count);
 }
 
 function draw() {
@@ -188,9 +188,13 @@ function draw() {
   gl.uniform1f(locations.farthest, camera.farthest);
   gl.uniform3fv(locations.paper, paper);
   gl.uniform3fv(locations.ring, rgb(css("--ink")).map((value) => value / 255));
-  drawSet("points", "pointColors", scene.count, pixelSize() * scale, 2, 0);
-  // Markers come forward a little, so that the points around a centre do not bury it.
-  if (buffers.markerCount) drawSet("markers", "markerColors", buffers.markerCount, 0.055 * radius * scale, 0.72, 0.02);
+  drawSet("points", "pointColors", 0, scene.count, pixelSize() * scale, 2, 0);
+  for (const markers of current.markers.filter((m) => m.visible)) {
+    // Markers come forward a little, so that the points around a centre do not bury it; some come before everything.
+    if (markers.onTop) gl.depthRange(0, 0);
+    drawSet("markers", "markerColors", markers.start, markers.positions.length / 3, 0.055 * radius * scale, 0.72, 0.02);
+    gl.depthRange(0, 1);
+  }
   drawAxes(camera.rows);
 }
 
