@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .figure import INK, add_legend, new_figure, save_figure
+from .figure import INK, MAX_LEGEND_ENTRIES, add_legend, new_figure, save_figure
 from .palette import VIRIDIS, to_rgb
 from .scene import Markers, PointColoring, check_scene
 
@@ -60,11 +60,12 @@ def _legend_entries(coloring: PointColoring) -> tuple[list[Any], list[str]]:
         return Line2D([], [], linestyle="", marker="o", markersize=8, color=color, markeredgecolor=edge)
 
     present = coloring.present if coloring.categories is not None else []
+    # A few names out of many are of no use.
+    present = present if len(present) <= MAX_LEGEND_ENTRIES else []
     handles = [dot(coloring.colors[index], coloring.colors[index]) for index in present]
     labels = [coloring.categories[index] for index in present]
-    # Markers first: there are few of them, and they must not be what a long legend leaves out.
     marked = [dot(markers.color or "white", INK) for markers in coloring.markers]
-    return marked + handles, [markers.name for markers in coloring.markers] + labels
+    return handles + marked, labels + [markers.name for markers in coloring.markers]
 
 
 def _rotation(yaw: float, pitch: float) -> np.ndarray:
@@ -95,7 +96,8 @@ def _draw_points(
     size = (diameter * inches * 72) ** 2
     sizes = np.r_[np.full(len(points), size), np.full(num_markers, 52.0)]
     # Markers come forward a little, so that the points around a centre do not bury it.
-    depth[len(points) :] += np.concatenate([np.zeros(0), *(np.full(len(m.points), 4 if m.on_top else 0.06) for m in markers)]) * radius
+    forward = [np.full(len(m.points), 4.0 if m.on_top else 0.06) for m in markers]
+    depth[len(points) :] += radius * np.concatenate([np.zeros(0), *forward])
     order = np.argsort(depth, kind="stable")
     axes.scatter(
         x[order],

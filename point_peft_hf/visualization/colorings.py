@@ -37,8 +37,8 @@ def inspection_colorings(
     Args:
         inspection: From [`~point_peft_hf.visualization.inspect_cloud`].
         class_names: Names of the classes, or of the parts.
-        points: The cloud to colour, of shape `(num_points, 3)`, in the place and unit of the inspected one (usually the
-            same cloud with more points); default: that itself.
+        points: The cloud to colour, of shape `(num_points, 3)`, in the place and unit of the inspected one (usually
+            the same cloud with more points); default: that itself.
 
     Returns:
         Colourings by prediction, group, attention and, where there are such, by distance to the local centres and by
@@ -49,7 +49,9 @@ def inspection_colorings(
     """
     points = inspection.points if points is None else check_points(points)
     if inspection.logits.shape[-1] != len(class_names):
-        raise ValueError(f"The model has {inspection.logits.shape[-1]} classes, but there are {len(class_names)} names.")
+        raise ValueError(
+            f"The model has {inspection.logits.shape[-1]} classes, but there are {len(class_names)} names."
+        )
     group = nearest(points, inspection.group_centers)
     centers = Markers("group centre", inspection.group_centers)
     colorings = [
@@ -58,6 +60,7 @@ def inspection_colorings(
             "nearest group",
             group,
             [f"group {index + 1}" for index in range(len(inspection.group_centers))],
+            colors=_map_colors(inspection.group_centers),
             markers=[centers],
         ),
         PointColoring(
@@ -94,6 +97,22 @@ def _prompt_sources(inspection: CloudInspection, class_names: Sequence[str], num
         for coordinates, source, label in zip(prompts.coordinates, prompts.sources, prompts.labels, strict=True):
             name = f"from the bank: {class_names[label]}" if 0 <= label < len(class_names) else source
             places.setdefault(f"prompt: {name}", []).append(coordinates)
-    colors = category_colors(len(places))
-    markers = [Markers(name, np.stack(rows), color, on_top=True) for (name, rows), color in zip(places.items(), colors, strict=True)]
-    return PointColoring("source of the prompts", np.zeros(num_points, int), ["cloud"], colors=[_PLAIN], markers=markers)
+    markers = [
+        Markers(name, np.stack(rows), color, on_top=True)
+        for (name, rows), color in zip(places.items(), category_colors(len(places)), strict=True)
+    ]
+    values = np.zeros(num_points, dtype=int)
+    return PointColoring("source of the prompts", values, ["cloud"], colors=[_PLAIN], markers=markers)
+
+
+def _map_colors(centers: np.ndarray) -> list[str]:
+    """Colours as on a map of countries: a few, and groups of the same colour far from each other."""
+    palette = category_colors(8)
+    # Distance of each group to the nearest one that has a colour already, by colour.
+    distances = np.full((len(centers), len(palette)), np.inf)
+    chosen = []
+    for index, center in enumerate(centers):
+        color = int(distances[index].argmax())
+        chosen.append(palette[color])
+        distances[:, color] = np.minimum(distances[:, color], np.linalg.norm(centers - center, axis=1))
+    return chosen

@@ -12,6 +12,7 @@ import numpy as np
 from .figure import GRID, new_figure, save_figure
 from .palette import MARKER_SHAPES, category_colors
 
+
 def plot_intervals(
     rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, label: str = "test accuracy (%)", title: str = ""
 ) -> Path:
@@ -90,7 +91,9 @@ def plot_accuracy_against_parameters(
     axes.xaxis.set_minor_formatter(lambda value, _: _short(value) if f"{value:e}"[0] in "25" else "")
     axes.tick_params(axis="x", which="minor", labelsize=9)
     axes.grid(color=GRID, linewidth=0.6)
-    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="method (parameters)", alignment="left", frameon=False)
+    axes.legend(
+        loc="center left", bbox_to_anchor=(1.02, 0.5), title="method (parameters)", alignment="left", frameon=False
+    )
     return save_figure(figure, path)
 
 
@@ -104,7 +107,8 @@ def _intervals(rows: Sequence[Mapping[str, Any]], *more: str) -> tuple[np.ndarra
             raise ValueError(f"A row lacks {', '.join(lacking)}: {dict(row)}.")
         if not row["low"] <= row["mean"] <= row["high"]:
             raise ValueError(
-                f"The mean of {row['name']!r}, {row['mean']}, is not between its low {row['low']} and high {row['high']}."
+                f"The mean of {row['name']!r}, {row['mean']}, is not between its low {row['low']} and its high "
+                f"{row['high']}."
             )
     means, low, high = (np.array([row[name] for row in rows], dtype=np.float64) for name in ("mean", "low", "high"))
     return means, np.stack([means - low, high - means])

@@ -88,7 +88,9 @@ def _score_names(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """The score that all rows have, the first one named."""
     rows: list[Mapping[str, Any]] = [row for history in histories.values() for row in history]
     if not rows:
-        raise ValueError("There is no epoch to draw. Pass the rows of at least one run: json['history'] of its run.json.")
+        raise ValueError(
+            "There is no epoch to draw. Pass the rows of at least one run: the 'history' of its run.json."
+        )
     common = [name for name in rows[0] if name.startswith("validation_") and all(name in row for row in rows)]
     lacking = [name for name in ("epoch", "loss") if not all(name in row for row in rows)]
     if lacking or not common:

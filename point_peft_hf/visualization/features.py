@@ -12,6 +12,8 @@ from .figure import GRID, INK, add_legend, new_figure, save_figure
 from .palette import MARKER_SHAPES, category_colors
 
 PROJECTIONS = ("pca", "tsne")
+
+
 def project_features(features: np.ndarray, method: str = "pca", seed: int = 0) -> np.ndarray:
     """Project features to a plane.
 

@@ -114,7 +114,7 @@ def inspect_cloud(model: nn.Module, points: np.ndarray) -> CloudInspection:
     num_groups, has_class_token = context.group_centers.shape[1], context.num_prefix_tokens > 0
     # Prefix tokens and prompts come before the patch tokens.
     rows = attention[0, :, 0] if has_class_token else attention[0, :, -num_groups:].mean(dim=1)
-    bank = {name: answer for name, answer in _ask_banks(backbone, context)}
+    bank = dict(_ask_banks(backbone, context))
     return CloudInspection(
         points=points,
         logits=_numpy(logits[0]),

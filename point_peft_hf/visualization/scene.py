@@ -70,8 +70,8 @@ class PointColoring:
         self.colors = list(self.colors or category_colors(len(self.categories)))
         if len(self.categories) > MAX_CATEGORIES or len(self.colors) != len(self.categories):
             raise ValueError(
-                f"{self.name!r} has {len(self.categories)} categories and {len(self.colors)} colours; there must be as "
-                f"many, and at most {MAX_CATEGORIES}."
+                f"{self.name!r} has {len(self.categories)} categories and {len(self.colors)} colours; there must be "
+                f"as many of both, and at most {MAX_CATEGORIES}."
             )
         if self.values.dtype.kind == "f":
             raise ValueError(
@@ -111,8 +111,8 @@ def check_points(points: np.ndarray, name: str = "The cloud") -> np.ndarray:
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != 3 or points.dtype.kind not in "fiu" or len(points) == 0:
         raise ValueError(
-            f"{name} must have coordinates of shape (num_points, 3) and at least one point, got {points.dtype} of shape "
-            f"{points.shape}."
+            f"{name} must have coordinates of shape (num_points, 3) and at least one point, got {points.dtype} of "
+            f"shape {points.shape}."
         )
     if not np.isfinite(points).all():
         count = int((~np.isfinite(points)).any(axis=1).sum())
