@@ -1,9 +1,11 @@
-"""Pre-train a Point-MAE backbone on procedural shapes, by masked autoencoding.
+"""Pre-train a Point-MAE backbone by masked autoencoding, on procedural shapes or on the training clouds of a data set.
 
     accelerate launch examples/pretrain.py --output_dir outputs/point-mae-small --seed 0
+    accelerate launch examples/pretrain.py --data path/to/modelnet40_ply_hdf5_2048 --output_dir outputs/backbone
 
-This is how the backbone that ships with the package was made (its model card has the exact command). Only the base
-classes are used, and only clean clouds: the held-out classes and the scan corruptions are kept for fine-tuning.
+The first is how the backbone that ships with the package was made (its model card has the exact command). Of the
+procedural shapes only the base classes are used, and only clean clouds: the held-out classes and the scan corruptions
+are kept for fine-tuning. Of a data set only the training split is used, and never its labels.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm.auto import tqdm
 
 import point_peft_hf
 from point_peft_hf import PointCloudProcessor, PointMAEConfig, PointMAEForPreTraining
-from point_peft_hf.data import BASE_CLASSES, ProceduralShapes, get_augmentation
+from point_peft_hf.data import BASE_CLASSES, PointCloudCollator, ProceduralShapes, get_augmentation, load_dataset
 from point_peft_hf.training import parameter_groups, warmup_cosine
+from point_peft_hf.training.task import PROCEDURAL
 
 
 @dataclass
@@ -34,6 +37,7 @@ class PretrainArguments:
     """Arguments of the script; each is a command-line option of the same name."""
 
     output_dir: str = "outputs/point-mae-small-procedural"
+    data: str = PROCEDURAL
     hidden_size: int = 144
     num_hidden_layers: int = 6
     num_attention_heads: int = 6
@@ -73,7 +77,13 @@ def model_card(record: dict) -> str:
         for name, value in args.items()
         if name not in ("output_dir", "seed") and list_of(value) != list_of(defaults[name])
     ]
-    name, classes = Path(args["output_dir"]).name, ", ".join(record["classes"])
+    name, data = (
+        Path(args["output_dir"]).name,
+        f"{record['clouds']} clouds of {Path(args['data']).name}, training split",
+    )
+    if args["data"] == PROCEDURAL:
+        classes = ", ".join(record["classes"])
+        data = f"procedural shapes, clean, seed {args['seed']}, {len(record['classes'])} classes: {classes}"
     command = " ".join(["accelerate launch examples/pretrain.py", *options, f"--seed {args['seed']}"])
     return f"""---
 library_name: transformers
@@ -86,21 +96,13 @@ tags:
 
 # {name}
 
-A small Point-MAE encoder (arXiv 2203.06604), pre-trained by masked autoencoding on procedural shapes only.
-Made for quick starts and tests; for real work use a backbone that was pre-trained on real shapes.
-
-```python
-from point_peft_hf import AutoModelForPointCloudClassification
-from point_peft_hf.pretrained import backbone_folder
-
-model = AutoModelForPointCloudClassification.from_pretrained(backbone_folder("{name}"), num_labels=10)
-```
+{introduction(args["data"], name)}
 
 | | |
 |---|---|
 | blocks | {args["num_hidden_layers"]} of width {args["hidden_size"]}, {args["num_attention_heads"]} heads |
 | input | {args["num_points"]} points, unit sphere, y up; {args["num_groups"]} groups of {args["group_size"]} |
-| data | procedural shapes, clean, seed {args["seed"]}, {len(record["classes"])} classes: {classes} |
+| data | {data} |
 | training | {args["steps"]} steps of {args["batch_size"]} clouds, AdamW, learning rate {args["learning_rate"]} |
 | Chamfer distance of masked groups at the end | {record["final_chamfer_x1000"]:.3f} / 1000 |
 | versions | {", ".join(f"{k} {v}" for k, v in record["versions"].items())} |
@@ -113,6 +115,33 @@ Made by
 
 The class token and the head are not part of the pre-training; they are new in each classifier. License: Apache-2.0.
 """
+
+
+def introduction(data: str, name: str) -> str:
+    """The first lines of the card."""
+    if data != PROCEDURAL:
+        return "A Point-MAE encoder (arXiv 2203.06604), pre-trained by masked autoencoding."
+    return f"""A small Point-MAE encoder (arXiv 2203.06604), pre-trained by masked autoencoding on procedural shapes.
+Made for quick starts and tests; for real work use a backbone that was pre-trained on real shapes.
+
+```python
+from point_peft_hf import AutoModelForPointCloudClassification
+from point_peft_hf.pretrained import backbone_folder
+
+model = AutoModelForPointCloudClassification.from_pretrained(backbone_folder("{name}"), num_labels=10)
+```"""
+
+
+def load_clouds(args: PretrainArguments) -> tuple[Dataset, PointCloudCollator | None]:
+    """The clouds to pre-train on, and what makes batches of them."""
+    if args.data == PROCEDURAL:
+        shapes = ProceduralShapes(
+            BASE_CLASSES, args.clouds_per_class, num_points=args.num_points, seed=args.seed, cache=False
+        )
+        return shapes, None
+    # Other points of a cloud each time it is seen.
+    processor = PointCloudProcessor(num_points=args.num_points, seed=None)
+    return load_dataset(args.data)["train"], PointCloudCollator(processor)
 
 
 def list_of(value: object) -> object:
@@ -137,16 +166,16 @@ def main() -> None:
         drop_path_rate=0.0,
     )
     model = PointMAEForPreTraining(config)
-    dataset = ProceduralShapes(
-        BASE_CLASSES, args.clouds_per_class, num_points=args.num_points, seed=args.seed, cache=False
-    )
+    dataset, collate = load_clouds(args)
     sampler = RandomSampler(
         dataset,
         replacement=True,
         num_samples=args.steps * args.batch_size,
         generator=torch.Generator().manual_seed(args.seed),
     )
-    loader = DataLoader(dataset, args.batch_size, sampler=sampler, num_workers=args.num_workers, drop_last=True)
+    loader = DataLoader(
+        dataset, args.batch_size, sampler=sampler, num_workers=args.num_workers, drop_last=True, collate_fn=collate
+    )
     optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.learning_rate)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: warmup_cosine(step, args.steps, args.warmup_steps, floor=1e-3)
@@ -180,7 +209,8 @@ def main() -> None:
         PointCloudProcessor(num_points=args.num_points).save_pretrained(output_dir)
         record = {
             "arguments": asdict(args),
-            "classes": list(BASE_CLASSES),
+            "clouds": len(dataset),
+            "classes": list(BASE_CLASSES if args.data == PROCEDURAL else dataset.class_names),
             "final_chamfer_x1000": 1000 * sum(losses[-args.log_every :]) / len(losses[-args.log_every :]),
             "seconds": round(time.perf_counter() - started),
             "versions": {

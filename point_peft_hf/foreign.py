@@ -179,6 +179,7 @@ def slot_context(
     *,
     num_prefix_tokens: int = 0,
     query_features: torch.Tensor | None = None,
+    sample_ids: torch.Tensor | None = None,
 ) -> BlockContext:
     """Tell the adapters of a model about the clouds, once in a forward pass; pass what it returns to every block.
 
@@ -189,6 +190,8 @@ def slot_context(
         num_prefix_tokens: Number of tokens in front of the patch tokens that belong to no place (the class token).
         query_features: Features that a point-prior bank is asked with, of shape `(batch_size, hidden_size)`: what
             `model.extract_prior_features(points)` returns. Needed if `model.prior_slot.needs_query_features`.
+        sample_ids: Numbers of the clouds in their data set, of shape `(batch_size,)`. Needed in training by adapters
+            that leave a cloud's own entry out of its bank.
 
     Returns:
         The context.
@@ -202,7 +205,7 @@ def slot_context(
         raise ValueError(
             f"`group_centers` must have shape (batch_size, num_groups, 3), got {tuple(group_centers.shape)}."
         )
-    context = BlockContext(group_centers, num_prefix_tokens, query_features)
+    context = BlockContext(group_centers, num_prefix_tokens, query_features, sample_ids=sample_ids)
     prompt_slots = [block.prompt_slot for block in model.get_submodule(model.slotted_blocks_name)]
     return prepare_context(context, prompt_slots, model.prior_slot, model.locality_slot)
 

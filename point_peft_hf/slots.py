@@ -63,7 +63,10 @@ class BlockContext:
         group_centers: Centres of the patch tokens, of shape `(batch_size, num_groups, 3)`, in the unit of the cloud.
         num_prefix_tokens: Number of tokens in front of the patch tokens that belong to no place (the class token).
         query_features: Features that the point-prior bank is asked with, of shape `(batch_size, hidden_size)`, from
-            the frozen encoder. Only needed if a prompt adapter with a bank is active.
+            the frozen encoder. Only needed if an active prompt adapter asks its bank with them.
+        token_features: What other banks are asked with, by the number of frozen blocks that the tokens have passed:
+            features of shape `(batch_size, hidden_size)`, from [`pool_tokens`].
+        sample_ids: Numbers of the clouds in their data set, of shape `(batch_size,)`, -1 where unknown, or `None`.
         attention_mask: Additive attention mask between the patch tokens, of shape
             `(batch_size, 1, num_groups, num_groups)`, or `None` where all tokens see each other.
         prompt_coordinates: By adapter name, the coordinates of the prompts, in the unit of the cloud. The first
@@ -76,6 +79,8 @@ class BlockContext:
     group_centers: torch.Tensor
     num_prefix_tokens: int = 0
     query_features: torch.Tensor | None = None
+    token_features: dict[int, torch.Tensor] = field(default_factory=dict)
+    sample_ids: torch.Tensor | None = None
     attention_mask: torch.Tensor | None = None
     prompt_coordinates: dict[str, torch.Tensor] = field(default_factory=dict)
     prompts: dict[str, PromptSet] = field(default_factory=dict)
@@ -110,17 +115,44 @@ class PriorSlot(AdapterSlot):
         hidden_size: Width of the tokens of the stage.
         is_last_stage: Whether the features of the encoder come from this stage; only there the prior has its width.
         is_first_stage: Whether this is the first stage, which keeps what the prompts of all stages share.
+        max_query_depth: Behind how many of its blocks at most the backbone can give `token_features`; `None` if it
+            gives none.
     """
 
-    def __init__(self, hidden_size: int, is_last_stage: bool = True, is_first_stage: bool = True):
+    def __init__(
+        self,
+        hidden_size: int,
+        is_last_stage: bool = True,
+        is_first_stage: bool = True,
+        max_query_depth: int | None = None,
+    ):
         super().__init__(hidden_size)
         self.is_last_stage = is_last_stage
         self.is_first_stage = is_first_stage
+        self.max_query_depth = max_query_depth
 
     @property
     def needs_query_features(self) -> bool:
         """Whether the context must bring `query_features`."""
         return False
+
+    @property
+    def query_depths(self) -> frozenset[int]:
+        """For which numbers of blocks the context must bring `token_features`."""
+        return frozenset()
+
+    @property
+    def updates_bank(self) -> bool:
+        """Whether [`update_banks`] must be called at the end of this forward pass."""
+        return False
+
+    def update_banks(self, context: BlockContext) -> None:
+        """Refresh the banks that are updated in training; here there are none.
+
+        Args:
+            context: What the pass began with, but with the features of the adapted model in the place of those of the
+                frozen one.
+        """
 
     def forward(self, context: BlockContext) -> BlockContext:
         """Return the context unchanged."""
@@ -260,6 +292,19 @@ def drop_prompts(hidden_states: torch.Tensor, context: BlockContext | None, prom
         return hidden_states
     prefix = context.num_prefix_tokens
     return torch.cat([hidden_states[:, :prefix], hidden_states[:, prefix + prompts.count :]], dim=1)
+
+
+def pool_tokens(hidden_states: torch.Tensor, num_prefix_tokens: int = 0) -> torch.Tensor:
+    """What a point-prior bank holds and is asked with in a single pass: the mean over the patch tokens.
+
+    Args:
+        hidden_states: Tokens of shape `(batch_size, num_prefix_tokens + num_groups, hidden_size)`.
+        num_prefix_tokens: Number of tokens in front of the patch tokens.
+
+    Returns:
+        Features of shape `(batch_size, hidden_size)`, without gradient.
+    """
+    return hidden_states[:, num_prefix_tokens:].detach().mean(dim=1)
 
 
 def require_context(context: BlockContext | None, slot_name: str) -> BlockContext:

@@ -20,6 +20,7 @@ ALLOWED = {
     "foreign": {"models", "slots"},
     "pretrained": set(),
     "hub": {"adapter_files", "models", "pretrained", "tuners"},
+    "studies": {"adapter_files", "data", "training"},
     "training": {"adapter_files", "ops", "data", "hub", "models", "tuners", "pretrained"},
 }
 

@@ -2,6 +2,7 @@
 
 from .augmentation import AUGMENTATIONS, get_augmentation
 from .collator import PointCloudCollator
+from .corruptions import CORRUPTIONS, corrupt
 from .dataset import PointCloudDataset, from_hf_dataset
 from .errors import PointCloudError
 from .few_shot import FewShotFold, few_shot_fold
@@ -20,6 +21,7 @@ __all__ = [
     "ScanCorruption",
     "sample_shape",
     "AUGMENTATIONS",
+    "CORRUPTIONS",
     "LAYOUTS",
     "READERS",
     "FewShotFold",
@@ -27,6 +29,7 @@ __all__ = [
     "PointCloudDataset",
     "PointCloudError",
     "PointCloudProcessor",
+    "corrupt",
     "few_shot_fold",
     "from_hf_dataset",
     "get_augmentation",

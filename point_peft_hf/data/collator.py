@@ -18,8 +18,7 @@ class PointCloudCollator:
     Args:
         processor: Processes the clouds; without one, they must all have the same number of points.
         augmentation: What `get_augmentation` gives, for training; applied after the processor.
-        sample_ids: Keep the `sample_ids`; `transformers.Trainer` would hand them on to the model, which has no use for
-            them.
+        sample_ids: Keep the `sample_ids`, by which an adapter can leave a training cloud's own entry out of its bank.
         generator: Source of randomness of the sampling and the augmentation; by default that of torch, which a
             `DataLoader` seeds differently in each worker.
     """

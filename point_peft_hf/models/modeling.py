@@ -136,16 +136,18 @@ class PointPreTrainedModel(PreTrainedModel):
         """Return the layer that turns groups into tokens; gradient checkpointing hooks its output."""
         return getattr(self, self.base_model_prefix, self).patch_embedding
 
-    def extract_prior_features(self, points: torch.Tensor) -> torch.Tensor:
+    def extract_prior_features(self, points: torch.Tensor, query_depth: int | None = None) -> torch.Tensor:
         """Features of the pre-trained encoder, untouched by any adapter: what a point-prior bank holds.
 
         Args:
             points: Clouds of shape `(batch_size, num_points, 3)`.
+            query_depth: Return the mean over the patch tokens behind so many blocks instead, as adapters with
+                `query="tokens"` ask their bank with.
 
         Returns:
             Features of shape `(batch_size, hidden_size)`, without gradient.
         """
-        return getattr(self, self.base_model_prefix).extract_prior_features(points)
+        return getattr(self, self.base_model_prefix).extract_prior_features(points, query_depth)
 
     def _wants(self, name: str, value: bool | None) -> bool:
         """An option of the forward pass, which falls back on the configuration."""
@@ -166,6 +168,7 @@ class PointClassificationMixin:
         points: torch.Tensor,
         labels: torch.Tensor | None = None,
         query_features: torch.Tensor | None = None,
+        sample_ids: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -180,6 +183,8 @@ class PointClassificationMixin:
             query_features: Features that a point-prior bank is asked with, of shape `(batch_size, hidden_size)`, as
                 `extract_prior_features` returns them. Computed here when an adapter needs them and none are given;
                 pass them to save that pass where the clouds are not augmented.
+            sample_ids: Numbers of the clouds in their data set, of shape `(batch_size,)`, -1 where unknown. Only
+                adapters need them that leave a cloud's own entry out of its bank or update it, and only in training.
             output_hidden_states: Whether to return the tokens at every block; default: as in the configuration.
             output_attentions: Whether to return the attention weights; needs `attn_implementation="eager"`.
             return_dict: Whether to return a [`PointClassifierOutput`] instead of a tuple; default: as in the
@@ -195,6 +200,7 @@ class PointClassificationMixin:
         outputs = self.base_model(
             points,
             query_features=query_features,
+            sample_ids=sample_ids,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             return_dict=True,

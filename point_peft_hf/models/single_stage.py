@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from ..ops import group_points
-from ..slots import BlockContext
+from ..slots import BlockContext, pool_tokens
 from .configuration import SingleStageConfig
 from .layers import (
     ClassToken,
@@ -71,6 +74,7 @@ class SingleStageEncoderMixin:
         self,
         points: torch.Tensor,
         query_features: torch.Tensor | None = None,
+        sample_ids: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -83,6 +87,8 @@ class SingleStageEncoderMixin:
             query_features: Features that a point-prior bank is asked with, of shape `(batch_size, hidden_size)`, as
                 `extract_prior_features` returns them. Computed here when an adapter needs them and none are given;
                 pass them to save that pass where the clouds are not augmented.
+            sample_ids: Numbers of the clouds in their data set, of shape `(batch_size,)`, -1 where unknown. Only
+                adapters need them that leave a cloud's own entry out of its bank or update it, and only in training.
             output_hidden_states: Whether to return the tokens at every block; default: as in the configuration.
             output_attentions: Whether to return the attention weights; needs `attn_implementation="eager"`.
             return_dict: Whether to return a [`PointModelOutput`] instead of a tuple; default: as in the configuration.
@@ -97,15 +103,24 @@ class SingleStageEncoderMixin:
         """
         neighborhoods, group_centers = self.group(points)
         tokens = self.embed_groups(neighborhoods)
-        if query_features is None and self.encoder.needs_query_features:
-            shared = tokens.detach() if self._embeds_as_pretrained else None
+        prior_slot = self.encoder.prior_slot
+        shared = tokens.detach() if self._embeds_as_pretrained else None
+        if query_features is None and prior_slot.needs_query_features:
             query_features = self._prior_features(neighborhoods, group_centers, shared)
-        context = BlockContext(group_centers, 0, query_features)
+        context = BlockContext(group_centers, 0, query_features, sample_ids=sample_ids)
         embeddings, positions = self._sequence(tokens, context, self.class_token)
-        hidden_states, all_hidden_states, attentions = self.encoder(embeddings, positions, context)
+        shared_depths = {depth for depth in prior_slot.query_depths if self._tokens_are_pretrained(depth)}
+        if other_depths := prior_slot.query_depths - shared_depths:
+            context.token_features = self._token_features(neighborhoods, group_centers, other_depths, shared)
+        hidden_states, all_hidden_states, attentions = self.encoder(embeddings, positions, context, shared_depths)
         hidden_states = self.layernorm(hidden_states)
 
         pooled = hidden_states[:, context.num_prefix_tokens :].amax(dim=1)
+        if prior_slot.updates_bank:
+            by_depth = (embeddings, *all_hidden_states)
+            prefix, depths = context.num_prefix_tokens, prior_slot.query_depths
+            adapted = {depth: pool_tokens(by_depth[depth], prefix) for depth in depths}
+            prior_slot.update_banks(replace(context, query_features=pooled.detach(), token_features=adapted))
         if self.class_token is not None:
             pooled = torch.cat([hidden_states[:, 0], pooled], dim=-1)
         wants_hidden_states = self._wants("output_hidden_states", output_hidden_states)
@@ -130,20 +145,37 @@ class SingleStageEncoderMixin:
         return torch.cat([token, tokens], dim=1), torch.cat([position, positions], dim=1)
 
     @torch.no_grad()
-    def extract_prior_features(self, points: torch.Tensor) -> torch.Tensor:
+    def extract_prior_features(self, points: torch.Tensor, query_depth: int | None = None) -> torch.Tensor:
         """Features of the pre-trained encoder, untouched by any adapter: the maximum over the patch tokens at its end.
 
         Args:
             points: Clouds of shape `(batch_size, num_points, 3)`.
+            query_depth: Return the mean over the patch tokens behind so many blocks instead, as adapters with
+                `query="tokens"` ask their bank with.
 
         Returns:
             Features of shape `(batch_size, hidden_size)`, without gradient.
         """
-        return self._prior_features(*self.group(points))
+        if query_depth is None:
+            return self._prior_features(*self.group(points))
+        return self._token_features(*self.group(points), (query_depth,))[query_depth]
 
     @property
     def _embeds_as_pretrained(self) -> bool:
         return all(is_pretrained(module) for module in self._embedding_modules())
+
+    def _tokens_are_pretrained(self, depth: int) -> bool:
+        """Whether the tokens of this pass are those of the pre-trained encoder up to a block."""
+        if depth == 0:
+            return self._embeds_as_pretrained
+        first_layers = (self.position_embedding, *self.encoder.layers[:depth])
+        if self.class_token is not None:
+            # Patch tokens see the class token in every block, so it has to be the pre-trained one, if any.
+            if not self.is_pretrained_with_class_token:
+                return False
+            first_layers = (self.class_token, *first_layers)
+        is_noisy = self.training and (self.config.drop_path_rate > 0 or self.config.attention_dropout > 0)
+        return self._embeds_as_pretrained and not is_noisy and all(map(is_pretrained, first_layers))
 
     def _embedding_modules(self) -> tuple[nn.Module, ...]:
         return (self.patch_embedding,)
@@ -153,8 +185,28 @@ class SingleStageEncoderMixin:
     ) -> torch.Tensor:
         """The maximum over the patch tokens after the final norm; `tokens` are the embedded groups, if known."""
         with pretrained_behavior(self):
-            tokens = self.embed_groups(neighborhoods) if tokens is None else tokens
-            context = BlockContext(group_centers)
-            class_token = self.class_token if self.is_pretrained_with_class_token else None
-            hidden_states, _, _ = self.encoder(*self._sequence(tokens, context, class_token), context)
+            embeddings, positions, context = self._pretrained_sequence(neighborhoods, group_centers, tokens)
+            hidden_states, _, _ = self.encoder(embeddings, positions, context)
             return self.layernorm(hidden_states)[:, context.num_prefix_tokens :].amax(dim=1)
+
+    def _token_features(
+        self,
+        neighborhoods: torch.Tensor,
+        group_centers: torch.Tensor,
+        depths: Collection[int],
+        tokens: torch.Tensor | None = None,
+    ) -> dict[int, torch.Tensor]:
+        """The mean over the patch tokens of the pre-trained encoder, by the number of blocks they have passed."""
+        with pretrained_behavior(self):
+            return self.encoder.token_features(
+                *self._pretrained_sequence(neighborhoods, group_centers, tokens), depths
+            )
+
+    def _pretrained_sequence(
+        self, neighborhoods: torch.Tensor, group_centers: torch.Tensor, tokens: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, BlockContext]:
+        """What the blocks were fed with in pre-training: tokens, position embeddings, context."""
+        tokens = self.embed_groups(neighborhoods) if tokens is None else tokens
+        context = BlockContext(group_centers)
+        class_token = self.class_token if self.is_pretrained_with_class_token else None
+        return *self._sequence(tokens, context, class_token), context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from peft import LoraConfig, PeftConfig, get_peft_model
+from peft import LNTuningConfig, LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 
 from ..tuners import GeometryAdapterConfig, PointPeftConfig, PointPriorPromptConfig
@@ -30,6 +30,8 @@ METHODS = {
     "linear": Method("the head and the class token", 2e-3),
     "lora": Method("LoRA of rank 8 on all projections of the blocks, and the head", 2e-3),
     "bias": Method("the biases of the blocks, and the head", 4e-3),
+    "ln_tuning": Method("the norms of the blocks, and the head", 4e-3),
+    "deep_prompts": Method("prompt tokens in every block without a bank (VPT-deep), and the head", 4e-3),
     "geometry": Method("Geometry-aware Adapter, and the head", 4e-3),
     "prompt": Method("Point-prior Prompt, and the head", 4e-3),
     "point_peft": Method("Point-PEFT: geometry, prompts, biases, final norm, and the head", 4e-3),
@@ -66,6 +68,10 @@ def method_config(name: str, backbone: nn.Module, **options) -> PeftConfig | Non
             "modules_to_save": list(backbone.task_module_names),
         }
         return LoraConfig(**(defaults | options))
+    if name == "ln_tuning":
+        return LNTuningConfig(**({"modules_to_save": list(backbone.task_module_names)} | options))
+    if name == "deep_prompts":
+        return PointPriorPromptConfig(**({"use_bank": False, "prompt_depth": None} | options))
     if name == "geometry":
         return GeometryAdapterConfig(**options)
     if name == "prompt":

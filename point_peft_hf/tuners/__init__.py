@@ -7,7 +7,10 @@ from .point_prior_prompt import (
     PointPriorBank,
     PointPriorPromptConfig,
     PointPriorPromptModel,
+    RetrievalReport,
     build_point_prior_bank,
+    compress_bank,
+    explain_retrieval,
     set_point_prior_bank,
 )
 from .registry import register_point_peft_method
@@ -21,9 +24,12 @@ __all__ = [
     "PointPriorBank",
     "PointPriorPromptConfig",
     "PointPriorPromptModel",
+    "RetrievalReport",
     "active_adapters",
     "add_adapters",
     "build_point_prior_bank",
+    "compress_bank",
+    "explain_retrieval",
     "load_adapters",
     "register_default_targets",
     "register_point_peft_method",

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 import point_peft_hf as pp
-from point_peft_hf.tuners.point_prior_prompt.bank import retrieve
+from point_peft_hf.tuners.point_prior_prompt import retrieve
 
 BANK = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [-1.0, 0.0]])
 

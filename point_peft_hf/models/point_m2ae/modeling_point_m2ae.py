@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from ...ops import gather_points
-from ...slots import BlockContext
+from ...slots import BlockContext, pool_tokens
 from ..layers import (
     ClassificationHead,
     PatchEmbedding,
@@ -101,6 +104,7 @@ class PointM2AEModel(PointM2AEPreTrainedModel):
         self,
         points: torch.Tensor,
         query_features: torch.Tensor | None = None,
+        sample_ids: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -114,6 +118,8 @@ class PointM2AEModel(PointM2AEPreTrainedModel):
             query_features: Features that a point-prior bank is asked with, of shape `(batch_size, hidden_size)`, as
                 `extract_prior_features` returns them. Computed here when an adapter needs them and none are given;
                 pass them to save that pass where the clouds are not augmented.
+            sample_ids: Numbers of the clouds in their data set, of shape `(batch_size,)`, -1 where unknown. Only
+                adapters need them that leave a cloud's own entry out of its bank or update it, and only in training.
             output_hidden_states: Whether to return the tokens at every block; their number and width change from stage
                 to stage. Default: as in the configuration.
             output_attentions: Whether to return the attention weights; needs `attn_implementation="eager"`.
@@ -129,11 +135,16 @@ class PointM2AEModel(PointM2AEPreTrainedModel):
         """
         hierarchy = self.group(points)
         tokens = self.patch_embeddings[0](hierarchy.neighborhoods)
-        if query_features is None and self.stages[-1].needs_query_features:
-            shared = tokens.detach() if is_pretrained(self.patch_embeddings[0]) else None
+        prior_slot = self.stages[-1].prior_slot
+        shared = tokens.detach() if is_pretrained(self.patch_embeddings[0]) else None
+        if query_features is None and prior_slot.needs_query_features:
             query_features = self._prior_features(hierarchy, shared)
+        context = BlockContext(hierarchy.centers[0], query_features=query_features, sample_ids=sample_ids)
+        shared_depths = {depth for depth in prior_slot.query_depths if self._tokens_are_pretrained(depth)}
+        if other_depths := prior_slot.query_depths - shared_depths:
+            context.token_features = self._token_features(hierarchy, other_depths, shared)
         hidden_states, all_hidden_states, attentions = self._encode(
-            hierarchy, tokens, self.use_local_attention, query_features
+            hierarchy, tokens, self.use_local_attention, context, shared_depths
         )
         hidden_states = self.layernorm(hidden_states)
 
@@ -143,6 +154,8 @@ class PointM2AEModel(PointM2AEPreTrainedModel):
             # The published read-out takes the first token for a class token, which this model does not have.
             maximum = hidden_states[:, 1:] if hidden_states.shape[1] > 1 else hidden_states
             pooled = torch.cat([hidden_states.mean(dim=1), maximum.amax(dim=1)], dim=-1)
+        if prior_slot.updates_bank:
+            self._update_banks(context, hierarchy, [tokens, *all_hidden_states], hidden_states)
         wants_hidden_states = self._wants("output_hidden_states", output_hidden_states)
         output = PointModelOutput(
             last_hidden_state=hidden_states,
@@ -158,50 +171,111 @@ class PointM2AEModel(PointM2AEPreTrainedModel):
         hierarchy: PointHierarchy,
         tokens: torch.Tensor,
         use_local_attention: bool,
-        query_features: torch.Tensor | None = None,
+        context: BlockContext,
+        token_depths: Collection[int] = (),
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor | None]]:
         """Run the stages on the tokens of the first; return as [`PointTransformerEncoder`] does, over all stages."""
-        all_hidden_states, all_attentions, prompt_coordinates = [], [], {}
+        all_hidden_states, all_attentions = [], []
         hidden_states = tokens
-        for stage, encoder in enumerate(self.stages):
-            centers = hierarchy.centers[stage]
-            if stage > 0:
-                hidden_states = self.patch_embeddings[stage](
-                    gather_points(hidden_states, hierarchy.neighbor_indices[stage])
-                )
-            radius = self.config.attention_radii[stage] if use_local_attention else 0
-            context = BlockContext(
-                centers,
-                query_features=query_features,
-                attention_mask=radius_mask(centers, radius, hidden_states.dtype),
-                prompt_coordinates=prompt_coordinates,
-            )
-            hidden_states, stage_hidden_states, stage_attentions = encoder(
-                hidden_states, self.position_embeddings[stage](centers), context
-            )
+        for stage in range(len(self.stages)):
+            entered = self._enter_stage(stage, hierarchy, hidden_states, use_local_attention, context)
+            depths = token_depths if stage == len(self.stages) - 1 else ()
+            hidden_states, stage_hidden_states, stage_attentions = self.stages[stage](*entered, depths)
             all_hidden_states += stage_hidden_states
             all_attentions += stage_attentions
         return hidden_states, all_hidden_states, all_attentions
 
+    def _enter_stage(
+        self,
+        stage: int,
+        hierarchy: PointHierarchy,
+        hidden_states: torch.Tensor,
+        use_local_attention: bool,
+        context: BlockContext,
+    ) -> tuple[torch.Tensor, torch.Tensor, BlockContext]:
+        """What a stage is fed with: tokens (made of those of the stage before), position embeddings, context."""
+        centers = hierarchy.centers[stage]
+        if stage > 0:
+            hidden_states = self.patch_embeddings[stage](
+                gather_points(hidden_states, hierarchy.neighbor_indices[stage])
+            )
+        radius = self.config.attention_radii[stage] if use_local_attention else 0
+        mask = radius_mask(centers, radius, hidden_states.dtype)
+        context = replace(context, group_centers=centers, attention_mask=mask)
+        return hidden_states, self.position_embeddings[stage](centers), context
+
     @torch.no_grad()
-    def extract_prior_features(self, points: torch.Tensor) -> torch.Tensor:
+    def extract_prior_features(self, points: torch.Tensor, query_depth: int | None = None) -> torch.Tensor:
         """Features of the pre-trained encoder, untouched by any adapter: mean + maximum over the tokens at its end.
 
         Computed as in pre-training, so without the limit on attention.
 
         Args:
             points: Clouds of shape `(batch_size, num_points, 3)`.
+            query_depth: 0: return the mean over the tokens that enter the last stage instead, as adapters with
+                `query="tokens"` ask their bank with. These are computed as in the main pass, with its limit.
 
         Returns:
             Features of shape `(batch_size, hidden_size)`, without gradient.
         """
-        return self._prior_features(self.group(points))
+        if query_depth is None:
+            return self._prior_features(self.group(points))
+        return self._token_features(self.group(points), (query_depth,))[query_depth]
+
+    def _tokens_are_pretrained(self, depth: int) -> bool:
+        """Whether the tokens of this pass are those of the pre-trained encoder up to a block of the last stage."""
+        before = [layer for stage in self.stages[:-1] for layer in stage.layers]
+        blocks = [*before, *self.stages[-1].layers[:depth]]
+        is_noisy = self.training and (self.config.drop_path_rate > 0 or self.config.attention_dropout > 0)
+        if is_noisy and blocks:
+            return False
+        return all(map(is_pretrained, (*self.patch_embeddings, *self.position_embeddings, *blocks)))
+
+    def _token_features(
+        self, hierarchy: PointHierarchy, depths: Collection[int], tokens: torch.Tensor | None = None
+    ) -> dict[int, torch.Tensor]:
+        """The mean over the tokens of the pre-trained encoder, by the blocks of the last stage they have passed."""
+        context = BlockContext(hierarchy.centers[0])
+        with pretrained_behavior(self):
+            hidden_states = self.patch_embeddings[0](hierarchy.neighborhoods) if tokens is None else tokens
+            for stage, encoder in enumerate(self.stages):
+                entered = self._enter_stage(stage, hierarchy, hidden_states, self.use_local_attention, context)
+                if stage == len(self.stages) - 1:
+                    return encoder.token_features(*entered, depths)
+                hidden_states, _, _ = encoder(*entered)
+
+    @torch.no_grad()
+    def _update_banks(
+        self,
+        context: BlockContext,
+        hierarchy: PointHierarchy,
+        all_hidden_states: list[torch.Tensor],
+        hidden_states: torch.Tensor,
+    ) -> None:
+        """Refresh banks with what this pass has in the places that they are asked from.
+
+        Args:
+            context: What the pass began with.
+            hierarchy: The groups.
+            all_hidden_states: The tokens that entered the first stage, and those that left each block.
+            hidden_states: The tokens after the final norm.
+        """
+        prior_slot, last = self.stages[-1].prior_slot, len(self.stages) - 1
+        adapted = {}
+        if prior_slot.query_depths:
+            num_blocks = len(self.stages[-1].layers)
+            before, blocks = all_hidden_states[-num_blocks - 1], all_hidden_states[-num_blocks:]
+            entered, _, _ = self._enter_stage(last, hierarchy, before, self.use_local_attention, context)
+            adapted = {depth: pool_tokens([entered, *blocks][depth]) for depth in prior_slot.query_depths}
+        pooled = hidden_states.mean(dim=1) + hidden_states.amax(dim=1)
+        prior_slot.update_banks(replace(context, query_features=pooled, token_features=adapted))
 
     def _prior_features(self, hierarchy: PointHierarchy, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        context = BlockContext(hierarchy.centers[0])
         with pretrained_behavior(self):
             if tokens is None:
                 tokens = self.patch_embeddings[0](hierarchy.neighborhoods)
-            hidden_states = self.layernorm(self._encode(hierarchy, tokens, use_local_attention=False)[0])
+            hidden_states = self.layernorm(self._encode(hierarchy, tokens, False, context)[0])
             return hidden_states.mean(dim=1) + hidden_states.amax(dim=1)
 
 

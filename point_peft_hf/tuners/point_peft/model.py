@@ -7,7 +7,7 @@ from torch import nn
 from ...slots import AdapterSlot, BiasSlot, FeedForwardSlot, LocalitySlot, OutputSlot, PriorSlot, PromptSlot
 from ..base import SlotTuner
 from ..geometry_adapter.model import wants_geometry_slot
-from ..point_prior_prompt.model import wants_prompt_slot
+from ..point_prior_prompt.model import PromptTunerMixin, wants_prompt_slot
 from .config import PointPeftConfig
 from .layer import (
     PointPeftBiasLayer,
@@ -20,7 +20,7 @@ from .layer import (
 )
 
 
-class PointPeftModel(SlotTuner):
+class PointPeftModel(PromptTunerMixin, SlotTuner):
     """Adds the paper's whole method to a backbone, as one adapter (Point-PEFT, arXiv 2310.03059).
 
     Geometry-aware Adapter, Point-prior Prompt, and the tuning of biases, final norm and class token.

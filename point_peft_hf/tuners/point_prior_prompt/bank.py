@@ -1,17 +1,28 @@
-"""The memory bank of the Point-prior Prompt: how it is asked, and how it is built."""
+"""The memory bank of the Point-prior Prompt: as data, and as part of an adapter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
-from torch.nn import functional as F
-from tqdm.auto import tqdm
 
 from ..base import SlotLayer
+from ..fingerprint import common_precision, fingerprint
+from .compression import compress_bank
+from .config import PromptOptions
+from .quantization import FEATURE_DTYPES, quantize
+from .retrieval import Entries
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = "point_prior_bank"
 
 
 @dataclass
@@ -22,126 +33,114 @@ class PointPriorBank:
         features: L2-normalised features of shape `(bank_size, hidden_size)`.
         labels: Class index of each entry, of shape `(bank_size,)`, -1 where unknown.
         sample_ids: Number of the cloud in its data set, of shape `(bank_size,)`, -1 where unknown.
+        backbone: Fingerprint of the encoder, by precision; `None` where unknown.
+        query: Where in the encoder the features come from: "encoder" or "tokens".
+        query_depth: Behind how many blocks, for "tokens".
     """
 
     features: torch.Tensor
     labels: torch.Tensor
     sample_ids: torch.Tensor
-
-
-class BankBuffers(nn.Module):
-    """The bank inside of an adapter: saved in its file, never trained.
-
-    Args:
-        bank_size: Number of entries.
-        hidden_size: Width of the features.
-    """
-
-    def __init__(self, bank_size: int, hidden_size: int):
-        super().__init__()
-        self.register_buffer("features", torch.zeros(bank_size, hidden_size))
-        self.register_buffer("labels", torch.full((bank_size,), -1))
-        self.register_buffer("sample_ids", torch.full((bank_size,), -1))
+    backbone: dict[str, str] | None = None
+    query: str = "encoder"
+    query_depth: int = 0
 
     def __len__(self) -> int:
         return len(self.features)
 
+    def save(self, path: str | Path) -> None:
+        """Save the bank on its own, as one safetensors file.
 
-def retrieve(
-    query_features: torch.Tensor,
-    bank: torch.Tensor,
-    num_rows: int,
-    num_retrieved: int,
-    temperature: float = 1.0,
-) -> torch.Tensor:
-    """Ask the bank: parameter-free attention of Point-PEFT (arXiv 2310.03059, section 3.2).
+        Args:
+            path: The file.
+        """
+        about = {"backbone": self.backbone, "query": self.query, "query_depth": self.query_depth}
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
+        save_file(tensors, path, metadata={"format": "pt", _FORMAT: json.dumps(about)})
 
-    With the cosine similarities s to the entries, the weights w are the softmax of the `num_retrieved` highest s, and
-    the rows of the result are [own feature, sum of w * entries, entries from the most similar down].
+    @classmethod
+    def load(cls, path: str | Path) -> PointPriorBank:
+        """Load what [`save`] wrote.
 
-    Args:
-        query_features: Features of the clouds, of shape `(batch_size, hidden_size)`, not normalised.
-        bank: L2-normalised features of shape `(bank_size, hidden_size)`; with no entries, the cloud's own normalised
-            feature stands in for all that would be retrieved.
-        num_rows: Number of rows to return.
-        num_retrieved: Number of entries that are averaged.
-        temperature: Temperature of the softmax.
+        Args:
+            path: The file.
 
-    Returns:
-        Features of shape `(batch_size, num_rows, hidden_size)`, without gradient.
-    """
-    with torch.no_grad():
-        features = query_features[:, None]
-        normalized = F.normalize(query_features.float(), dim=-1)
-        if len(bank) == 0:
-            retrieved = normalized[:, None].expand(-1, num_rows - 1, -1)
-        else:
-            bank = bank.float()
-            num_entries = max(num_retrieved, num_rows - 2)
-            similarities, indices = (normalized @ bank.T).topk(num_entries, dim=-1)
-            weights = F.softmax(similarities[:, :num_retrieved] / temperature, dim=-1)
-            entries = F.embedding(indices, bank)
-            mean = weights[:, None] @ entries[:, :num_retrieved]
-            retrieved = torch.cat([mean, entries[:, : max(num_rows - 2, 0)]], dim=1)[:, : num_rows - 1]
-        return torch.cat([features, retrieved.to(features.dtype)], dim=1)
-
-
-def build_point_prior_bank(
-    model: nn.Module, dataloader: Iterable[Mapping[str, Any]], *, progress: bool = True
-) -> PointPriorBank:
-    """Build the memory bank of the training clouds, and give it to the prompt adapter if `model` carries one.
-
-    The features come from the frozen pre-trained encoder, whatever adapters are attached. Nothing is trained.
-
-    Args:
-        model: A backbone of point_peft_hf, or a `PeftModel` around one.
-        dataloader: Batches with "points" of shape `(batch_size, num_points, 3)` and, if known, "labels" and
-            "sample_ids" of shape `(batch_size,)`. Not augmented, and of the training clouds only.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The bank, on the CPU.
-
-    Raises:
-        ValueError: If the data loader is empty or lacks the points, if a feature is not finite, or if the bank does
-            not fit the adapter.
-    """
-    if not hasattr(model, "extract_prior_features"):
-        raise ValueError(
-            f"{type(model).__name__} has no method `extract_prior_features(points)`, which returns the features of "
-            "the "
-            "frozen encoder, of shape (batch_size, hidden_size). The backbones of point_peft_hf have it; define it "
-            "on your "
-            "own backbone."
-        )
-    device = next(model.parameters()).device
-    features, labels, sample_ids = [], [], []
-    for batch in tqdm(dataloader, desc="Building the point-prior bank", disable=not progress, leave=False):
-        if "points" not in batch:
-            raise ValueError(f"A batch for the bank must have the key 'points', got the keys {sorted(batch)}.")
-        batch_features = F.normalize(model.extract_prior_features(batch["points"].to(device)).float(), dim=-1).cpu()
-        if not torch.isfinite(batch_features).all():
+        Raises:
+            ValueError: If the file is not that of a bank.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                about = json.loads((file.metadata() or {})[_FORMAT])
+                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+        except (KeyError, json.JSONDecodeError, SafetensorError) as error:
             raise ValueError(
-                f"Clouds {len(features)} and following give features that are not finite: the weights of the "
-                "backbone are "
-                "broken, or its dtype overflows. Check the checkpoint, or load it in float32."
-            )
-        unknown = torch.full((len(batch_features),), -1)
-        features.append(batch_features)
-        labels.append(torch.as_tensor(batch["labels"]).flatten().cpu().long() if "labels" in batch else unknown)
-        sample_ids.append(
-            torch.as_tensor(batch["sample_ids"]).flatten().cpu().long() if "sample_ids" in batch else unknown
-        )
-    if not features:
-        raise ValueError("The data loader for the bank has no batches: check the folder and `drop_last`.")
-    bank = PointPriorBank(torch.cat(features), torch.cat(labels), torch.cat(sample_ids))
-    if any(True for _ in _bank_layers(model)):
-        set_point_prior_bank(model, bank)
-    return bank
+                f"{path} is not the file of a point-prior bank ({error}). Write one with `PointPriorBank.save`."
+            ) from error
+        return cls(**tensors, **about)
+
+
+_TENSORS = ("features", "labels", "sample_ids")
+
+
+class BankBuffers(nn.Module):
+    """The bank inside of an adapter: saved in its file, never trained by gradient.
+
+    Args:
+        bank_size: Number of entries.
+        hidden_size: Width of the features.
+        dtype: "float32", "float16" or "int8", whatever the dtype of the backbone.
+        is_queue: Whether entries are replaced in turn, so that the next one has to be remembered.
+    """
+
+    def __init__(self, bank_size: int, hidden_size: int, dtype: str = "float32", is_queue: bool = False):
+        super().__init__()
+        self.feature_dtype = FEATURE_DTYPES[dtype]
+        self.register_buffer("features", torch.zeros(bank_size, hidden_size, dtype=self.feature_dtype))
+        self.register_buffer("scales", torch.zeros(bank_size) if dtype == "int8" else None)
+        self.register_buffer("labels", torch.full((bank_size,), -1, dtype=torch.int32))
+        self.register_buffer("sample_ids", torch.full((bank_size,), -1, dtype=torch.int32))
+        self.register_buffer("oldest", torch.zeros((), dtype=torch.int64) if is_queue else None)
+        # What the stored entries were rounded from, while they change in training. Neither saved nor moved.
+        self.exact_features: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def entries(self) -> Entries:
+        """The entries, as they are stored."""
+        return Entries(self.features, self.scales, self.labels, self.sample_ids)
+
+    def fill(self, bank: PointPriorBank) -> None:
+        """Take over the entries of a bank, on the device that this one is on."""
+        device = self.features.device
+        self.features, self.scales = quantize(bank.features.to(device), self.feature_dtype)
+        self.labels = bank.labels.to(device, torch.int32)
+        self.sample_ids = bank.sample_ids.to(device, torch.int32)
+        if self.oldest is not None:
+            self.oldest.zero_()
+        self.exact_features = None
+
+    def _apply(self, fn, recurse: bool = True):
+        # The backbone's dtype, and what it is cast to, say nothing of how the bank is stored.
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            if buffer is not None and self._buffers[name].dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(self._buffers[name].device)
+        return self
+
+    def _load_from_state_dict(self, state_dict, prefix: str, *args, **kwargs) -> None:
+        for name in ("labels", "sample_ids"):
+            # Files from before there was a choice have int64.
+            if prefix + name in state_dict:
+                state_dict[prefix + name] = state_dict[prefix + name].to(torch.int32)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.exact_features = None
 
 
 def set_point_prior_bank(model: nn.Module, bank: PointPriorBank, adapter_name: str | None = None) -> None:
-    """Give a bank to a prompt adapter. Its size goes into the adapter's configuration.
+    """Give a bank to a prompt adapter: selected, and stored, as its configuration says, which gets the size.
 
     Args:
         model: A model with an adapter that has prompts and `use_bank=True`.
@@ -149,25 +148,49 @@ def set_point_prior_bank(model: nn.Module, bank: PointPriorBank, adapter_name: s
         adapter_name: Which adapter; default: all active ones that use a bank.
 
     Raises:
-        ValueError: If there is no such adapter, or if the bank does not fit it.
+        ValueError: If there is no such adapter, or if the bank does not fit it or is of another backbone.
     """
     layers = [
         (layer, name)
-        for layer in _bank_layers(model)
+        for layer in bank_layers(model)
         for name in ([adapter_name] if adapter_name else layer.active_adapters)
         if layer.part("bank", name) is not None
     ]
     if not layers:
         raise ValueError(
             f"{'Adapter ' + repr(adapter_name) if adapter_name else 'No active adapter'} of this model uses a bank. "
-            "Add one "
-            "with PointPriorPromptConfig or PointPeftConfig (and `use_bank=True`) first."
+            "Add one with PointPriorPromptConfig or PointPeftConfig (and `use_bank=True`) first."
         )
+    own = backbone_fingerprint(model, layers[0][0].configs[layers[0][1]]) if bank.backbone else None
     for layer, name in layers:
+        check_same_backbone(bank.backbone, own, f"The bank for adapter {name!r}")
         layer.set_bank(name, bank)
 
 
-def check_bank(bank: PointPriorBank, hidden_size: int, required_size: int) -> None:
+def select_entries(bank: PointPriorBank, config: PromptOptions) -> PointPriorBank:
+    """Choose the entries that an adapter keeps.
+
+    Raises:
+        ValueError: If there are too many, and the configuration says that all are kept.
+    """
+    size = config.max_bank_size
+    if size is None or len(bank) <= size:
+        return bank
+    if config.bank_selection == "all":
+        raise ValueError(
+            f"The bank has {len(bank)} entries, but `max_bank_size` is {size} and `bank_selection` is 'all'. Pass "
+            "`max_bank_size=None` to keep them all, or choose another selection."
+        )
+    logger.warning(
+        "The bank has %d entries, of which %d are kept (`bank_selection`=%r). Raise `max_bank_size` to keep more.",
+        len(bank),
+        size,
+        config.bank_selection,
+    )
+    return compress_bank(bank, size, config.bank_selection)
+
+
+def check_bank(bank: PointPriorBank, hidden_size: int, config: PromptOptions) -> None:
     """Check that a bank fits an adapter.
 
     Raises:
@@ -177,21 +200,86 @@ def check_bank(bank: PointPriorBank, hidden_size: int, required_size: int) -> No
     if features.ndim != 2 or features.shape[1] != hidden_size:
         raise ValueError(
             f"The bank has features of shape {tuple(features.shape)}, but the backbone has width {hidden_size}: it "
-            "was "
-            "built with another backbone. Build it with this one: build_point_prior_bank(model, dataloader)."
-        )
-    if not torch.isfinite(features).all():
-        raise ValueError("The bank has features that are not finite. Build it again: build_point_prior_bank(...).")
-    if len(features) < required_size:
-        raise ValueError(
-            f"The bank has {len(features)} entries, but the adapter retrieves {required_size} (from "
-            "`num_prompt_tokens` and "
-            "`num_retrieved`). Build it from more clouds, or lower these."
+            "was built with another backbone. Build it with this one: build_point_prior_bank(model, dataloader)."
         )
     for name in ("labels", "sample_ids"):
-        if len(getattr(bank, name)) != len(features):
-            raise ValueError(f"The bank has {len(features)} features but {len(getattr(bank, name))} {name}.")
+        values = getattr(bank, name)
+        if len(values) != len(features):
+            raise ValueError(f"The bank has {len(features)} features but {len(values)} {name}.")
+        if len(values) and int(values.max()) > torch.iinfo(torch.int32).max:
+            raise ValueError(
+                f"The `{name}` of a bank must be below 2**31, got {int(values.max())}. Number the clouds from 0."
+            )
+    if not torch.isfinite(features).all():
+        raise ValueError("The bank has features that are not finite. Build it again: build_point_prior_bank(...).")
+    if (bank.query, bank.query_depth) != (config.query, config.query_depth):
+        raise ValueError(
+            f"The bank was built with query={bank.query!r} and query_depth={bank.query_depth}, but the adapter asks "
+            f"with query={config.query!r} and query_depth={config.query_depth}. Build it again for this adapter."
+        )
+    _check_entries(bank, config)
 
 
-def _bank_layers(model: nn.Module) -> Iterable[SlotLayer]:
+def _check_entries(bank: PointPriorBank, config: PromptOptions) -> None:
+    """Check that an adapter finds the entries that it needs."""
+    is_numbered = bank.sample_ids >= 0
+    required, reason = config.required_bank_size, ""
+    if config.leave_own_entry_out and bool(is_numbered.any()):
+        own = int(bank.sample_ids[is_numbered].unique(return_counts=True)[1].max())
+        required, reason = required + own, f", beside the {own} of the cloud itself"
+    if len(bank) < required:
+        raise ValueError(
+            f"The bank has {len(bank)} entries, but the adapter retrieves {config.required_bank_size}{reason} (from "
+            "`num_prompt_tokens` and `num_retrieved`). Build it from more clouds, or lower these."
+        )
+    if config.retrieval == "class_balanced" and bool((bank.labels < 0).any()):
+        raise ValueError(
+            "The bank has entries without a label, which `retrieval='class_balanced'` needs. Build it from batches "
+            'with "labels", or choose another `retrieval`.'
+        )
+    for name, is_on in (
+        ("leave_own_entry_out", config.leave_own_entry_out),
+        ("bank_update", config.bank_update == "ema"),
+    ):
+        if is_on and not bool(is_numbered.any()):
+            raise ValueError(
+                f"The bank has no sample ids, which `{name}`={getattr(config, name)!r} needs to find the entries of a "
+                'cloud. Build it from batches with "sample_ids".'
+            )
+
+
+def backbone_fingerprint(model: nn.Module, config: PromptOptions | None = None) -> dict[str, str]:
+    """The fingerprint of the backbone under all adapters, as it is now.
+
+    Args:
+        model: A backbone, or a `PeftModel` around one.
+        config: Configuration of an adapter on it; what the adapter brings with it is left out of a backbone that does
+            not declare its task modules itself.
+    """
+    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return fingerprint(backbone, (config.modules_to_save if config is not None else None) or ())
+
+
+def check_same_backbone(expected: dict[str, str] | None, got: dict[str, str] | None, subject: str) -> None:
+    """Check two fingerprints against each other, as far as both are known.
+
+    Args:
+        expected: The one that is remembered.
+        got: That of the backbone at hand.
+        subject: What remembers it, for the message.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    precision = common_precision(expected or {}, got or {})
+    if precision is not None and expected[precision] != got[precision]:
+        raise ValueError(
+            f"{subject} was built with a backbone of other weights: their {precision} fingerprint is "
+            f"{expected[precision]}, but that of this one is {got[precision]}. Build it again with this backbone: "
+            "build_point_prior_bank(model, dataloader)."
+        )
+
+
+def bank_layers(model: nn.Module) -> Iterator[SlotLayer]:
+    """The layers of a model that hold banks."""
     return (m for m in model.modules() if isinstance(m, SlotLayer) and "bank" in m.buffer_parts and len(m.banks))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -11,8 +12,10 @@ from torch.nn import functional as F
 from ...slots import BlockContext, InsertedPrompts, PromptSet, require_context
 from ..base import SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
-from .bank import BankBuffers, PointPriorBank, check_bank, retrieve
+from .bank import BankBuffers, PointPriorBank, check_bank, select_entries
 from .config import PointPriorPromptConfig, PromptOptions
+from .dynamics import update_entries
+from .retrieval import retrieve
 
 
 class PromptEmbedding(nn.Module):
@@ -53,32 +56,63 @@ class PriorLayerMixin:
     @property
     def needs_query_features(self) -> bool:
         """Whether the context must bring `query_features`."""
-        return self.base_layer.needs_query_features or any(name in self.banks for name in self.working_adapters())
+        return self.base_layer.needs_query_features or any(c.query == "encoder" for _, c in self._working_banks())
+
+    @property
+    def query_depths(self) -> frozenset[int]:
+        """For which numbers of blocks the context must bring `token_features`."""
+        own = (config.query_depth for _, config in self._working_banks() if config.query == "tokens")
+        return self.base_layer.query_depths | frozenset(own)
+
+    @property
+    def updates_bank(self) -> bool:
+        """Whether [`update_banks`] must be called at the end of this forward pass."""
+        return self.base_layer.updates_bank or any(self._is_updated(config) for _, config in self._working_banks())
+
+    def update_banks(self, context: BlockContext) -> None:
+        """Refresh the banks that are updated in training.
+
+        Args:
+            context: What the pass began with, but with the features of the adapted model in the place of those of the
+                frozen one.
+        """
+        self.base_layer.update_banks(context)
+        for name, config in self._working_banks():
+            if self._is_updated(config):
+                ids = self._sample_ids(name, config, context, "bank_update")
+                update_entries(
+                    self.banks[name], self._query(name, config, context), ids, config.bank_update, config.bank_momentum
+                )
+
+    def _working_banks(self) -> Iterator[tuple[str, PromptOptions]]:
+        return ((name, self.configs[name]) for name in self.working_adapters() if name in self.banks)
+
+    def _is_updated(self, config: PromptOptions) -> bool:
+        return config.bank_update != "none" and self.training and torch.is_grad_enabled()
 
     def create_parts(self, adapter_name: str, config: PromptOptions, slot_name: str) -> dict[str, nn.Module]:
         """Create the bank, with room for `config.bank_size` entries, and the coordinates of the prompts."""
         created = {}
         if config.use_bank and self.slot.is_last_stage:
-            created["bank"] = BankBuffers(config.bank_size, self.slot.hidden_size)
+            created["bank"] = BankBuffers(
+                config.bank_size, self.slot.hidden_size, config.bank_dtype, config.bank_update == "queue"
+            )
         if config.use_prompt_coordinates and self.slot.is_first_stage:
             created["prompt_coordinates"] = PromptEmbedding(config.num_prompt_tokens, 3)
             created["prompt_coordinates"].spread_on_sphere(0.5)
         return created
 
     def set_bank(self, adapter_name: str, bank: PointPriorBank) -> None:
-        """Fill the bank of an adapter.
+        """Fill the bank of an adapter, selected and stored as its configuration says.
 
         Raises:
             ValueError: If the bank does not fit.
         """
         config = self.configs[adapter_name]
-        check_bank(bank, self.slot.hidden_size, config.required_bank_size)
-        buffers = self.banks[adapter_name]
-        device, dtype = buffers.features.device, buffers.features.dtype
-        buffers.features = bank.features.to(device, dtype)
-        buffers.labels = bank.labels.to(device)
-        buffers.sample_ids = bank.sample_ids.to(device)
-        config.bank_size = len(bank.features)
+        check_bank(bank, self.slot.hidden_size, config)
+        bank = select_entries(bank, config)
+        self.banks[adapter_name].fill(bank)
+        config.bank_size = len(bank)
 
     def forward(self, context: BlockContext) -> BlockContext:
         """Add to the context what the prompts of this stage are enhanced with, and where they are."""
@@ -95,22 +129,44 @@ class PriorLayerMixin:
         return context
 
     def _retrieve(self, name: str, config: PromptOptions, context: BlockContext) -> torch.Tensor:
-        query, hidden_size = context.query_features, self.slot.hidden_size
-        if query is None or query.shape != (len(context.group_centers), hidden_size):
-            got = "none" if query is None else f"features of shape {tuple(query.shape)}"
-            raise ValueError(
-                f"Adapter {name!r} asks its bank with the features of the frozen encoder, but got {got}. Pass "
-                f"`query_features` of shape (batch_size, hidden_size) = ({len(context.group_centers)}, "
-                f"{hidden_size}), or "
-                "none to let the backbone compute them."
-            )
+        bank, own_ids = self.banks[name], None
+        if config.leave_own_entry_out and self.training and len(bank) > 0:
+            own_ids = self._sample_ids(name, config, context, "leave_own_entry_out")
         return retrieve(
-            query,
-            self.banks[name].features,
+            self._query(name, config, context),
+            bank.entries,
             config.num_prompt_tokens,
             config.retrieved_count,
             config.retrieval_temperature,
+            form=config.retrieval,
+            own_ids=own_ids,
         )
+
+    def _query(self, name: str, config: PromptOptions, context: BlockContext) -> torch.Tensor:
+        shape = (len(context.group_centers), self.slot.hidden_size)
+        if config.query == "tokens":
+            # The backbone was found to give them when the adapter was attached.
+            return context.token_features[config.query_depth]
+        query = context.query_features
+        if query is None or query.shape != shape:
+            got = "none" if query is None else f"features of shape {tuple(query.shape)}"
+            raise ValueError(
+                f"Adapter {name!r} asks its bank with the features of the frozen encoder, but got {got}. Pass "
+                f"`query_features` of shape (batch_size, hidden_size) = {shape}, or none to let the backbone compute "
+                "them."
+            )
+        return query
+
+    def _sample_ids(self, name: str, config: PromptOptions, context: BlockContext, option: str) -> torch.Tensor:
+        ids, shape = context.sample_ids, (len(context.group_centers),)
+        if ids is None or ids.shape != shape or ids.dtype.is_floating_point or ids.dtype == torch.bool:
+            got = "none" if ids is None else f"{ids.dtype} of shape {tuple(ids.shape)}"
+            raise ValueError(
+                f"Adapter {name!r} must know the clouds in training, because of `{option}`="
+                f"{getattr(config, option)!r}, but got {got}. Pass `sample_ids`, integers of shape (batch_size,) = "
+                f"{shape}, to the model, as `PointCloudCollator` puts them into a batch."
+            )
+        return ids.to(context.group_centers.device)
 
 
 class PromptLayerMixin:

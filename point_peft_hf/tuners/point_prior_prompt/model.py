@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from ...slots import AdapterSlot, PriorSlot, PromptSlot
 from ..base import SlotTuner
 from .config import PromptOptions
@@ -11,11 +13,31 @@ from .layer import PointPriorPromptLayer, PointPriorPromptPriorLayer, PointPrior
 def wants_prompt_slot(config: PromptOptions, slot: AdapterSlot) -> bool:
     """Whether Point-prior Prompts have something to put around a slot."""
     if isinstance(slot, PromptSlot):
-        return config.prompt_depth is None or slot.layer_index < config.prompt_depth
+        is_behind_query = slot.layer_index >= config.query_depth
+        return is_behind_query and (config.prompt_depth is None or slot.layer_index < config.prompt_depth)
     return isinstance(slot, PriorSlot)
 
 
-class PointPriorPromptModel(SlotTuner):
+class PromptTunerMixin:
+    """Refuses backbones that cannot give what an adapter asks its bank with."""
+
+    def _prepare_model(self, peft_config: PromptOptions, model: nn.Module) -> None:
+        super()._prepare_model(peft_config, model)
+        if peft_config.query != "tokens" or not peft_config.use_bank:
+            return
+        for slot in self._slots.values():
+            if isinstance(slot, PriorSlot) and slot.is_last_stage:
+                _check_query_depth(peft_config.query_depth, slot.max_query_depth, type(model).__name__)
+
+
+def _check_query_depth(depth: int, largest: int | None, name: str) -> None:
+    if largest is None:
+        raise ValueError(f"`query='tokens'` needs a backbone of point_peft_hf, but {name} is none. Use 'encoder'.")
+    if depth > largest:
+        raise ValueError(f"`query_depth` must be at most {largest} for this {name}, got {depth}.")
+
+
+class PointPriorPromptModel(PromptTunerMixin, SlotTuner):
     """Adds Point-prior Prompts to a backbone (Point-PEFT, arXiv 2310.03059, section 3.2).
 
     Deep prompt tokens, enhanced with the features of the most similar training clouds in a memory bank.

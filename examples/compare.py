@@ -1,0 +1,67 @@
+"""Compare fine-tuning methods over seeds, with learning rates chosen on validation and 95 % intervals.
+
+    python examples/compare.py examples/studies/main.yaml --jobs 2
+    python examples/compare.py examples/studies/main.yaml --data path/to/modelnet40_ply_hdf5_2048
+    python examples/compare.py examples/studies/main.yaml --rerun point_peft --seed 0    # the same number again
+
+A study is one yaml file: the methods, what differs from one line to the next, the seeds, and the learning rates that
+are tried. It can be stopped at any time; started again, it goes on with what is missing. Each run is one line of JSON
+in "runs.jsonl"; "table.md" has the means with Student's t interval and the paired differences to a reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from point_peft_hf.studies import RunBook, Study, rerun, run_study, summarize, write_report
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="The yaml file.")
+    parser.add_argument("--output_dir", type=Path, help="Default: results/ and the name of the yaml file.")
+    parser.add_argument("--data", help="Folder of a data set, instead of the study's.")
+    parser.add_argument("--model", help="Backbone, instead of the study's.")
+    parser.add_argument("--jobs", type=int, default=1, help="Trainings side by side (default: %(default)s).")
+    parser.add_argument("--rerun", metavar="ROW", help="Only do one run of the book again, and compare.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the run to do again (default: %(default)s).")
+    args = parser.parse_args()
+    args.output_dir = args.output_dir or Path("results") / args.study.stem
+    return args
+
+
+def main() -> None:
+    """Run what is missing, then write and print the table."""
+    args = parse_arguments()
+    overrides = {name: getattr(args, name) for name in ("data", "model") if getattr(args, name)}
+    study = Study.from_yaml(args.study, **overrides)
+    if args.rerun:
+        compare_with_record(args.output_dir, args.rerun, args.seed)
+        return
+    book, rates = run_study(study, args.output_dir, jobs=args.jobs)
+    print(f"\n{write_report(study, summarize(study, book, rates), args.output_dir)}\n")
+    print(f"Saved to {args.output_dir}/.")
+
+
+def compare_with_record(output_dir: Path, row: str, seed: int) -> None:
+    """Do a recorded run again and print both results."""
+    records = RunBook(output_dir / "runs.jsonl").of_stage("final")
+    found = [record for record in records if (record["row"], record["seed"]) == (row, seed)]
+    if not found:
+        raise ValueError(f"{output_dir}/runs.jsonl has no run of {row!r} with seed {seed}.")
+    again = rerun(found[-1])
+    for name, record in (("recorded", found[-1]), ("again", again)):
+        print(f"{name}: validation {record['validation_accuracy']:.6f}, test {record['test']['accuracy']:.6f}")
+    if again["test"] != found[-1]["test"]:
+        sys.exit("The numbers differ. Versions of the record: " + ", ".join(map(str, found[-1]["versions"].items())))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        # What a person can mend needs no traceback.
+        sys.exit(f"error: {error}")

@@ -1,0 +1,119 @@
+"""How the accuracy of trained models falls with corrupted clouds: six corruptions at five strengths.
+
+    python examples/robustness.py results/main/adapters --rows full linear point_peft --data path/to/data
+    python examples/robustness.py outputs --rows linear point_peft                   # what examples/train.py saved
+
+Kinds and strengths are those of `point_peft_hf.data.corrupt`. Every model sees the same corrupted clouds. The table
+shows the accuracy on clean clouds, the mean over the five strengths of each corruption, and the mean over all of them,
+with 95 % intervals where a row has several seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from point_peft_hf.data import CORRUPTIONS, PointCloudDataset, corrupt
+from point_peft_hf.data.corruptions import STRENGTHS
+from point_peft_hf.studies import mean_interval
+from point_peft_hf.training import Predictor, load_task
+from point_peft_hf.training.task import PROCEDURAL
+
+CLEAN = "clean"
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="Folder with a folder for each row.")
+    parser.add_argument("--rows", nargs="+", required=True, help="Names of the rows' folders.")
+    parser.add_argument("--data", default=PROCEDURAL, help="Data set whose test clouds are corrupted.")
+    parser.add_argument("--max_test_clouds", type=int, default=300, help="Test clouds (default: %(default)s).")
+    parser.add_argument("--batch_size", type=int, default=50, help="Clouds at a time (default: %(default)s).")
+    parser.add_argument("--output", type=Path, default=Path("robustness.json"), help="Where the numbers go.")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure each model under each corruption, then write and print the table."""
+    args = parse_arguments()
+    test = load_task(args.data, max_test_clouds=args.max_test_clouds).test
+    models = {row: list(trained_models(args.folder / row)) for row in args.rows}
+    conditions = [(CLEAN, 0), *((name, strength) for name in CORRUPTIONS for strength in STRENGTHS)]
+    results = []
+    for name, strength in tqdm(conditions, desc="Corruptions", disable=not sys.stderr.isatty()):
+        # The same clouds, corrupted in the same way, for every model.
+        clouds = [corrupted(test, index, name, strength) for index in range(len(test))]
+        for row, folders in models.items():
+            for folder in folders:
+                accuracy = measure(str(folder), clouds, test, args.batch_size)
+                results.append(
+                    {"row": row, "model": folder.name, "corruption": name, "strength": strength, "accuracy": accuracy}
+                )
+    args.output.write_text(json.dumps(results, indent=1) + "\n")
+    print(f"\n{table(results)}\n\nSaved to {args.output}.")
+
+
+def trained_models(folder: Path) -> Iterator[Path]:
+    """The models of a row: the folder itself, or one folder for each seed.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = [path for path in (folder, *sorted(folder.glob("seed-*"))) if (path / "run.json").exists()]
+    if not found:
+        raise ValueError(f"{folder} holds no trained model: neither a run.json nor folders seed-* with one.")
+    yield from found
+
+
+def corrupted(test: PointCloudDataset, index: int, name: str, strength: int) -> np.ndarray:
+    """One cloud under a condition; the random numbers depend on the cloud and the condition alone."""
+    points = np.asarray(test[index]["points"])
+    if name == CLEAN:
+        return points
+    return corrupt(points, name, strength, np.random.default_rng([index, list(CORRUPTIONS).index(name), strength]))
+
+
+@torch.no_grad()
+def measure(model: str, clouds: list[np.ndarray], test: PointCloudDataset, batch_size: int) -> float:
+    """The accuracy of a saved model on clouds."""
+    predictor = Predictor.from_pretrained(model)
+    right = 0
+    for start in range(0, len(clouds), batch_size):
+        batch = predictor.processor(clouds[start : start + batch_size])["points"]
+        predictions = predictor.model(points=batch).logits.argmax(dim=-1).numpy()
+        right += int((predictions == np.asarray(test.labels[start : start + batch_size])).sum())
+    return right / len(clouds)
+
+
+def table(results: list[dict]) -> str:
+    """Accuracies in per cent by row and corruption, in Markdown."""
+    columns = [CLEAN, *CORRUPTIONS, "mean"]
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for row in dict.fromkeys(result["row"] for result in results):
+        cells = []
+        for column in columns:
+            by_model: dict[str, list[float]] = {}
+            for result in results:
+                if result["row"] == row and column in (result["corruption"], "mean"):
+                    if column != "mean" or result["corruption"] != CLEAN:
+                        by_model.setdefault(result["model"], []).append(result["accuracy"])
+            interval = mean_interval([100 * float(np.mean(values)) for values in by_model.values()])
+            cells.append(f"{interval.mean:.1f}" + (f" ± {interval.half_width:.1f}" if interval.count > 1 else ""))
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        # What a person can mend needs no traceback.
+        sys.exit(f"error: {error}")

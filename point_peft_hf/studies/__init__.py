@@ -1,0 +1,25 @@
+"""Studies: methods x seeds on a task, with learning rates chosen on validation and intervals over the seeds."""
+
+from .book import RunBook
+from .plan import FewShot, PlannedRun, Study, StudyRow
+from .report import RowSummary, study_table, summarize, write_report
+from .runner import few_shot_task, rerun, run_study
+from .statistics import Interval, mean_interval, paired_difference
+
+__all__ = [
+    "FewShot",
+    "Interval",
+    "PlannedRun",
+    "RowSummary",
+    "RunBook",
+    "Study",
+    "StudyRow",
+    "few_shot_task",
+    "mean_interval",
+    "paired_difference",
+    "rerun",
+    "run_study",
+    "study_table",
+    "summarize",
+    "write_report",
+]

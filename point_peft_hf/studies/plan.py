@@ -1,0 +1,205 @@
+"""A study: which methods are compared, on which data, over which seeds. One yaml file says all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..training import METHODS, FinetuneArguments
+
+# What a study sets for each run, and so no yaml may.
+_SET_BY_STUDY = {"seed", "output_dir", "resume_from_checkpoint"}
+_ARGUMENT_NAMES = {f.name for f in fields(FinetuneArguments)} - _SET_BY_STUDY
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """One line of a study's table.
+
+    Attributes:
+        name: Name of the line.
+        arguments: Fields of [`~point_peft_hf.training.FinetuneArguments`], those of the whole study included.
+        learning_rate_from: Name of a line whose learning rate is taken over.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    learning_rate_from: str | None = None
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """The few-shot protocol: each seed is a fold of `way` classes with `shot` training and `query` test clouds."""
+
+    way: int
+    shot: int
+    query: int = 20
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training of a study.
+
+    Attributes:
+        row: Name of the line it belongs to.
+        stage: "search" (for the learning rate; the test split is not looked at) or "final".
+        seed: Seed of everything: weights, order, and, unless `data_seed` is among the arguments, the splits.
+        arguments: Fields of [`~point_peft_hf.training.FinetuneArguments`].
+        few_shot: The few-shot protocol, if the study follows it.
+    """
+
+    row: str
+    stage: str
+    seed: int
+    arguments: dict[str, Any]
+    few_shot: FewShot | None = None
+
+    @property
+    def key(self) -> str:
+        """What tells this run from any other, whatever the order of the fields: its name and a digest of it all."""
+        content = [self.stage, self.seed, self.arguments, self.few_shot and vars(self.few_shot)]
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return f"{self.row}-{self.stage}-{self.seed}-{digest[:12]}"
+
+
+@dataclass
+class Study:
+    """Methods x seeds on one task.
+
+    Attributes:
+        rows: The lines of the table, by name.
+        seeds: Seeds of the final runs; under the few-shot protocol the numbers of the folds.
+        reference: Name of the line that differences are taken to.
+        description: What is asked, for the head of the report.
+        learning_rates: Rates that are tried for each line without a rate of its own.
+        search_seeds: Seeds of that search; other than `seeds`, so that no final run is chosen by its own luck.
+        few_shot: The few-shot protocol.
+    """
+
+    rows: dict[str, StudyRow]
+    seeds: list[int]
+    reference: str | None = None
+    description: str = ""
+    learning_rates: list[float] = field(default_factory=list)
+    search_seeds: list[int] = field(default_factory=list)
+    few_shot: FewShot | None = None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, **overrides: Any) -> Study:
+        """Read a study.
+
+        The keys: `description`, `arguments` (for all lines), `seeds`, `reference`, `learning_rates` with `values` and
+        `seeds`, `few_shot` with `way`, `shot` and `query`, and `rows`: by name, the arguments of a line, where
+        `method` is by default the name, and `learning_rate_from` takes over the rate of another line.
+
+        Args:
+            path: The yaml file.
+            **overrides: Arguments of all lines that replace those of the file, for example `data`.
+
+        Raises:
+            ValueError: If the file is not a study, with the key that is wrong.
+        """
+        content = yaml.safe_load(Path(path).read_text())
+        if not isinstance(content, dict) or not isinstance(content.get("rows"), dict) or not content["rows"]:
+            raise ValueError(f"{path} is not a study: it needs the key `rows`, with name and arguments of each line.")
+        known = {"description", "arguments", "seeds", "reference", "learning_rates", "few_shot", "rows"}
+        if unknown := sorted(content.keys() - known):
+            raise ValueError(f"{path} has unknown keys {unknown}. A study has {sorted(known)}.")
+        search = content.get("learning_rates") or {}
+        if search and search.keys() != {"values", "seeds"}:
+            raise ValueError(f"`learning_rates` in {path} needs the keys `values` and `seeds`, got {sorted(search)}.")
+        common = (content.get("arguments") or {}) | overrides
+        rows = {name: _row(path, str(name), common, line or {}) for name, line in content["rows"].items()}
+        study = cls(
+            rows=rows,
+            seeds=list(content.get("seeds", [0])),
+            reference=content.get("reference"),
+            description=content.get("description", "").strip(),
+            learning_rates=[float(value) for value in search.get("values", ())],
+            search_seeds=list(search.get("seeds", ())),
+            few_shot=FewShot(**content["few_shot"]) if content.get("few_shot") else None,
+        )
+        study._check(path)
+        return study
+
+    def _check(self, path: str | Path) -> None:
+        names = {"reference": self.reference} | {
+            f"learning_rate_from of {row.name}": row.learning_rate_from for row in self.rows.values()
+        }
+        for what, name in names.items():
+            if name is not None and name not in self.rows:
+                raise ValueError(f"{what} in {path} is {name!r}, which is none of the rows {sorted(self.rows)}.")
+        for row in self.rows.values():
+            other = self.rows.get(row.learning_rate_from)
+            if other is not None and other.learning_rate_from is not None:
+                raise ValueError(f"{row.name} in {path} takes its learning rate from {other.name}, which has none.")
+        if shared := sorted(set(self.seeds) & set(self.search_seeds)):
+            raise ValueError(
+                f"The seeds {shared} in {path} choose learning rates and count in the table. Use other seeds for one."
+            )
+        for run in self.final_runs(dict.fromkeys(self.rows)):
+            FinetuneArguments(**run.arguments, seed=run.seed).check()
+
+    def search_runs(self) -> Iterator[PlannedRun]:
+        """The runs that choose learning rates: each line without a rate, at each rate, over the search's seeds."""
+        for row in self.rows.values():
+            if row.learning_rate_from is None and row.arguments.get("learning_rate") is None:
+                for rate in self.learning_rates:
+                    for seed in self.search_seeds:
+                        yield self._run(row, "search", seed, rate)
+
+    def final_runs(self, rates: dict[str, float | None]) -> Iterator[PlannedRun]:
+        """The runs of the table. All lines of a seed come first, so that an early look compares like with like.
+
+        Args:
+            rates: Learning rate of each line, from [`chosen_rates`].
+        """
+        for seed in self.seeds:
+            for row in self.rows.values():
+                yield self._run(row, "final", seed, rates[row.name])
+
+    def chosen_rates(self, validation: dict[str, dict[float, list[float]]]) -> dict[str, float | None]:
+        """The learning rate of each line: its own, that of another line, the best on validation, or the default.
+
+        Args:
+            validation: By line and rate, the validation scores of the search. At equal means the lower rate is taken.
+        """
+
+        def best(row: StudyRow) -> float | None:
+            scores = validation.get(row.name)
+            if row.arguments.get("learning_rate") is not None or not scores:
+                return row.arguments.get("learning_rate")
+            return max(sorted(scores), key=lambda rate: sum(scores[rate]) / len(scores[rate]))
+
+        own = {row.name: best(row) for row in self.rows.values()}
+        return {
+            row.name: own[row.learning_rate_from] if row.learning_rate_from else own[row.name]
+            for row in self.rows.values()
+        }
+
+    def _run(self, row: StudyRow, stage: str, seed: int, rate: float | None) -> PlannedRun:
+        arguments = {"data_seed": seed} | row.arguments | {"learning_rate": rate}
+        return PlannedRun(row.name, stage, seed, arguments, self.few_shot)
+
+
+def _row(path: str | Path, name: str, common: dict[str, Any], line: dict[str, Any]) -> StudyRow:
+    line = dict(line)
+    learning_rate_from = line.pop("learning_rate_from", None)
+    arguments = {"method": name} | common | line
+    if unknown := sorted(arguments.keys() - _ARGUMENT_NAMES):
+        raise ValueError(
+            f"The row {name!r} of {path} has unknown arguments {unknown}. Those of examples/train.py can be used, "
+            f"except {sorted(_SET_BY_STUDY)}, which a study sets itself."
+        )
+    if arguments["method"] not in METHODS:
+        raise ValueError(
+            f"The row {name!r} of {path} has the method {arguments['method']!r}. Give it `method`: one of "
+            f"{', '.join(METHODS)}."
+        )
+    return StudyRow(name, arguments, learning_rate_from)

@@ -1,0 +1,167 @@
+"""Running a study: each training once, several side by side, and nothing twice after a stop."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import release_memory
+
+from ..data import few_shot_fold, load_dataset
+from ..training import ClassificationTask, FinetuneArguments, Finetuning
+from .book import RunBook
+from .plan import FewShot, PlannedRun, Study
+
+# What of a run's record goes into the book; the whole of it stays beside the adapter.
+_KEPT_FIELDS = (
+    "learning_rate",
+    "clouds",
+    "parameters",
+    "best_epoch",
+    "validation_accuracy",
+    "test",
+    "file_bytes",
+    "seconds_per_epoch",
+    "peak_memory_mib",
+    "history",
+    "versions",
+)
+
+
+def run_study(
+    study: Study, output_dir: str | Path, *, jobs: int = 1, report: Callable[[str], None] = print
+) -> tuple[RunBook, dict[str, float | None]]:
+    """Run what of a study is not yet in its book: first the search for learning rates, then the runs of the table.
+
+    Args:
+        study: What to run.
+        output_dir: The book "runs.jsonl" goes here, and the adapters of the final runs to "adapters/<row>/seed-<n>".
+        jobs: Trainings side by side, each with its share of the cores. A training on a single core is slower but
+            wastes nothing, so on a CPU as many jobs as cores finish first.
+        report: Called with each line that a person should see.
+
+    Returns:
+        The book, and the learning rate of each line.
+    """
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    book = RunBook(output_dir / "runs.jsonl")
+    _run_all(list(study.search_runs()), book, output_dir, jobs, report)
+    rates = study.chosen_rates(validation_by_rate(book))
+    for name, rate in rates.items():
+        if study.learning_rates:
+            report(f"{name}: learning rate {rate:g}" if rate is not None else f"{name}: the method's learning rate")
+    _run_all(list(study.final_runs(rates)), book, output_dir, jobs, report)
+    return book, rates
+
+
+def validation_by_rate(book: RunBook) -> dict[str, dict[float, list[float]]]:
+    """The validation accuracies of a search, by line and learning rate."""
+    scores: dict[str, dict[float, list[float]]] = {}
+    for record in book.of_stage("search"):
+        scores.setdefault(record["row"], {}).setdefault(record["learning_rate"], []).append(
+            record["validation_accuracy"]
+        )
+    return scores
+
+
+def rerun(record: dict[str, Any]) -> dict[str, Any]:
+    """Do a run of a book again, from its record alone.
+
+    Args:
+        record: A line of the book.
+
+    Returns:
+        The new record. With the versions, the kind of machine and the number of threads of the old one, its numbers
+        are the same.
+    """
+    few_shot = FewShot(**record["few_shot"]) if record["few_shot"] else None
+    run = PlannedRun(record["row"], record["stage"], record["seed"], record["arguments"], few_shot)
+    with tempfile.TemporaryDirectory() as folder:
+        return _execute(run, Path(folder), record["threads"])
+
+
+def _run_all(
+    runs: Iterable[PlannedRun], book: RunBook, output_dir: Path, jobs: int, report: Callable[[str], None]
+) -> None:
+    pending = [run for run in runs if run.key not in book]
+    threads = max((os.cpu_count() or 1) // jobs, 1)
+    for done, record in enumerate(_results(pending, output_dir, jobs, threads), 1):
+        book.add(record)
+        score = f"validation {100 * record['validation_accuracy']:.1f} %"
+        if record["test"] is not None:
+            score += f", test {100 * record['test']['accuracy']:.1f} %"
+        name = f"{record['row']}, {record['stage']}, seed {record['seed']}, learning rate {record['learning_rate']:g}"
+        report(f"[{done}/{len(pending)}] {name}: {score}")
+
+
+def _results(runs: list[PlannedRun], output_dir: Path, jobs: int, threads: int) -> Iterator[dict[str, Any]]:
+    """The records of runs, as they are done."""
+    if jobs == 1:
+        for run in runs:
+            yield _execute(run, output_dir, threads)
+        return
+    # Fresh processes: a fork would copy the locks of torch's threads.
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(_execute, run, output_dir, threads) for run in runs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _execute(run: PlannedRun, output_dir: Path, threads: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    work_dir = output_dir / "unfinished" / run.key
+    arguments = FinetuneArguments(
+        **run.arguments, seed=run.seed, output_dir=str(work_dir), resume_from_checkpoint="latest"
+    )
+    task = None if run.few_shot is None else few_shot_task(arguments.data, run.few_shot, fold=run.seed)
+    finetuning = Finetuning(arguments, task, report=lambda line: None)
+    record = finetuning.run()
+    folder = finetuning.output_dir
+    finetuning.accelerator.free_memory()
+    release_memory(finetuning)
+    if run.stage == "final" and (folder / "adapter_model.safetensors").exists():
+        _keep(folder, output_dir / "adapters" / run.row / f"seed-{run.seed}")
+    shutil.rmtree(work_dir)
+    return {
+        "key": run.key,
+        "row": run.row,
+        "stage": run.stage,
+        "seed": run.seed,
+        "arguments": run.arguments,
+        "few_shot": run.few_shot and vars(run.few_shot),
+        "threads": threads,
+        **{name: record[name] for name in _KEPT_FIELDS},
+    }
+
+
+def _keep(folder: Path, target: Path) -> None:
+    """Keep what predicts and what tells how it was made; the checkpoints have done their service."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(folder, target, ignore=lambda _, names: [name for name in names if name.startswith("checkpoint")])
+
+
+def few_shot_task(data: str, protocol: FewShot, fold: int) -> ClassificationTask:
+    """A fold of the few-shot protocol as a task.
+
+    There is no validation split: with so few clouds none can be spared, and the last epoch is taken.
+
+    Args:
+        data: Folder of the data set; the clouds of a fold come from its training split.
+        protocol: Classes and clouds of a fold.
+        fold: Number of the fold.
+    """
+    dataset = load_dataset(data)["train"]
+    splits = few_shot_fold(dataset, protocol.way, protocol.shot, protocol.query, fold)
+    empty = splits["train"].select([])
+    return ClassificationTask(list(splits["train"].class_names), splits["train"], empty, splits["test"])

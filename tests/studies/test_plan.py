@@ -1,0 +1,85 @@
+import pytest
+import yaml
+
+from point_peft_hf.studies import Study
+
+CONTENT = {
+    "arguments": {"epochs": 2, "clouds_per_class": 5},
+    "seeds": [0, 1],
+    "reference": "full",
+    "learning_rates": {"values": [1e-3, 4e-3], "seeds": [100, 101]},
+    "rows": {
+        "full": None,
+        "narrow": {"method": "point_peft", "config": {"bottleneck_size": 4}},
+        "fixed": {"method": "linear", "learning_rate": 2e-3},
+        "follower": {"method": "point_peft", "learning_rate_from": "narrow"},
+    },
+}
+
+
+def follows(name):
+    return {"learning_rate_from": name}
+
+
+def study(tmp_path, **changes):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(CONTENT | changes, sort_keys=False))
+    return Study.from_yaml(path)
+
+
+def test_a_study_of_all_kinds_of_rows(tmp_path):
+    plan = study(tmp_path)
+    searched = [(run.row, run.arguments["learning_rate"], run.seed) for run in plan.search_runs()]
+    values, seeds = (1e-3, 4e-3), (100, 101)
+    assert searched == [(row, rate, seed) for row in ("full", "narrow") for rate in values for seed in seeds]
+    rates = plan.chosen_rates(
+        {"full": {1e-3: [0.5, 0.5], 4e-3: [0.4, 0.5]}, "narrow": {4e-3: [0.25, 0.75], 1e-3: [0.5, 0.5]}}
+    )
+    # Equal means: the lower rate.
+    assert rates == {"full": 1e-3, "narrow": 1e-3, "fixed": 2e-3, "follower": 1e-3}
+    finals = list(plan.final_runs(rates))
+    assert [(run.row, run.seed) for run in finals] == [(row, seed) for seed in (0, 1) for row in CONTENT["rows"]]
+    assert finals[1].arguments == {
+        "method": "point_peft",
+        "epochs": 2,
+        "clouds_per_class": 5,
+        "config": {"bottleneck_size": 4},
+        "learning_rate": 1e-3,
+        "data_seed": 0,
+    }
+
+
+def test_keys_tell_runs_apart_and_stay(tmp_path):
+    rates = dict.fromkeys(CONTENT["rows"], 1e-3)
+    first, again = ([run.key for run in study(tmp_path).final_runs(rates)] for _ in range(2))
+    assert first == again
+    assert len(set(first)) == len(first)
+    longer = study(tmp_path, arguments={"epochs": 3, "clouds_per_class": 5})
+    assert not set(first) & {run.key for run in longer.final_runs(rates)}
+
+
+def test_overrides(tmp_path):
+    study(tmp_path)
+    plan = Study.from_yaml(tmp_path / "study.yaml", data="clouds")
+    assert {run.arguments["data"] for run in plan.search_runs()} == {"clouds"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": {}}, "needs the key `rows`"),
+        ({"seed": [0]}, r"unknown keys \['seed'\]"),
+        ({"reference": "best"}, "reference .* is 'best'"),
+        ({"seeds": [100]}, r"seeds \[100\]"),
+        ({"learning_rates": {"values": [1.0]}}, "needs the keys `values` and `seeds`"),
+        ({"rows": {"full": {"seed": 3}}}, "set itself|sets itself"),
+        ({"rows": {"full": {"epoch": 3}}}, r"unknown arguments \['epoch'\]"),
+        ({"rows": {"best": None}}, "has the method 'best'"),
+        ({"rows": {"full": {"epochs": 0}}}, "--epochs must be at least 1, got 0"),
+        ({"rows": {"full": {"learning_rate_from": "half"}}}, "is 'half'"),
+        ({"rows": {"full": None, "lora": follows("full"), "linear": follows("lora")}}, "which has none"),
+    ],
+)
+def test_wrong_studies(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        study(tmp_path, **changes)
