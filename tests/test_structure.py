@@ -21,6 +21,7 @@ ALLOWED = {
     "pretrained": set(),
     "hub": {"adapter_files", "models", "pretrained", "tuners"},
     "studies": {"adapter_files", "data", "training"},
+    "visualization": {"data", "ops", "slots", "tuners"},
     "training": {"adapter_files", "ops", "data", "hub", "models", "tuners", "pretrained"},
 }
 

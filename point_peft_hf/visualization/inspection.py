@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from ..slots import BlockContext
+from ..tuners import explain_retrieval
 from ..tuners.geometry_adapter.layer import table_points
+from ..tuners.point_prior_prompt.bank import bank_layers
 from .scene import check_points
 
 
@@ -114,7 +116,7 @@ def inspect_cloud(model: nn.Module, points: np.ndarray) -> CloudInspection:
     num_groups, has_class_token = context.group_centers.shape[1], context.num_prefix_tokens > 0
     # Prefix tokens and prompts come before the patch tokens.
     rows = attention[0, :, 0] if has_class_token else attention[0, :, -num_groups:].mean(dim=1)
-    bank = dict(_ask_banks(backbone, context))
+    bank = _ask_banks(backbone, batch)
     return CloudInspection(
         points=points,
         logits=_numpy(logits[0]),
@@ -174,28 +176,27 @@ def _prompt_places(context: BlockContext, bank: dict[str, BankAnswer]) -> list[P
         labels, sources = [-1] * prompts.count, ["nothing"] * prompts.count
         if prompts.cache is not None and name in bank:
             answer = bank[name]
-            num_averaged = int((answer.weights > 0).sum())
-            sources = ["own feature", f"average of the {num_averaged} most similar"]
+            sources = ["own feature", "average of the bank's answer"]
             sources += ["single entry"] * (prompts.count - 2)
             labels = [-1, -1, *map(int, answer.labels[: max(prompts.count - 2, 0)])]
         places.append(PromptPlaces(_numpy(prompts.coordinates), sources[: prompts.count], labels[: prompts.count]))
     return places
 
 
-def _ask_banks(backbone: nn.Module, context: BlockContext) -> Iterator[tuple[str, BankAnswer]]:
+def _ask_banks(backbone: nn.Module, points: torch.Tensor) -> dict[str, BankAnswer]:
     """What each bank at work answers, as far down as prompts are enhanced with it."""
-    for layer in (module for module in backbone.modules() if hasattr(module, "banks")):
-        for name in layer.working_adapters():
-            if name not in layer.banks or len(layer.banks[name]) == 0:
-                continue
-            bank, config = layer.banks[name], layer.configs[name]
-            query = nn.functional.normalize(context.query_features.float(), dim=-1)
-            count = max(config.retrieved_count, config.num_prompt_tokens - 2)
-            similarities, indices = (query @ bank.features.float().T)[0].topk(count)
-            weights = (similarities[: config.retrieved_count] / config.retrieval_temperature).softmax(dim=0)
-            weights = nn.functional.pad(weights, (0, count - len(weights)))
-            chosen = (bank.labels[indices], bank.sample_ids[indices], similarities, weights)
-            yield name, BankAnswer(*map(_numpy, chosen))
+    names = [
+        name
+        for layer in bank_layers(backbone)
+        for name in layer.working_adapters()
+        if name in layer.banks and len(layer.banks[name]) > 0
+    ]
+    answers = {}
+    for name in names:
+        report = explain_retrieval(backbone, points, name)
+        rows = (report.labels, report.sample_ids, report.similarities, report.weights)
+        answers[name] = BankAnswer(*(_numpy(row[0]) for row in rows))
+    return answers
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
