@@ -26,7 +26,7 @@ from point_peft_hf.training import Predictor, load_resident
 TITLE = "Point clouds, adapters on one backbone"
 SAMPLE_POINTS = 20_000
 MAX_CLASSES = 5
-NEIGHBOR_COLUMNS = ["class", "similarity", "weight", "training cloud"]
+NEIGHBOR_COLUMNS = ["class", "cosine", "weight", "cloud"]
 # Fonts of the system: nothing is loaded from elsewhere.
 FONTS = ["system-ui", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
 STYLE = """
@@ -79,7 +79,7 @@ def answer(predictor: Predictor, cloud: str | np.ndarray, title: str) -> Answer:
             bank.labels, bank.sample_ids, bank.similarities, bank.weights, strict=True
         ):
             name = names[label] if 0 <= label < len(names) else "unknown"
-            number = f"no. {sample}" if sample >= 0 else "unknown"
+            number = str(sample) if sample >= 0 else "unknown"
             neighbors.append([name, f"{similarity:.3f}", f"{100 * weight:.1f} %", number])
     colorings = visualization.inspection_colorings(inspection, names, points)
     return Answer(visualization.cloud_page(points, colorings, title), scores, neighbors)
@@ -122,7 +122,8 @@ def build_page(predictors: dict[str, Predictor]):
             with gradio.Column(scale=1, min_width=300):
                 adapter = gradio.Dropdown(list(predictors), value=next(iter(predictors)), label="Adapter")
                 sample = gradio.Dropdown(list(HELD_OUT_CLASSES), value=first_sample, label="Built-in shape")
-                file = gradio.File(label=f"Or a file of yours ({', '.join(sorted(READERS))})", height=130)
+                file = gradio.File(label="Or a file of yours", height=130)
+                gradio.Markdown(f"<small>Read are {', '.join(sorted(READERS))}</small>")
                 scores = gradio.Label(label="Class, or share of each part", num_top_classes=MAX_CLASSES)
             with gradio.Column(scale=2, min_width=320):
                 message = gradio.HTML(visible=False)
@@ -134,10 +135,18 @@ def build_page(predictors: dict[str, Predictor]):
                     visible=False,
                 )
         outputs = [message, viewer, scores, neighbors]
-        shown = {"fn": show, "inputs": [adapter, source], "outputs": outputs, "api_name": False}
+        # One at a time: a model is looked into by hooks, which see whatever runs.
+        shown = {
+            "fn": show,
+            "inputs": [adapter, source],
+            "outputs": outputs,
+            "api_name": False,
+            "concurrency_limit": 1,
+            "concurrency_id": "models",
+        }
         page.load(**shown)
         adapter.change(**shown)
-        sample.input(lambda name: ("sample", name), sample, source, api_name=False).then(**shown)
+        sample.input(lambda name: (("sample", name), None), sample, [source, file], api_name=False).then(**shown)
         file.upload(lambda path: ("file", path), file, source, api_name=False).then(**shown)
         file.clear(lambda name: ("sample", name), sample, source, api_name=False).then(**shown)
     return page

@@ -39,6 +39,14 @@ radius ||= 1;
 
 const FIELD = 0.6, START = { yaw: 0.6, pitch: 0.35, zoom: 1, x: 0, y: 0 };
 let view = { ...START }, current = scene.colorings[0], turning = true, dirty = true, lastTime = 0;
+// On slow machines a moving cloud is drawn with a share of its points, so that it moves smoothly, and fully at rest.
+const SLOW_FRAME = 50, FAST_FRAME = 24, STILL_AFTER = 200;
+let detail = 1, drawnDetail = 0, lastMoved = 0;
+const order = Uint32Array.from({ length: scene.count }, (_, i) => i);
+for (let i = scene.count - 1; i > 0; i--) {
+  const other = Math.floor(Math.random() * (i + 1));
+  [order[i], order[other]] = [order[other], order[i]];
+}
 
 // -- Drawing ----------------------------------------------------------------------------------------------------------
 
@@ -63,7 +71,7 @@ void main() {
   gl_FragColor = vec4(mix(shade, paper, 0.45 * depth * step(1.0, rim)), 1.0);
 }`;
 
-const gl = canvas.getContext("webgl", { antialias: true, preserveDrawingBuffer: true });
+const gl = canvas.getContext("webgl", { antialias: false, preserveDrawingBuffer: true });
 const locations = {}, buffers = {};
 
 function build() {
@@ -84,7 +92,9 @@ function build() {
   }
   for (const name of ["points", "pointColors", "markers", "markerColors"]) buffers[name] = gl.createBuffer();
   gl.enable(gl.DEPTH_TEST);
-  fill("points", positions);
+  const shuffled = new Float32Array(positions.length);
+  order.forEach((from, to) => shuffled.set(positions.subarray(3 * from, 3 * from + 3), 3 * to));
+  fill("points", shuffled);
 }
 
 function fill(name, data) {
@@ -101,26 +111,34 @@ function range(values) {
   return [least, most];
 }
 
+// What is dark would not show on a dark page.
+function lighten(color, share) {
+  return isDark() ? color.map((value) => Math.round(value + share * (255 - value))) : color.map(Math.round);
+}
+
+function categoryColor(color) {
+  const channels = rgb(color), [red, green, blue] = channels;
+  return lighten(channels, 0.3 * red + 0.6 * green + 0.1 * blue < 100 ? 0.18 : 0);
+}
+
 function rampColor(share) {
   const place = share * (scene.ramp.length - 1), index = Math.min(Math.floor(place), scene.ramp.length - 2);
   const a = rgb(scene.ramp[index]), b = rgb(scene.ramp[index + 1]);
-  // The dark end of the scale would not show on a dark page.
-  const lift = isDark() ? 0.22 : 0;
-  return a.map((value, channel) => Math.round((value + (place - index) * (b[channel] - value)) * (1 - lift) + 255 * lift));
+  return lighten(a.map((value, channel) => value + (place - index) * (b[channel] - value)), 0.22);
 }
 
 function pointColors(coloring) {
   const colors = new Uint8Array(scene.count * 4), table = [];
   let slot;
   if (coloring.categories) {
-    coloring.colors.forEach((color, i) => table.push([...rgb(color), coloring.hidden.has(i) ? 0 : 255]));
+    coloring.colors.forEach((color, i) => table.push([...categoryColor(color), coloring.hidden.has(i) ? 0 : 255]));
     slot = (value) => value;
   } else {
     const [least, most] = range(coloring.values);
     for (let i = 0; i < 256; i++) table.push([...rampColor(i / 255), 255]);
     slot = (value) => (most > least ? Math.round((255 * (value - least)) / (most - least)) : 0);
   }
-  for (let i = 0; i < scene.count; i++) colors.set(table[slot(coloring.values[i])], 4 * i);
+  for (let i = 0; i < scene.count; i++) colors.set(table[slot(coloring.values[order[i]])], 4 * i);
   return colors;
 }
 
@@ -134,7 +152,7 @@ function upload() {
     markers.start = start / 3;
     places.set(markers.positions, start);
     for (let i = start / 3; i < (start + markers.positions.length) / 3; i++)
-      colors.set([...rgb(markers.color || css("--panel")), 255], 4 * i);
+      colors.set([...(markers.color ? categoryColor(markers.color) : rgb(css("--panel"))), 255], 4 * i);
     start += markers.positions.length;
   }
   fill("markers", places);
@@ -177,7 +195,7 @@ function drawSet(points, colors, start, count, size, rim, pull) {
   gl.drawArrays(gl.POINTS, start, count);
 }
 
-function draw() {
+function draw(share = 1) {
   const camera = cameraMatrix(), paper = rgb(css("--paper")).map((value) => value / 255);
   const scale = (canvas.height / 2) * camera.focal;
   gl.viewport(0, 0, canvas.width, canvas.height);
@@ -188,7 +206,8 @@ function draw() {
   gl.uniform1f(locations.farthest, camera.farthest);
   gl.uniform3fv(locations.paper, paper);
   gl.uniform3fv(locations.ring, rgb(css("--ink")).map((value) => value / 255));
-  drawSet("points", "pointColors", 0, scene.count, pixelSize() * scale, 2, 0);
+  const count = Math.ceil(share * scene.count);
+  drawSet("points", "pointColors", 0, count, pixelSize() * scale * share ** -0.2, 2, 0);
   for (const markers of current.markers.filter((m) => m.visible)) {
     // Markers come forward a little, so that the points around a centre do not bury it; some come before everything.
     if (markers.onTop) gl.depthRange(0, 0);
@@ -223,8 +242,19 @@ function frame(time) {
     view.yaw += Math.min(time - lastTime, 100) * 0.0004;
     dirty = true;
   }
+  const elapsed = time - lastTime;
   lastTime = time;
-  if (dirty) draw();
+  if (dirty) {
+    // Two frames in a row tell how fast this machine draws; the first after a rest does not.
+    if (time - lastMoved < STILL_AFTER + elapsed && elapsed > SLOW_FRAME) detail = Math.max(detail * 0.8, 0.1);
+    else if (elapsed < FAST_FRAME) detail = Math.min(detail * 1.1, 1);
+    lastMoved = time;
+    drawnDetail = detail;
+    draw(detail);
+  } else if (drawnDetail < 1 && time - lastMoved > STILL_AFTER) {
+    drawnDetail = 1;
+    draw();
+  }
   dirty = false;
   requestAnimationFrame(frame);
 }
@@ -246,7 +276,7 @@ function entry(name, color, count, isMarker, toggle) {
   button.type = "button";
   button.title = "Show or hide";
   button.setAttribute("aria-pressed", "true");
-  swatch.style.background = color || "var(--panel)";
+  swatch.style.background = color ? `rgb(${categoryColor(color).join(" ")})` : "var(--panel)";
   swatch.className = isMarker ? "marker" : "";
   number.textContent = count.toLocaleString("en");
   number.className = "count";
