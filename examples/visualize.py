@@ -11,7 +11,8 @@ Needs `pip install 'point-peft-hf[viz]'`. Writes to the output folder
     confusion_matrix.png     which classes of the test clouds are taken for which
     learning_curves.png      loss and validation score of each epoch
 
-The last three need what training wrote, "run.json", and the data it was trained on.
+The last three need what training wrote, "run.json", and the data it was trained on; features and confusion matrix are
+those of classifiers.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def draw_cloud(args: argparse.Namespace, predictor: Predictor) -> list[Path]:
-    """Draw the cloud, coloured by all that the model makes of it."""
+def draw_cloud(args: argparse.Namespace, predictor: Predictor) -> tuple[list[Path], bool]:
+    """Draw the cloud, coloured by all that the model makes of it; also give whether it is one of parts."""
     cloud, title = args.file, Path(args.file or "teapot (built-in shape)").name
     points, model_points = visualization.prepare_for_display(
         sample_shape("teapot", 8192, rng=0) if cloud is None else cloud, predictor.processor
@@ -59,16 +60,17 @@ def draw_cloud(args: argparse.Namespace, predictor: Predictor) -> list[Path]:
     for coloring in colorings:
         path = args.output_dir / f"cloud_{coloring.name.replace(' ', '_')}.png"
         files.append(visualization.save_cloud_image(points, coloring, path, title))
-    return files
+    return files, inspection.logits.ndim == 2
 
 
-def draw_run(args: argparse.Namespace, predictor: Predictor, record: dict) -> list[Path]:
-    """Draw how training went, and what the model makes of the test clouds."""
-    # A repository of several seeds has the record of each.
-    runs = record.get("runs", [record])
+def draw_training(args: argparse.Namespace, runs: list[dict]) -> list[Path]:
+    """Draw how training went."""
     histories = {f"{run['method']}, seed {run['arguments']['seed']}": run["history"] for run in runs}
-    files = [visualization.plot_learning_curves(histories, args.output_dir / "learning_curves.png")]
-    arguments = runs[0]["arguments"]
+    return [visualization.plot_learning_curves(histories, args.output_dir / "learning_curves.png")]
+
+
+def draw_test_clouds(args: argparse.Namespace, predictor: Predictor, arguments: dict) -> list[Path]:
+    """Draw what a classifier makes of the test clouds."""
     options = {name: arguments[name] for name in DATA_ARGUMENTS} | {"seed": arguments["data_seed"]}
     if args.data is not None:
         options["data"] = args.data
@@ -80,18 +82,12 @@ def draw_run(args: argparse.Namespace, predictor: Predictor, record: dict) -> li
         )
     loader = DataLoader(task.test, batch_size=16, collate_fn=PointCloudCollator(predictor.processor))
     clouds = visualization.classify_clouds(predictor.model, loader)
-    files.append(
-        visualization.plot_features(
-            clouds.features,
-            clouds.labels,
-            predictor.class_names,
-            args.output_dir / "features.png",
-            method=args.projection,
-        )
-    )
-    confusion = args.output_dir / "confusion_matrix.png"
-    files.append(visualization.plot_confusion_matrix(clouds.confusion, predictor.class_names, confusion))
-    return files
+    features, confusion = args.output_dir / "features.png", args.output_dir / "confusion_matrix.png"
+    names = predictor.class_names
+    return [
+        visualization.plot_features(clouds.features, clouds.labels, names, features, method=args.projection),
+        visualization.plot_confusion_matrix(clouds.confusion, names, confusion),
+    ]
 
 
 def main() -> None:
@@ -101,10 +97,15 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     predictor = Predictor.from_pretrained(args.adapter, args.model)
-    files = draw_cloud(args, predictor)
-    record = find_file(args.adapter, RECORD_NAME)
-    if record is not None:
-        files += draw_run(args, predictor, read_json(record))
+    files, has_parts = draw_cloud(args, predictor)
+    path = find_file(args.adapter, RECORD_NAME)
+    if path is not None:
+        record = read_json(path)
+        # A repository of several seeds has the record of each.
+        runs = record.get("runs", [record])
+        files += draw_training(args, runs)
+        if not has_parts:
+            files += draw_test_clouds(args, predictor, runs[0]["arguments"])
     else:
         print(f"{args.adapter} has no {RECORD_NAME}: no learning curves, features and confusion matrix.")
     print("\n".join(map(str, files)))

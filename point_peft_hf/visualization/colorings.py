@@ -64,7 +64,7 @@ def inspection_colorings(
             markers=[centers],
         ),
         PointColoring(
-            f"attention of the {inspection.attention_from}",
+            f"attention of {inspection.attention_from}",
             100 * inspection.attention[group],
             unit="% per token",
             markers=[centers],

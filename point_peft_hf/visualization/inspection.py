@@ -60,7 +60,7 @@ class CloudInspection:
         group_centers: Centres of the patch tokens, of shape `(num_groups, 3)`.
         attention: How much attention of the last block each patch token gets, mean over the heads, of shape
             `(num_groups,)`.
-        attention_from: Whose attention: "class token", or "all tokens" (their mean) in a model that has none.
+        attention_from: Whose attention: "the class token", or "all tokens" (their mean) in a model that has none.
         local_centers: Local centres of the geometry adapter, of shape `(num_local_centers, 3)`, or `None`.
         prompts: Where the prompts are, if they have places.
         bank: What the bank answers, by adapter name.
@@ -122,7 +122,7 @@ def inspect_cloud(model: nn.Module, points: np.ndarray) -> CloudInspection:
         logits=_numpy(logits[0]),
         group_centers=_numpy(context.group_centers[0]),
         attention=_numpy(rows.mean(dim=0)[-num_groups:]),
-        attention_from="class token" if has_class_token else "all tokens",
+        attention_from="the class token" if has_class_token else "all tokens",
         local_centers=_local_centers(context),
         prompts=_prompt_places(context, bank),
         bank=bank,

@@ -26,8 +26,8 @@ STAGES = {
     "attention_radii": (0.5, 1.0),
 }
 BACKBONES = {
-    "point_mae": (pp.PointMAEForClassification, pp.PointMAEConfig, SINGLE_STAGE, "class token"),
-    "point_bert": (pp.PointBertForClassification, pp.PointBertConfig, SINGLE_STAGE, "class token"),
+    "point_mae": (pp.PointMAEForClassification, pp.PointMAEConfig, SINGLE_STAGE, "the class token"),
+    "point_bert": (pp.PointBertForClassification, pp.PointBertConfig, SINGLE_STAGE, "the class token"),
     "point_m2ae": (pp.PointM2AEForClassification, pp.PointM2AEConfig, STAGES, "all tokens"),
 }
 CLOUD = np.random.default_rng(0).normal(size=(80, 3)).astype(np.float32)
@@ -100,7 +100,10 @@ def test_prompts_tell_what_they_are_enhanced_with():
 
 def test_distance_to_the_nearest_local_centre_by_hand():
     centers = np.array([[0, 0, 0], [3, 4, 0], [0, 0, 2.0]])
-    found = CloudInspection(centers, np.zeros(3), centers, np.ones(3) / 3, "class token", local_centers=centers[:1])
+    weights = np.ones(3) / 3
+    found = CloudInspection(centers, np.zeros(3), centers, weights, "the class token", local_centers=centers[:1])
+        centers, np.zeros(3), centers, np.ones(3) / 3, "the class token", local_centers=centers[:1]
+    )
     assert found.local_distances.tolist() == [0, 5, 2]
 
 
@@ -126,7 +129,7 @@ def test_colourings_of_a_denser_cloud():
 
 def test_parts_go_to_the_nearest_point():
     points = np.array([[0, 0, 0], [1, 0, 0], [5, 0, 0.0]])
-    found = CloudInspection(points, np.eye(3), points, np.ones(3) / 3, "class token")
+    found = CloudInspection(points, np.eye(3), points, np.ones(3) / 3, "the class token")
     parts = inspection_colorings(found, NAMES, np.array([[0.2, 0, 0], [4, 0, 0], [1, 1, 0], [0.9, 0, 0]]))[0]
     assert parts.name == "predicted part"
     assert parts.values.tolist() == [0, 2, 1, 1]
