@@ -102,8 +102,6 @@ def test_distance_to_the_nearest_local_centre_by_hand():
     centers = np.array([[0, 0, 0], [3, 4, 0], [0, 0, 2.0]])
     weights = np.ones(3) / 3
     found = CloudInspection(centers, np.zeros(3), centers, weights, "the class token", local_centers=centers[:1])
-        centers, np.zeros(3), centers, np.ones(3) / 3, "the class token", local_centers=centers[:1]
-    )
     assert found.local_distances.tolist() == [0, 5, 2]
 
 
