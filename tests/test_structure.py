@@ -22,6 +22,7 @@ ALLOWED = {
     "hub": {"adapter_files", "models", "pretrained", "tuners"},
     "studies": {"adapter_files", "data", "training"},
     "training": {"adapter_files", "layers", "ops", "data", "hub", "models", "tuners", "pretrained"},
+    "visualization": {"data", "ops", "slots", "tuners"},
 }
 
 

@@ -11,6 +11,7 @@ from .metrics import ClassificationMetrics
 from .optimization import parameter_groups, warmup_cosine
 from .predictor import Predictor
 from .record import results_table
+from .resident import load_resident, share_weights
 from .task import ClassificationTask, load_task
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "evaluation_loader",
     "load_backbone",
     "load_model",
+    "load_resident",
     "load_task",
     "method_config",
     "parameter_groups",
@@ -38,5 +40,6 @@ __all__ = [
     "save_model",
     "synchronize_batch_norms",
     "training_loader",
+    "share_weights",
     "warmup_cosine",
 ]

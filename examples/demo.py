@@ -1,0 +1,192 @@
+"""A page to try adapters on: drop a cloud, see it turn, what it is, and which training clouds it is like.
+
+    python examples/demo.py outputs/point_peft outputs/lora
+    python examples/demo.py you/my-adapter --port 7861
+
+Needs `pip install 'point-peft-hf[demo]'`. Adapters of one backbone share its weights, so that many can be served at
+once; the page switches between them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import transformers
+
+from point_peft_hf import visualization
+from point_peft_hf.data import HELD_OUT_CLASSES, READERS, sample_shape
+from point_peft_hf.training import Predictor, load_resident
+
+TITLE = "Point clouds, adapters on one backbone"
+SAMPLE_POINTS = 20_000
+MAX_CLASSES = 5
+NEIGHBOR_COLUMNS = ["class", "cosine", "weight", "cloud"]
+# Fonts of the system: nothing is loaded from elsewhere.
+FONTS = ["system-ui", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
+STYLE = """
+.viewer iframe { width: 100%; height: min(74vh, 720px); border: 1px solid var(--border-color-primary);
+  border-radius: 8px; background: var(--background-fill-primary); }
+.problem { padding: 10px 14px; border: 2px solid #d55e00; border-radius: 8px; overflow-wrap: anywhere; }
+"""
+
+
+@dataclass
+class Answer:
+    """What a model says about a cloud.
+
+    Attributes:
+        page: The cloud to look at, as an HTML page.
+        scores: Probability of each class, or share of the points of each part.
+        neighbors: Rows of `NEIGHBOR_COLUMNS`, from the most similar training cloud down; none without a bank.
+    """
+
+    page: str
+    scores: dict[str, float]
+    neighbors: list[list[str]]
+
+
+def answer(predictor: Predictor, cloud: str | np.ndarray, title: str) -> Answer:
+    """Let a model look at a cloud.
+
+    Args:
+        predictor: The model.
+        cloud: A file, or coordinates of shape `(num_points, 3)`.
+        title: What the cloud is called.
+
+    Returns:
+        What it says.
+
+    Raises:
+        ValueError: If the cloud cannot be read or used.
+    """
+    points, model_points = visualization.prepare_for_display(cloud, predictor.processor)
+    inspection = visualization.inspect_cloud(predictor.model, model_points)
+    names = predictor.class_names
+    if inspection.logits.ndim == 1:
+        shares = np.exp(inspection.logits - inspection.logits.max())
+    else:
+        shares = np.bincount(inspection.logits.argmax(axis=-1), minlength=len(names)).astype(float)
+    scores = {name: float(share) for name, share in zip(names, shares / shares.sum(), strict=True)}
+    neighbors = []
+    for bank in inspection.bank.values():
+        for label, sample, similarity, weight in zip(
+            bank.labels, bank.sample_ids, bank.similarities, bank.weights, strict=True
+        ):
+            name = names[label] if 0 <= label < len(names) else "unknown"
+            number = str(sample) if sample >= 0 else "unknown"
+            neighbors.append([name, f"{similarity:.3f}", f"{100 * weight:.1f} %", number])
+    colorings = visualization.inspection_colorings(inspection, names, points)
+    return Answer(visualization.cloud_page(points, colorings, title), scores, neighbors)
+
+
+def build_page(predictors: dict[str, Predictor]):
+    """Build the page.
+
+    Args:
+        predictors: The models by name.
+
+    Returns:
+        The gradio page; `launch` serves it.
+    """
+    import gradio
+
+    first_sample = HELD_OUT_CLASSES[0]
+
+    def show(adapter: str, source: tuple[str, str]):
+        kind, what = source
+        try:
+            # Another teapot for everybody would be no help in comparing adapters.
+            cloud = what if kind == "file" else sample_shape(what, SAMPLE_POINTS, rng=0)
+            title = Path(what).name if kind == "file" else f"{what} (built-in shape)"
+            result = answer(predictors[adapter], cloud, f"{title} · {adapter}")
+        except (ImportError, OSError, ValueError) as error:
+            # Uploads lie in folders of the server, which nobody wants to read.
+            problem = html.escape(str(error).replace(what, Path(what).name))
+            message = f"<div class='problem' role='alert'><b>This cloud cannot be shown.</b> {problem}</div>"
+            return gradio.HTML(message, visible=True), "", None, gradio.Dataframe(visible=False)
+        # A frame of its own: the page brings its own style and script, and has no access to this one.
+        frame = f'<iframe sandbox="allow-scripts" title="Point cloud" srcdoc="{html.escape(result.page)}"></iframe>'
+        neighbors = gradio.Dataframe(result.neighbors, visible=bool(result.neighbors))
+        return gradio.HTML("", visible=False), frame, result.scores, neighbors
+
+    with gradio.Blocks(title=TITLE, analytics_enabled=False) as page:
+        gradio.Markdown(f"## {TITLE}")
+        source = gradio.State(("sample", first_sample))
+        with gradio.Row():
+            with gradio.Column(scale=1, min_width=300):
+                adapter = gradio.Dropdown(list(predictors), value=next(iter(predictors)), label="Adapter")
+                sample = gradio.Dropdown(list(HELD_OUT_CLASSES), value=first_sample, label="Built-in shape")
+                file = gradio.File(label="Or a file of yours", height=130)
+                gradio.Markdown(f"<small>Read are {', '.join(sorted(READERS))}</small>")
+                scores = gradio.Label(label="Class, or share of each part", num_top_classes=MAX_CLASSES)
+            with gradio.Column(scale=2, min_width=320):
+                message = gradio.HTML(visible=False)
+                viewer = gradio.HTML(elem_classes="viewer")
+                neighbors = gradio.Dataframe(
+                    headers=NEIGHBOR_COLUMNS,
+                    label="Nearest training clouds, from the bank of the adapter",
+                    interactive=False,
+                    visible=False,
+                )
+        outputs = [message, viewer, scores, neighbors]
+        # One at a time: a model is looked into by hooks, which see whatever runs.
+        shown = {
+            "fn": show,
+            "inputs": [adapter, source],
+            "outputs": outputs,
+            "api_name": False,
+            "concurrency_limit": 1,
+            "concurrency_id": "models",
+        }
+        page.load(**shown)
+        adapter.change(**shown)
+        sample.input(lambda name: (("sample", name), None), sample, [source, file], api_name=False).then(**shown)
+        file.upload(lambda path: ("file", path), file, source, api_name=False).then(**shown)
+        file.clear(lambda name: ("sample", name), sample, source, api_name=False).then(**shown)
+    return page
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the arguments from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("adapters", nargs="+", metavar="ADAPTER", help="Folders or Hub repositories of adapters.")
+    parser.add_argument("--model", help="Backbone of all: a name, a folder or a Hub repository (default: theirs).")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to serve at; 0.0.0.0 for everybody around.")
+    parser.add_argument("--port", type=int, default=7860, help="Default: 7860.")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Load the adapters and serve the page."""
+    args = parse_arguments()
+    try:
+        import gradio
+    except ImportError as error:
+        raise ImportError(
+            "The demo needs gradio, which is not installed: pip install 'point-peft-hf[demo]'"
+        ) from error
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    predictors = load_resident(args.adapters, args.model)
+    build_page(predictors).launch(
+        server_name=args.host,
+        server_port=args.port,
+        max_file_size="200mb",
+        theme=gradio.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
+        css=STYLE,
+        footer_links=[],
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

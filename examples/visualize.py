@@ -1,0 +1,118 @@
+"""Draw what an adapter makes of a cloud, and how its training went.
+
+    python examples/visualize.py scan.ply --adapter outputs/point_peft
+    python examples/visualize.py --adapter outputs/point_peft --projection tsne --output_dir pictures
+
+Needs `pip install 'point-peft-hf[viz]'`. Writes to the output folder
+
+    cloud.html               the cloud to turn and zoom, coloured by what is chosen in the page
+    cloud_*.png              the same as pictures: prediction, groups, attention, local centres, source of the prompts
+    features.png             features of test clouds before and after tuning
+    confusion_matrix.png     which classes of the test clouds are taken for which
+    learning_curves.png      loss and validation score of each epoch
+
+The last three need what training wrote, "run.json", and the data it was trained on; features and confusion matrix are
+those of classifiers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+import transformers
+from torch.utils.data import DataLoader
+
+from point_peft_hf import visualization
+from point_peft_hf.adapter_files import find_file, read_json
+from point_peft_hf.data import PointCloudCollator, sample_shape
+from point_peft_hf.hub.facts import RECORD_NAME
+from point_peft_hf.training import Predictor, load_task
+
+# What an argument of training is called where the data are loaded.
+DATA_ARGUMENTS = ("data", "clouds_per_class", "corruption", "validation_fraction", "max_train_clouds")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the arguments from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", nargs="?", metavar="FILE", help="Point cloud or mesh (default: a built-in shape).")
+    parser.add_argument("--adapter", required=True, help="Folder or Hub repository of the adapter.")
+    parser.add_argument("--model", help="Backbone: a name, a folder or a Hub repository (default: the adapter's).")
+    parser.add_argument("--data", help="Folder of the data set (default: what the adapter was trained on).")
+    parser.add_argument("--max_clouds", type=int, default=240, help="Test clouds to draw at most (default: 240).")
+    parser.add_argument("--projection", choices=visualization.features.PROJECTIONS, default="pca")
+    parser.add_argument("--output_dir", type=Path, default=Path("pictures"), help="Default: pictures.")
+    return parser.parse_args()
+
+
+def draw_cloud(args: argparse.Namespace, predictor: Predictor) -> tuple[list[Path], bool]:
+    """Draw the cloud, coloured by all that the model makes of it; also give whether it is one of parts."""
+    cloud, title = args.file, Path(args.file or "teapot (built-in shape)").name
+    points, model_points = visualization.prepare_for_display(
+        sample_shape("teapot", 8192, rng=0) if cloud is None else cloud, predictor.processor
+    )
+    inspection = visualization.inspect_cloud(predictor.model, model_points)
+    colorings = visualization.inspection_colorings(inspection, predictor.class_names, points)
+    files = [visualization.save_cloud_page(points, colorings, args.output_dir / "cloud.html", title)]
+    for coloring in colorings:
+        path = args.output_dir / f"cloud_{coloring.name.replace(' ', '_')}.png"
+        files.append(visualization.save_cloud_image(points, coloring, path, title))
+    return files, inspection.logits.ndim == 2
+
+
+def draw_training(args: argparse.Namespace, runs: list[dict]) -> list[Path]:
+    """Draw how training went."""
+    histories = {f"{run['method']}, seed {run['arguments']['seed']}": run["history"] for run in runs}
+    return [visualization.plot_learning_curves(histories, args.output_dir / "learning_curves.png")]
+
+
+def draw_test_clouds(args: argparse.Namespace, predictor: Predictor, arguments: dict) -> list[Path]:
+    """Draw what a classifier makes of the test clouds."""
+    options = {name: arguments[name] for name in DATA_ARGUMENTS} | {"seed": arguments["data_seed"]}
+    if args.data is not None:
+        options["data"] = args.data
+    task = load_task(**options, max_test_clouds=args.max_clouds)
+    if list(task.class_names) != predictor.class_names:
+        raise ValueError(
+            f"The data {options['data']} have the classes {', '.join(task.class_names)}, but the adapter knows "
+            f"{', '.join(predictor.class_names)}. Pass the data it was trained on: --data."
+        )
+    loader = DataLoader(task.test, batch_size=16, collate_fn=PointCloudCollator(predictor.processor))
+    clouds = visualization.classify_clouds(predictor.model, loader)
+    features, confusion = args.output_dir / "features.png", args.output_dir / "confusion_matrix.png"
+    names = predictor.class_names
+    return [
+        visualization.plot_features(clouds.features, clouds.labels, names, features, method=args.projection),
+        visualization.plot_confusion_matrix(clouds.confusion, names, confusion),
+    ]
+
+
+def main() -> None:
+    """Draw everything there is, and say where it is."""
+    args = parse_arguments()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    predictor = Predictor.from_pretrained(args.adapter, args.model)
+    files, has_parts = draw_cloud(args, predictor)
+    path = find_file(args.adapter, RECORD_NAME)
+    if path is not None:
+        record = read_json(path)
+        # A repository of several seeds has the record of each.
+        runs = record.get("runs", [record])
+        files += draw_training(args, runs)
+        if not has_parts:
+            files += draw_test_clouds(args, predictor, runs[0]["arguments"])
+    else:
+        print(f"{args.adapter} has no {RECORD_NAME}: no learning curves, features and confusion matrix.")
+    print("\n".join(map(str, files)))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ImportError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

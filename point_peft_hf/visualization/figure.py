@@ -1,0 +1,102 @@
+"""Figures as PNG files, by matplotlib."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, GRID = "#1c1c1a", "#d4d4ce"
+DOTS_PER_INCH = 150
+# A legend of a picture has room for so many names; a page has for all.
+MAX_LEGEND_ENTRIES = 20
+_STYLE = {
+    "font.size": 11,
+    "font.family": "DejaVu Sans",
+    "axes.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "legend.frameon": False,
+    "text.color": INK,
+}
+
+
+def new_figure(width: float, height: float, **subplots: Any) -> tuple[Figure, Any]:
+    """A figure of its own, which no other code of the process sees, with its axes.
+
+    Args:
+        width: In inches.
+        height: In inches.
+        **subplots: Passed to matplotlib's `Figure.subplots`.
+
+    Returns:
+        The figure, and what `Figure.subplots` returns.
+
+    Raises:
+        ImportError: If matplotlib is not installed, with what to install.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Pictures need matplotlib, which is not installed: pip install 'point-peft-hf[viz]'. Interactive pages of "
+            "clouds need nothing."
+        ) from error
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained", facecolor="white")
+        return figure, figure.subplots(**subplots)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
+    """Save a figure, with nothing cut off, and make the folders it goes to.
+
+    Args:
+        figure: The figure.
+        path: The file; its ending says the format.
+
+    Returns:
+        The file.
+    """
+    import matplotlib
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(path, bbox_inches="tight", pad_inches=0.12)
+    return path
+
+
+def add_legend(axes: Any, handles: Sequence[Any], labels: Sequence[str], title: str | None = None) -> None:
+    """Add a legend beside axes, if there is anything to name.
+
+    Args:
+        axes: The axes.
+        handles: What is named.
+        labels: The names; those beyond `MAX_LEGEND_ENTRIES` are left out, which the title then says.
+        title: Title of the legend.
+    """
+    if not handles:
+        return
+    left_out = len(handles) - MAX_LEGEND_ENTRIES
+    if left_out > 0:
+        title = f"{title or ''} ({left_out} more not named)".lstrip()
+    legend = axes.legend(
+        handles[:MAX_LEGEND_ENTRIES],
+        [textwrap.shorten(label, 44, placeholder="…") for label in labels[:MAX_LEGEND_ENTRIES]],
+        title=textwrap.fill(title, 34) if title else None,
+        loc="center left",
+        bbox_to_anchor=(1.02, 0.5),
+        frameon=False,
+        alignment="left",
+    )
+    legend.get_title().set_fontweight("bold")

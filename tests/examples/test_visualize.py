@@ -1,0 +1,72 @@
+"""examples/visualize.py, on what examples/train.py wrote."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from point_peft_hf import PointCloudProcessor, PointMAEConfig, PointMAEModel
+from point_peft_hf.data import write_point_cloud
+from point_peft_hf.training import FinetuneArguments, Finetuning
+
+pytest.importorskip("matplotlib")
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "visualize.py"
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_groups": 8, "group_size": 8}
+    config = PointMAEConfig(**sizes, patch_hidden_sizes=(8, 16, 16), classifier_hidden_size=16)
+    PointMAEModel(config, use_class_token=False).save_pretrained(folder / "backbone")
+    PointCloudProcessor(num_points=128).save_pretrained(folder / "backbone")
+    arguments = FinetuneArguments(
+        "point_peft",
+        str(folder / "backbone"),
+        output_dir=str(folder),
+        epochs=1,
+        clouds_per_class=4,
+        max_test_clouds=24,
+        mixed_precision="no",
+    )
+    Finetuning(arguments, report=lambda line: None).run()
+    return folder / "point_peft"
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["visualize.py", *map(str, arguments)])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    return run
+
+
+def test_everything_is_drawn(script, adapter, tmp_path, capsys):
+    write_point_cloud(tmp_path / "scan.ply", np.random.default_rng(0).normal(size=(300, 3)))
+    script("scan.ply", "--adapter", adapter, "--max_clouds", 24)
+    printed = [tmp_path / line for line in capsys.readouterr().out.splitlines() if line.startswith("pictures")]
+    assert sorted(printed) == sorted((tmp_path / "pictures").iterdir())
+    names = {file.stem for file in printed}
+    assert {"cloud", "features", "confusion_matrix", "learning_curves", "cloud_source_of_the_prompts"} <= names
+    assert "scan.ply" in (tmp_path / "pictures" / "cloud.html").read_text()
+
+
+def test_data_of_other_classes_are_refused(script, adapter, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for index in range(6):
+            write_point_cloud(
+                tmp_path / "data" / name / f"{index}.ply", np.random.default_rng(index).normal(size=(99, 3))
+            )
+    with pytest.raises(SystemExit, match=r"error: The data .*data have the classes a, b, but the adapter knows"):
+        script("--adapter", adapter, "--data", tmp_path / "data")
+
+
+def test_a_cloud_that_cannot_be_read_is_named(script, adapter, tmp_path):
+    (tmp_path / "scan.ply").write_text("no cloud")
+    with pytest.raises(SystemExit, match=r"error: scan\.ply: "):
+        script("scan.ply", "--adapter", adapter)
