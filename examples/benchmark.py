@@ -1,8 +1,8 @@
 """Measure time and memory of the adapters against full fine-tuning, LoRA and the published way to compute Point-PEFT.
 
-    python examples/benchmark.py --threads 1                             # all sections, batches of 4: 10 minutes on a CPU
+    python examples/benchmark.py --threads 1    # everything, batches of 4: 10 minutes on a core of a CPU
     python examples/benchmark.py --sections step memory --batch_size 1 8 32
-    python examples/benchmark.py --bf16 --compile --batch_size 32 256    # on a GPU
+    python examples/benchmark.py --bf16 --compile --batch_size 32 256
 
 Everything runs in one process, in alternation, with random weights; times are medians, `ratio` is to the first line of
 a group. On a machine that others use, too, `--clock cpu` reads the computing time of the process instead of the clock

@@ -177,12 +177,11 @@ def training_step(setting: Setting, model: nn.Module, points: torch.Tensor) -> C
 
 
 def prediction(setting: Setting, model: nn.Module, points: torch.Tensor) -> Callable[[], None]:
-    """One forward pass in eval mode; leaves the model in train mode."""
+    """One forward pass; puts the model in eval mode."""
+    model.eval()
 
     def predict() -> None:
-        model.eval()
         with torch.no_grad(), setting.autocast():
             model(points)
-        model.train()
 
     return predict

@@ -1,9 +1,10 @@
 """The yardstick: Point-PEFT computed as the published code does, in plain PyTorch.
 
-Farthest points by a loop over the whole batch, neighbours from a sort of the whole matrix of distances, a mini-PointNet
-of 1x1 convolutions, norm and projection of the local attention on every member of every neighbourhood, a sort of all
-distances and a gather of the features of all local centres in every block, and a second pass through the encoder, with
-its own grouping and embedding and with autograd, for the query. Weights are random: only times and memory are asked for.
+Farthest points by a loop over the whole batch, neighbours from a sort of the whole matrix of distances, a
+mini-PointNet of 1x1 convolutions, norm and projection of the local attention on every member of every neighbourhood, a
+sort of all distances and a gather of the features of all local centres in every block, and a second pass through the
+encoder, with its own grouping and embedding and with autograd, for the query. Weights are random: only times and
+memory are asked for.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def sample_farthest(points: torch.Tensor, num_samples: int) -> torch.Tensor:
     for step in range(num_samples):
         picked[:, step] = last
         distance = ((points - points[clouds, last][:, None]) ** 2).sum(-1)
-        nearest = torch.minimum(nearest, distance)
+        closer = distance < nearest
+        nearest[closer] = distance[closer]
         last = nearest.argmax(-1)
     return picked
 

@@ -258,11 +258,11 @@ def scaling(run: Run) -> None:
         variants[f"{num_prompts} prompts"] = replace(base, num_prompts=num_prompts), batch_size
     first = None
     for name, (shape, size) in variants.items():
-        model = models.make_model(run.setting, shape, "point_peft")
+        trained, used = (models.make_model(run.setting, shape, "point_peft") for _ in range(2))
         points = run.setting.clouds(size, shape.num_points)
         functions = {
-            "step": models.training_step(run.setting, model, points),
-            "forward": models.prediction(run.setting, model, points),
+            "step": models.training_step(run.setting, trained, points),
+            "forward": models.prediction(run.setting, used, points),
         }
         times = alternate(functions, run.clock, run.rounds)
         first = first or times

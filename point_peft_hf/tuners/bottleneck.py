@@ -11,7 +11,8 @@ from ..layers import add_product
 
 def quick_gelu(hidden_states: torch.Tensor) -> torch.Tensor:
     """Return x * sigmoid(1.702 x), the approximation of GELU that the published method uses."""
-    return hidden_states * torch.sigmoid(1.702 * hidden_states)
+    # The same as a SiLU, which keeps one tensor for the backward pass, not three.
+    return F.silu(1.702 * hidden_states) / 1.702
 
 
 class Bottleneck(nn.Module):

@@ -93,7 +93,8 @@ class LocalityLayerMixin:
                 center_indices,
                 neighbor_indices,
                 center_rows=(first_rows + places[center_indices]).flatten(),
-                neighbor_rows=(first_rows[:, None] + places[neighbor_indices]).flatten(0, 1),
+                # Laid out as the local attention wants it, which would otherwise make a copy in each block.
+                neighbor_rows=(first_rows[:, None] + places[neighbor_indices]).flatten(0, 1).t().contiguous().t(),
                 weights=propagation_weights(config, group_centers, center_indices, num_front, coordinates),
                 prompt_coordinates=coordinates,
                 local_attention=self.part("local_attention", adapter_name),
@@ -164,7 +165,7 @@ class FeedForwardLayerMixin:
         result = ffn_output
         for adapter_name in self.working_adapters():
             bottleneck = self.part("ffn_bottleneck", adapter_name)
-            result = bottleneck.add_to(result, ffn_output, self.configs[adapter_name].ffn_scale)
+            result = recompute_in_backward(bottleneck.add_to, result, ffn_output, self.configs[adapter_name].ffn_scale)
         return result
 
 
