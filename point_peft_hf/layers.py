@@ -1,8 +1,11 @@
 """Layers that backbones and adapters are both made of."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class FreezableBatchNorm1d(nn.BatchNorm1d):
@@ -96,3 +99,62 @@ class TaskModule(nn.Module):
         if name == "weight" and value is self.weight:
             return
         super().__setattr__(name, value)
+
+
+def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    """Return target + scale * left @ right in the dtype of `target`, in one pass where that is possible.
+
+    Args:
+        target: Of shape `(rows, columns)` or `(batch_size, rows, columns)`.
+        left: Of shape `(..., rows, inner_size)`.
+        right: Of shape `(..., inner_size, columns)`.
+        scale: A factor.
+    """
+    # Autocast would return the sum, not only the product, in its lower precision.
+    if not target.dtype == left.dtype == right.dtype or torch.is_autocast_enabled(target.device.type):
+        return target + scale * (left @ right).to(target.dtype)
+    return (torch.addmm if target.dim() == 2 else torch.baddbmm)(target, left, right, alpha=scale)
+
+
+def recompute_in_backward(function: Callable[..., torch.Tensor], *arguments) -> torch.Tensor:
+    """Call a function, but keep only its arguments for the backward pass, which calls it again.
+
+    Args:
+        function: What is cheap to compute again.
+        *arguments: Its arguments.
+    """
+    # The compiler decides on its own what it keeps.
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(*arguments)
+    return checkpoint(function, *arguments, use_reentrant=False)
+
+
+def with_known_value(
+    value: torch.Tensor, function: Callable[..., torch.Tensor], *arguments: torch.Tensor
+) -> torch.Tensor:
+    """Return what `function(*arguments)` would, whose value is known: it is only called in the backward pass.
+
+    Args:
+        value: The value.
+        function: How to compute it, differentiable with respect to the arguments.
+        *arguments: Its arguments.
+    """
+    if torch.compiler.is_compiling():
+        return function(*arguments)
+    return _KnownValue.apply(function, value, *arguments)
+
+
+class _KnownValue(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, function, value, *arguments):
+        ctx.function = function
+        ctx.save_for_backward(*arguments)
+        return value.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        arguments = [argument.detach().requires_grad_() for argument in ctx.saved_tensors]
+        with torch.enable_grad():
+            value = ctx.function(*arguments)
+        return None, None, *torch.autograd.grad(value, arguments, grad)

@@ -244,7 +244,7 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: Poin
     if labels.dtype.is_floating_point or labels.dtype == torch.bool:
         raise ValueError(f"`labels` must be class indices of an integer type, got {labels.dtype}. Use labels.long().")
     if not torch.compiler.is_compiling() and labels.numel():
-        low, high = int(labels.min()), int(labels.max())
+        low, high = torch.stack(torch.aminmax(labels)).tolist()  # one wait for the GPU
         if low < 0 or high >= config.num_labels:
             raise ValueError(
                 f"`labels` contain {high if high >= config.num_labels else low}, but the model has num_labels="

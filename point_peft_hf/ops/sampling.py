@@ -104,12 +104,10 @@ def _sample_block(points: Tensor, picked: np.ndarray, skip_near_origin: bool) ->
         nearest[(x + y + z).astype(np.float64) <= _NEAR_ORIGIN] = -1.0  # as in _sample_torch
     centers = torch.empty((batch, 3), dtype=points.dtype)
     centers_numpy, center_planes = centers.numpy(), centers.t().unsqueeze(-1)
-    subtractions = list(zip(planes, center_planes, differences, strict=True))
     last = picked[:, 0]
     for step in range(1, picked.shape[1]):
         np.take(rows, offsets + last, axis=0, out=centers_numpy, mode="clip")  # "raise" would buffer the output
-        for plane, center, difference in subtractions:
-            torch.sub(plane, center, out=difference)
+        torch.sub(planes, center_planes, out=differences)
         np.square(squared, out=squared)
         np.add(x, y, out=x)
         np.add(x, z, out=x)

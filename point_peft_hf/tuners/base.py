@@ -102,11 +102,25 @@ class SlotLayer(nn.Module, BaseTunerLayer):
             slot_name: Full name of the slot.
         """
         for part, module in self.create_parts(adapter_name, config, slot_name).items():
-            module.train(self.training)
+            # What is not active is not trained.
+            module.train(self.training).requires_grad_(False)
             getattr(self, self.prefix + part)[adapter_name] = module
         self.configs[adapter_name] = config
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        """Choose the active adapters, and train them and no others; see PEFT's method of this name.
+
+        PEFT goes through all adapters; here only those are looked at that were active, or will be.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        for name in {*self.active_adapters, *names}:
+            for part in self.parts:
+                module = self.part(part, name)
+                if module is not None:
+                    module.requires_grad_(name in names and not inference_mode)
+        self._active_adapter = names
 
     def _get_available_adapters(self) -> set[str]:
         return set(self.configs)

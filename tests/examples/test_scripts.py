@@ -19,6 +19,7 @@ def script(monkeypatch, tmp_path):
     def run(name, *arguments):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.syspath_prepend(EXAMPLES)
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
     return run
@@ -46,6 +47,20 @@ def test_pretrain_then_train_then_predict(script, tmp_path, capsys):
     line = capsys.readouterr().out.strip()
     assert line.startswith("cloud.ply: ")
     assert line.count("%") == 2
+
+
+def test_benchmark(script, tmp_path, capsys):
+    script(
+        *["benchmark.py", "--hidden_size", 24, "--num_layers", 1, "--batch_size", 2, "--rounds", 1],
+        *["--shapes", "scanobjectnn", "--sections", "embedding", "block", "inference", "step", "memory"],
+    )
+    printed = capsys.readouterr().out
+    for method in ("full", "linear", "lora", "geometry", "prompt", "point_peft", "published way"):
+        assert f"| scanobjectnn x2 | {method} |" in printed
+    assert "| training step: point_peft / lora |" in printed
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert {row["section"] for row in rows} == {"embedding", "block", "inference", "step", "memory"}
+    assert all(value > 0 for row in rows for value in row["values"].values())
 
 
 def test_a_file_that_is_not_there_ends_with_its_name_not_with_a_traceback(script):

@@ -92,7 +92,7 @@ def test_local_attention_by_hand():
         scores = query[:, head] @ key[:, head].T * 6**-0.5
         heads.append(scores.softmax(-1) @ value[:, head])
     expected = torch.cat(heads, dim=-1) @ attention.proj_weight.T + attention.proj_bias
-    torch.testing.assert_close(attention(tokens, indices)[0, 1], expected)
+    torch.testing.assert_close(attention(tokens[0], indices[0])[1], expected)
     assert not torch.allclose(output(tokens, context), tokens)
 
 

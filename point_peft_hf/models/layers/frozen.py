@@ -8,6 +8,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+_ADAPTED = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+
 
 @contextmanager
 def pretrained_behavior(module: nn.Module) -> Iterator[None]:
@@ -21,22 +23,37 @@ def pretrained_behavior(module: nn.Module) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    modules = [(m, m.training) for m in module.modules()]
-    adapted = [
-        (m, m._disable_adapters) for m, _ in modules if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))
-    ]
+    adapted, training = [], []
+    for m in _modules_without_adapters(module):
+        if isinstance(m, _ADAPTED) and not m._disable_adapters:
+            adapted.append(m)
+        if m.training:
+            training.append(m)
     try:
-        for m, _ in modules:
+        for m in training:
             m.training = False
-        for m, _ in adapted:
+        for m in adapted:
             m._disable_adapters = True
         with torch.no_grad():
             yield
     finally:
-        for m, training in modules:
-            m.training = training
-        for m, disabled in adapted:
-            m._disable_adapters = disabled
+        for m in training:
+            m.training = True
+        for m in adapted:
+            m._disable_adapters = False
+
+
+def _modules_without_adapters(module: nn.Module) -> Iterator[nn.Module]:
+    """All modules that run while adapters are disabled: there may be hundreds of adapters."""
+    yield module
+    if isinstance(module, BaseTunerLayer):
+        children = [module.base_layer]
+    elif isinstance(module, AuxiliaryTrainingWrapper):
+        children = [module.original_module]
+    else:
+        children = module.children()
+    for child in children:
+        yield from _modules_without_adapters(child)
 
 
 def check_frozen(module: nn.Module, left_out: Collection[str] = ()) -> None:
@@ -80,4 +97,4 @@ def is_pretrained(module: nn.Module) -> bool:
     """
     if any(parameter.requires_grad for parameter in module.parameters()):
         return False
-    return not any(isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for m in module.modules())
+    return not any(isinstance(m, _ADAPTED) for m in module.modules())

@@ -9,88 +9,43 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...layers import FreezableBatchNorm1d
+from ...layers import FreezableBatchNorm1d, add_product, recompute_in_backward, with_known_value
 from ...ops import farthest_point_sample, gather_points, inverse_distance_weights, knn_indices
 from ...slots import BlockContext, InsertedPrompts, require_context
 from ..base import SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
 from .config import GeometryAdapterConfig, GeometryOptions
+from .local_attention import LocalAttention
 
 
 @dataclass
 class LocalNeighborhoods:
     """The neighbourhoods of the tokens of a stage, for one adapter and one set of prompts.
 
-    Rows of the token table are the prompts that have coordinates, then the patch tokens.
+    They are made of the tokens that have a place: the prompts that have coordinates, and the patch tokens.
 
     Attributes:
-        center_indices: Row of each local centre, of shape `(batch_size, num_local_centers)`.
-        neighbor_indices: Rows of its neighbourhood, of shape `(batch_size, num_local_centers, num_local_neighbors)`.
-        weights: Propagation from the local centres to the patch tokens, of shape
-            `(batch_size, num_groups, num_local_centers)`; rows sum to 1. `None` where prompt coordinates learn from
-            it: each block then computes its own.
-        prompt_coordinates: Learnable coordinates of the prompts in the table, each of shape `(num_prompts, 3)`.
-        prompt_ranges: Which of the block's prompt tokens are in the table, as (start, stop).
+        center_indices: Which of these tokens each local centre is, of shape `(batch_size, num_local_centers)`.
+        neighbor_indices: Which of them are its neighbourhood, of shape
+            `(batch_size, num_local_centers, num_local_neighbors)`.
+        center_rows: The local centres as rows of the tokens of all clouds, one cloud after the other, of shape
+            `(batch_size * num_local_centers,)`.
+        neighbor_rows: Likewise the neighbourhoods, of shape
+            `(batch_size * num_local_centers, num_local_neighbors)`.
+        weights: Propagation from the local centres to all tokens of a block, of shape
+            `(batch_size, sequence_length, num_local_centers)`; rows sum to 1, or are 0 for class token and prompts.
+        prompt_coordinates: Coordinates of the prompts in the neighbourhoods, each of shape `(num_prompts, 3)`, that
+            learn from the weights.
         local_attention: The local attention that the blocks of the stage share, or `None`.
     """
 
     center_indices: torch.Tensor
     neighbor_indices: torch.Tensor
-    weights: torch.Tensor | None
+    center_rows: torch.Tensor
+    neighbor_rows: torch.Tensor
+    weights: torch.Tensor
     prompt_coordinates: tuple[torch.Tensor, ...]
-    prompt_ranges: tuple[tuple[int, int], ...]
-    local_attention: nn.Module | None
-
-
-class LocalAttention(nn.Module):
-    """Self-attention inside a neighbourhood, in a narrow space; no residual connection of its own.
-
-    The scores are scaled by the inner width, not by that of a head, as in the published code.
-
-    Args:
-        hidden_size: Width of the tokens.
-        inner_size: Width of queries, keys and values.
-        num_heads: Number of heads.
-    """
-
-    def __init__(self, hidden_size: int, inner_size: int, num_heads: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.scale = inner_size**-0.5
-        self.norm_weight = nn.Parameter(torch.empty(hidden_size))
-        self.norm_bias = nn.Parameter(torch.empty(hidden_size))
-        self.qkv_weight = nn.Parameter(torch.empty(3 * inner_size, hidden_size))
-        self.proj_weight = nn.Parameter(torch.empty(hidden_size, inner_size))
-        self.proj_bias = nn.Parameter(torch.empty(hidden_size))
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Initialise as PyTorch's linear and norm layers."""
-        nn.init.ones_(self.norm_weight)
-        nn.init.zeros_(self.norm_bias)
-        for weight in (self.qkv_weight, self.proj_weight):
-            nn.init.kaiming_uniform_(weight, a=5**0.5)
-        bound = self.proj_weight.shape[1] ** -0.5
-        nn.init.uniform_(self.proj_bias, -bound, bound)
-
-    def forward(self, table: torch.Tensor, neighbor_indices: torch.Tensor) -> torch.Tensor:
-        """Attend inside each neighbourhood.
-
-        Args:
-            table: Tokens of shape `(batch_size, num_rows, hidden_size)`.
-            neighbor_indices: Rows of the neighbourhoods, of shape `(batch_size, num_centers, num_neighbors)`.
-
-        Returns:
-            What is to be added to the tokens of the neighbourhoods, of shape
-            `(batch_size, num_centers, num_neighbors, hidden_size)`.
-        """
-        # Norm and projection act on single tokens, so they come before the gather: each token once instead of once for
-        # every neighbourhood it is in.
-        normed = F.layer_norm(table, table.shape[-1:], self.norm_weight, self.norm_bias, 1e-5)
-        qkv = gather_points(F.linear(normed, self.qkv_weight), neighbor_indices)
-        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 1, 4, 2, 5)
-        attention = F.softmax(query @ key.transpose(-1, -2) * self.scale, dim=-1)
-        return F.linear((attention @ value).transpose(2, 3).flatten(-2), self.proj_weight, self.proj_bias)
+    local_attention: LocalAttention | None
 
 
 class LocalityLayerMixin:
@@ -122,7 +77,8 @@ class LocalityLayerMixin:
         self, adapter_name: str, config: GeometryOptions, context: BlockContext, names: tuple[str, ...]
     ) -> LocalNeighborhoods:
         group_centers = context.group_centers
-        coordinates, ranges = self._prompt_coordinates(context, names)
+        coordinates, ranges = self._places(context, names)
+        num_front, sequence_length = ranges[-1]
         # Which tokens are chosen has no gradient; how far they are from the others has (the prompts' coordinates learn
         # from it).
         with torch.no_grad():
@@ -131,31 +87,33 @@ class LocalityLayerMixin:
             center_indices = self._choose_centers(config, points, num_centers)
             centers = gather_points(points, center_indices)
             neighbor_indices = self._choose_neighbors(config, centers, points, num_neighbors)
-        weights = None
-        if not config.use_propagation:
-            first_group = points.shape[1] - group_centers.shape[1]
-            groups = torch.arange(first_group, points.shape[1], device=points.device)
-            weights = (groups[None, :, None] == center_indices[:, None]).to(points.dtype)
-        elif not (torch.is_grad_enabled() and any(piece.requires_grad for piece in coordinates)):
-            weights = propagation_weights(config, group_centers, centers)
-        return LocalNeighborhoods(
-            center_indices, neighbor_indices, weights, coordinates, ranges, self.part("local_attention", adapter_name)
-        )
+            places = torch.cat([torch.arange(*limits, device=points.device) for limits in ranges])
+            first_rows = torch.arange(len(points), device=points.device)[:, None] * sequence_length
+            return LocalNeighborhoods(
+                center_indices,
+                neighbor_indices,
+                center_rows=(first_rows + places[center_indices]).flatten(),
+                # Laid out as the local attention wants it, which would otherwise make a copy in each block.
+                neighbor_rows=(first_rows[:, None] + places[neighbor_indices]).flatten(0, 1).t().contiguous().t(),
+                weights=propagation_weights(config, group_centers, center_indices, num_front, coordinates),
+                prompt_coordinates=coordinates,
+                local_attention=self.part("local_attention", adapter_name),
+            )
 
     @staticmethod
-    def _prompt_coordinates(
+    def _places(
         context: BlockContext, names: tuple[str, ...]
-    ) -> tuple[tuple[torch.Tensor, ...], tuple[tuple[int, int], ...]]:
-        """The coordinates of all prompts that have some, and where those prompts are among the block's prompts."""
-        pieces, ranges, start = [], [], 0
+    ) -> tuple[tuple[torch.Tensor, ...], list[tuple[int, int]]]:
+        """The coordinates of all prompts that have some, and where the tokens with a place are in the sequence."""
+        coordinates, ranges, start = [], [], context.num_prefix_tokens
         for name in names:
             prompt_set = context.prompts[name]
             stop = start + prompt_set.count
             if prompt_set.coordinates is not None:
-                pieces.append(prompt_set.coordinates)
+                coordinates.append(prompt_set.coordinates)
                 ranges.append((start, stop))
             start = stop
-        return tuple(pieces), tuple(ranges)
+        return tuple(coordinates), [*ranges, (start, start + context.group_centers.shape[1])]
 
     def _neighborhood_size(self, config: GeometryOptions, num_groups: int, num_rows: int) -> tuple[int, int]:
         num_centers = config.num_local_centers
@@ -207,7 +165,7 @@ class FeedForwardLayerMixin:
         result = ffn_output
         for adapter_name in self.working_adapters():
             bottleneck = self.part("ffn_bottleneck", adapter_name)
-            result = result + self.configs[adapter_name].ffn_scale * bottleneck(ffn_output).to(ffn_output.dtype)
+            result = recompute_in_backward(bottleneck.add_to, result, ffn_output, self.configs[adapter_name].ffn_scale)
         return result
 
 
@@ -249,16 +207,19 @@ class OutputLayerMixin:
         """
         hidden_states = self.base_layer(hidden_states, context, prompts)
         for adapter_name in self.working_adapters():
+            neighborhoods = pooled = None
             if self.configs[adapter_name].use_local_aggregation:
-                hidden_states = self._aggregate_and_propagate(adapter_name, hidden_states, context, prompts)
-            bottleneck = self.part("output_bottleneck", adapter_name)
-            if bottleneck is not None:
-                hidden_states = hidden_states + bottleneck(hidden_states).to(hidden_states.dtype)
+                neighborhoods = self._neighborhoods(adapter_name, context, prompts)
+                pooled = self._pool(adapter_name, hidden_states, neighborhoods)
+            # All of this is cheap next to a block, and would keep several tensors of the size of the tokens.
+            hidden_states = recompute_in_backward(
+                self._propagate, adapter_name, hidden_states, context, neighborhoods, pooled
+            )
         return hidden_states
 
-    def _aggregate_and_propagate(
-        self, adapter_name: str, hidden_states: torch.Tensor, context: BlockContext | None, prompts: InsertedPrompts
-    ) -> torch.Tensor:
+    def _neighborhoods(
+        self, adapter_name: str, context: BlockContext | None, prompts: InsertedPrompts
+    ) -> LocalNeighborhoods:
         context = require_context(context, f"the output slot of block {self.slot.layer_index}")
         neighborhoods = context.neighborhoods.get((adapter_name, prompts.names))
         if neighborhoods is None:
@@ -267,60 +228,106 @@ class OutputLayerMixin:
                 f"with the prompts {list(prompts.names)}. Prepare it with `prepare_context` (see "
                 "point_peft_hf.slots) and leave the locality slot among the `target_modules`."
             )
-        config = self.configs[adapter_name]
-        prefix = context.num_prefix_tokens
-        patches = hidden_states[:, prefix + prompts.count :]
-        pieces = [hidden_states[:, prefix + start : prefix + stop] for start, stop in neighborhoods.prompt_ranges]
-        table = torch.cat([*pieces, patches], dim=1) if pieces else patches
+        return neighborhoods
 
-        features = self._aggregate(adapter_name, config, table, neighborhoods)
-        weights = neighborhoods.weights
-        if weights is None:
-            # Computed here, not once for all blocks: gradient checkpointing goes backward through every block on its
-            # own, so blocks must not share a part of the graph.
-            points = table_points(context.group_centers, neighborhoods.prompt_coordinates)
-            centers = gather_points(points, neighborhoods.center_indices)
-            weights = propagation_weights(config, context.group_centers, centers)
-        update = config.propagation_scale * (weights.to(features.dtype) @ features)
-        patches = patches + update.to(patches.dtype)
-        return torch.cat([hidden_states[:, : prefix + prompts.count], patches], dim=1)
-
-    def _aggregate(
-        self, adapter_name: str, config: GeometryOptions, table: torch.Tensor, neighborhoods: LocalNeighborhoods
-    ) -> torch.Tensor:
-        """One feature for each local centre, of shape `(batch_size, num_local_centers, hidden_size)`."""
-        batch_norm = self.part("pooled_bn", adapter_name)
-        table = table.to(batch_norm.weight.dtype)
+    def _pool(self, adapter_name: str, hidden_states: torch.Tensor, neighborhoods: LocalNeighborhoods) -> torch.Tensor:
+        """One feature for each neighbourhood, of shape `(batch_size * num_local_centers, hidden_size)`."""
+        config, rows = self.configs[adapter_name], neighborhoods.neighbor_rows
+        tokens = hidden_states.flatten(0, 1).to(self.part("pooled_bn", adapter_name).weight.dtype)
         attention = self.part("local_attention", adapter_name) or neighborhoods.local_attention
-        neighbors = gather_points(table, neighborhoods.neighbor_indices)
+        kept = self._drop_path(config, tokens, len(rows))
+        if attention is not None and config.local_pooling == "max":
+            return attention.attend_and_take_maximum(tokens, rows, kept)
+        neighbors = F.embedding(rows, tokens)
         if attention is not None:
-            neighbors = neighbors + self._drop_path(config, attention(table, neighborhoods.neighbor_indices))
-        pooled = neighbors.amax(dim=2) if config.local_pooling == "max" else neighbors.mean(dim=2)
-        features = F.gelu(batch_norm(pooled.flatten(0, 1))).view_as(pooled)
-        center_terms = config.center_scale * gather_points(table, neighborhoods.center_indices)
-        if config.gate_center:
-            center_terms = center_terms * batch_norm.weight
-        return features + center_terms
+            update = attention(tokens, rows)
+            neighbors = neighbors + (update if kept is None else kept[:, None, None] * update)
+        return neighbors.amax(dim=1) if config.local_pooling == "max" else neighbors.mean(dim=1)
 
-    def _drop_path(self, config: GeometryOptions, neighbors: torch.Tensor) -> torch.Tensor:
-        """Stochastic depth; it drops whole neighbourhoods, as in the published code."""
+    def _drop_path(self, config: GeometryOptions, tokens: torch.Tensor, num_neighborhoods: int) -> torch.Tensor | None:
+        """Stochastic depth: a factor for each neighbourhood, as in the published code; `None` for 1."""
         rate = config.local_drop_path * self.slot.layer_index / max(self.slot.num_layers - 1, 1)
         if rate == 0.0 or not self.training:
-            return neighbors
-        kept = neighbors.new_empty(*neighbors.shape[:2], 1, 1).bernoulli_(1 - rate)
-        return neighbors * kept.div_(1 - rate)
+            return None
+        return tokens.new_empty(num_neighborhoods).bernoulli_(1 - rate).div_(1 - rate)
+
+    def _propagate(
+        self,
+        adapter_name: str,
+        hidden_states: torch.Tensor,
+        context: BlockContext | None,
+        neighborhoods: LocalNeighborhoods | None,
+        pooled: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Give the features of the neighbourhoods back to the tokens, then the residual bottleneck."""
+        config = self.configs[adapter_name]
+        if pooled is not None:
+            batch_norm = self.part("pooled_bn", adapter_name)
+            tokens = hidden_states.flatten(0, 1).to(pooled.dtype)
+            center_terms = config.center_scale * F.embedding(neighborhoods.center_rows, tokens)
+            if config.gate_center:
+                center_terms = center_terms * batch_norm.weight
+            features = (F.gelu(batch_norm(pooled)) + center_terms).unflatten(0, (len(hidden_states), -1))
+            weights = self._weights(config, context, neighborhoods).to(features.dtype)
+            hidden_states = add_product(hidden_states, weights, features, config.propagation_scale)
+        bottleneck = self.part("output_bottleneck", adapter_name)
+        return hidden_states if bottleneck is None else bottleneck.add_to(hidden_states)
+
+    @staticmethod
+    def _weights(config: GeometryOptions, context: BlockContext, neighborhoods: LocalNeighborhoods) -> torch.Tensor:
+        """The propagation weights, differentiable with respect to the coordinates of prompts."""
+        weights, coordinates = neighborhoods.weights, neighborhoods.prompt_coordinates
+        if not (torch.is_grad_enabled() and any(piece.requires_grad for piece in coordinates)):
+            return weights
+        num_front = weights.shape[1] - context.group_centers.shape[1]
+
+        def compute(*coordinates: torch.Tensor) -> torch.Tensor:
+            center_indices = neighborhoods.center_indices
+            return propagation_weights(config, context.group_centers, center_indices, num_front, coordinates)
+
+        # Not once for all blocks with its graph: gradient checkpointing goes backward through every block on its own,
+        # so blocks must not share a part of the graph.
+        return with_known_value(weights, compute, *coordinates)
 
 
 def table_points(group_centers: torch.Tensor, prompt_coordinates: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Positions of the rows of the token table, of shape `(batch_size, num_prompts + num_groups, 3)`."""
+    """Positions of the tokens that have one, of shape `(batch_size, num_prompts + num_groups, 3)`."""
     batch_size = len(group_centers)
     pieces = [piece.to(group_centers.dtype).expand(batch_size, -1, -1) for piece in prompt_coordinates]
     return torch.cat([*pieces, group_centers], dim=1) if pieces else group_centers
 
 
-def propagation_weights(config: GeometryOptions, group_centers: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
-    """Weights from the local centres to the patch tokens, of shape `(batch_size, num_groups, num_local_centers)`."""
-    return inverse_distance_weights(group_centers, centers, power=config.propagation_power, eps=config.propagation_eps)
+def propagation_weights(
+    config: GeometryOptions,
+    group_centers: torch.Tensor,
+    center_indices: torch.Tensor,
+    num_front: int,
+    prompt_coordinates: tuple[torch.Tensor, ...],
+) -> torch.Tensor:
+    """Weights from the local centres to the tokens of a block; see [`LocalNeighborhoods`].
+
+    Args:
+        config: Configuration of the adapter.
+        group_centers: Of shape `(batch_size, num_groups, 3)`.
+        center_indices: Which tokens with a place the local centres are, of shape `(batch_size, num_local_centers)`.
+        num_front: Number of tokens in front of the patch tokens; nothing is propagated to them.
+        prompt_coordinates: Coordinates of the prompts among the tokens with a place.
+
+    Returns:
+        Weights of shape `(batch_size, num_front + num_groups, num_local_centers)`.
+    """
+    points = table_points(group_centers, prompt_coordinates)
+    if config.use_propagation:
+        weights = inverse_distance_weights(
+            group_centers,
+            gather_points(points, center_indices),
+            power=config.propagation_power,
+            eps=config.propagation_eps,
+        )
+    else:
+        groups = torch.arange(points.shape[1] - group_centers.shape[1], points.shape[1], device=points.device)
+        weights = (groups[None, :, None] == center_indices[:, None]).to(points.dtype)
+    return F.pad(weights, (0, 0, num_front, 0))
 
 
 def create_bottleneck(config: GeometryOptions, hidden_size: int, slot_name: str) -> Bottleneck:

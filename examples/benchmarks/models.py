@@ -1,0 +1,187 @@
+"""The models that are compared, with random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from point_peft_hf import (
+    PointMAEConfig,
+    PointMAEForClassification,
+    PointPeftConfig,
+    PointPriorBank,
+    set_point_prior_bank,
+)
+from point_peft_hf.training import prepare_method
+
+from .published import PublishedPointPeft
+
+NUM_LABELS = 15
+METHODS = ("full", "linear", "lora", "geometry", "prompt", "point_peft")
+# Point-PEFT that asks its bank with the tokens of the one pass there is.
+SINGLE_PASS = "point_peft, one pass"
+PUBLISHED = "published way"
+FROZEN = "frozen backbone"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a data set, with the paper's settings for it.
+
+    Attributes:
+        name: The data set.
+        num_points: Points of a cloud.
+        num_groups: Groups of a cloud, of 32 points each.
+        bank_size: Training clouds.
+        num_prompts: Prompt tokens of a block.
+        prompt_depth: Blocks with prompts; `None`: all.
+    """
+
+    name: str
+    num_points: int
+    num_groups: int
+    bank_size: int
+    num_prompts: int
+    prompt_depth: int | None
+    group_size: int = 32
+
+
+SHAPES = {
+    "modelnet": Shape("modelnet", 1024, 64, 9843, 16, None),
+    "scanobjectnn": Shape("scanobjectnn", 2048, 128, 11416, 10, 6),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all measurements share.
+
+    Attributes:
+        hidden_size: Width of the tokens.
+        num_layers: Blocks of the backbone.
+        device: Where it runs.
+        bf16: Whether forward passes run under autocast in bfloat16.
+        compile: Whether models are compiled.
+    """
+
+    hidden_size: int
+    num_layers: int
+    device: torch.device
+    bf16: bool
+    compile: bool
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of 64 numbers each, as published."""
+        return max(self.hidden_size // 64, 1)
+
+    def clouds(self, batch_size: int, num_points: int) -> torch.Tensor:
+        """Random clouds in the unit sphere."""
+        points = torch.randn(batch_size, num_points, 3, device=self.device)
+        return points / points.norm(dim=-1, keepdim=True).amax(dim=1, keepdim=True)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of forward passes."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def random_bank(bank_size: int, hidden_size: int) -> torch.Tensor:
+    """Normalised features of shape `(bank_size, hidden_size)`."""
+    return F.normalize(torch.randn(bank_size, hidden_size), dim=-1)
+
+
+def make_backbone(setting: Setting, shape: Shape) -> PointMAEForClassification:
+    """Make a frozen Point-MAE in train mode."""
+    config = PointMAEConfig(
+        hidden_size=setting.hidden_size,
+        num_hidden_layers=setting.num_layers,
+        num_attention_heads=setting.num_heads,
+        num_groups=shape.num_groups,
+        group_size=shape.group_size,
+        num_labels=NUM_LABELS,
+    )
+    return PointMAEForClassification(config).requires_grad_(False).train()
+
+
+def make_model(setting: Setting, shape: Shape, method: str, **options) -> nn.Module:
+    """Make a model in train mode.
+
+    Args:
+        setting: What all share.
+        shape: Sizes of the clouds.
+        method: One of `METHODS`, `SINGLE_PASS`, `PUBLISHED` or `FROZEN`.
+        **options: Fields of the adapter's configuration.
+    """
+    torch.manual_seed(0)
+    depth = setting.num_layers if shape.prompt_depth is None else min(shape.prompt_depth, setting.num_layers)
+    if method == PUBLISHED:
+        model = PublishedPointPeft(
+            *(setting.hidden_size, setting.num_layers, setting.num_heads, shape.num_groups, shape.group_size),
+            *(shape.num_prompts, depth, random_bank(shape.bank_size, setting.hidden_size), NUM_LABELS),
+        )
+        return model.train().to(setting.device)
+    backbone = make_backbone(setting, shape)
+    if method == FROZEN:
+        return backbone.to(setting.device)
+    name = "point_peft" if method == SINGLE_PASS else method
+    if name in ("prompt", "point_peft"):
+        options = {"num_prompt_tokens": shape.num_prompts, "prompt_depth": depth} | options
+    if method == SINGLE_PASS:
+        options["query"] = "tokens"
+    model = prepare_method(name, backbone, **options)
+    if name in ("prompt", "point_peft"):
+        set_bank(model, shape.bank_size, setting.hidden_size)
+    model = model.train().to(setting.device)
+    return torch.compile(model) if setting.compile else model
+
+
+def set_bank(model: nn.Module, bank_size: int, hidden_size: int) -> None:
+    """Give a prompt adapter a bank of random entries."""
+    unknown = torch.full((bank_size,), -1)
+    set_point_prior_bank(model, PointPriorBank(random_bank(bank_size, hidden_size), unknown, unknown))
+
+
+def has_single_pass() -> bool:
+    """Whether adapters can ask their bank with the tokens of the main pass."""
+    return "query" in PointPeftConfig.__dataclass_fields__
+
+
+def compared_methods() -> list[str]:
+    """All that is compared at a shape."""
+    return [*METHODS, *([SINGLE_PASS] if has_single_pass() else []), PUBLISHED]
+
+
+def loss_of(model: nn.Module, points: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The training loss of any of the models."""
+    loss = model(points, labels=labels)
+    return loss if isinstance(loss, torch.Tensor) else loss.loss
+
+
+def training_step(setting: Setting, model: nn.Module, points: torch.Tensor) -> Callable[[], None]:
+    """Forward, backward, and a step of the optimizer."""
+    labels = torch.arange(len(points), device=points.device) % NUM_LABELS
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with setting.autocast():
+            loss = loss_of(model, points, labels)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def prediction(setting: Setting, model: nn.Module, points: torch.Tensor) -> Callable[[], None]:
+    """One forward pass; puts the model in eval mode."""
+    model.eval()
+
+    def predict() -> None:
+        with torch.no_grad(), setting.autocast():
+            model(points)
+
+    return predict

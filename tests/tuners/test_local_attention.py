@@ -1,0 +1,103 @@
+"""The attention that computes again what it does not keep, against its plain form."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from point_peft_hf.tuners.geometry_adapter import local_attention as module
+from point_peft_hf.tuners.geometry_adapter.local_attention import LocalAttention
+
+
+def make(num_rows=20, num_neighborhoods=7, num_neighbors=5, hidden_size=12, inner_size=6, num_heads=2, seed=0):
+    torch.manual_seed(seed)
+    attention = LocalAttention(hidden_size, inner_size, num_heads)
+    attention.reset_parameters()
+    attention.double()
+    with torch.no_grad():
+        attention.norm_weight.normal_()
+        attention.norm_bias.normal_()
+        attention.qkv_weight.mul_(3)
+    tokens = torch.randn(num_rows, hidden_size, dtype=torch.float64, requires_grad=True)
+    rows = torch.stack([torch.randperm(num_rows)[:num_neighbors] for _ in range(num_neighborhoods)])
+    return attention, tokens, rows
+
+
+def plain(attention, tokens, rows, kept=None):
+    update = attention(tokens, rows)
+    if kept is not None:
+        update = update * kept[:, None, None]
+    return (F.embedding(rows, tokens) + update).amax(dim=1)
+
+
+def assert_same(attention, tokens, rows, kept=None):
+    leaves = (tokens, *attention.parameters())
+    expected, result = plain(attention, tokens, rows, kept), attention.attend_and_take_maximum(tokens, rows, kept)
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+    grad = torch.randn_like(expected)
+    for got, wanted in zip(
+        torch.autograd.grad(result, leaves, grad), torch.autograd.grad(expected, leaves, grad), strict=True
+    ):
+        torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("chunk", [1, 130, 10**6])  # one neighbourhood at a time, the last part smaller, all at once
+@pytest.mark.parametrize("kept", [None, [1.0, 0.0, 2.0, 1.0, 0.0, 0.5, 1.0]])
+def test_equals_the_plain_form_forward_and_backward(chunk, kept, monkeypatch):
+    monkeypatch.setattr(module, "_CPU_CHUNK", chunk)
+    assert_same(*make(), None if kept is None else torch.tensor(kept, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"num_neighbors": 1},
+        {"num_neighborhoods": 1},
+        {"inner_size": 2},
+        {"inner_size": 5, "num_heads": 1},
+        {"num_rows": 5},
+    ],
+)
+def test_any_size(sizes):
+    assert_same(*make(**sizes))
+
+
+def test_equal_tokens_share_the_gradient():
+    attention, tokens, rows = make()
+    tokens = tokens.detach()[torch.arange(20) // 2].requires_grad_()  # each token twice
+    assert_same(attention, tokens, rows)
+
+
+def test_gradients_by_finite_differences():
+    attention, tokens, rows = make(num_rows=6, num_neighborhoods=2, num_neighbors=3, hidden_size=4, inner_size=2)
+    kept = torch.tensor([1.0, 1.5], dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda tokens, *_: attention.attend_and_take_maximum(tokens, rows, kept), (tokens, *attention.parameters())
+    )
+
+
+def test_scores_of_any_size_are_no_overflow():
+    attention, tokens, rows = make()
+    with torch.no_grad():
+        attention.qkv_weight.mul_(1e6)
+    assert torch.isfinite(attention.attend_and_take_maximum(tokens, rows)).all()
+
+
+def test_only_the_tokens_are_kept():
+    attention, tokens, rows = make(num_neighborhoods=100)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        attention.attend_and_take_maximum(tokens, rows)
+    assert {tensor.shape for tensor in kept} <= {tokens.shape, *(p.shape for p in attention.parameters())}
+
+
+def test_autocast_leaves_the_tokens_in_float32():
+    attention, tokens, rows = make()
+    attention, tokens = attention.float(), tokens.detach().float().requires_grad_()
+
+    def run():
+        result = attention.attend_and_take_maximum(tokens, rows)
+        return result, *torch.autograd.grad(result.sum(), (tokens, *attention.parameters()))
+
+    expected = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, run(), expected))
