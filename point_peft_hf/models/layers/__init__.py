@@ -6,6 +6,7 @@ from .encoder import PointTransformerEncoder
 from .frozen import is_pretrained, pretrained_behavior
 from .patch_embedding import PatchEmbedding
 from .position_embedding import PositionEmbedding
+from .segmentation_head import SegmentationHead, TokenFusion, TokenPyramid
 from .transformer import PointAttention, PointMLP, PointTransformerLayer
 
 __all__ = [
@@ -17,7 +18,10 @@ __all__ = [
     "PointTransformerEncoder",
     "PointTransformerLayer",
     "PositionEmbedding",
+    "SegmentationHead",
     "ShallowClassificationHead",
+    "TokenFusion",
+    "TokenPyramid",
     "is_pretrained",
     "pretrained_behavior",
 ]
