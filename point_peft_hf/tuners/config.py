@@ -26,7 +26,10 @@ BACKBONE_FIELDS = (
     "group_sizes",
 )
 # Modules that tell classes or parts apart: adapters that bring one remember the names of the classes.
-HEAD_NAMES = ("classifier", "segmentation_head")
+HEADS = {
+    "classifier": "AutoModelForPointCloudClassification",
+    "segmentation_head": "AutoModelForPointCloudSegmentation",
+}
 # Fields that a segmentation head is built from.
 SEGMENTATION_FIELDS = (
     "num_categories",
@@ -207,6 +210,8 @@ def check_backbone(
         hint = "Load the backbone that the adapter was made for"
         if field_name in ("num_labels", "num_groups", "group_size", "group_sizes", *SEGMENTATION_FIELDS):
             hint = f"Load the backbone with `{field_name}={value}`"
+        if field_name == "head":
+            hint = f"Load the backbone with {HEADS.get(value, 'the class that has this head')}"
         raise ValueError(
             f"The adapter was made for a backbone{base} with {field_name}={value!r}, but this one has "
             f"{field_name}={got!r}. {hint}."
@@ -240,10 +245,13 @@ def describe_backbone(model: nn.Module, modules_to_save: Iterable[str] = ()) -> 
     """
     config = getattr(model, "config", None)
     description = {name: getattr(config, name, None) for name in BACKBONE_FIELDS}
+    brings_head = any(name in modules_to_save for name in HEADS)
+    if brings_head:
+        description["head"] = next((name for name in HEADS if hasattr(model, name)), None)
     # Where it was loaded from the Hub: which commit.
     description["revision"] = getattr(config, "_commit_hash", None)
     description["weights"] = fingerprint(model, modules_to_save) or None
-    if any(name in modules_to_save for name in HEAD_NAMES) and hasattr(config, "id2label"):
+    if brings_head and hasattr(config, "id2label"):
         description["num_labels"] = config.num_labels
         description["id2label"] = {str(index): name for index, name in config.id2label.items()}
     if "segmentation_head" in modules_to_save:
