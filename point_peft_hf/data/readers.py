@@ -75,7 +75,7 @@ def read_point_cloud(
     path = Path(path)
     if num_points is not None and num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}")
-    reader = _choose_reader(path)
+    reader = choose_reader(path)
     try:
         points, faces = reader(path)
     except (PointCloudError, ImportError):
@@ -97,10 +97,11 @@ def read_point_cloud(
         _check_finite(points, path, "points", "; read it with drop_invalid=True to leave them out")
     if len(points) < 2:
         raise PointCloudError(f"{path}: holds {len(points)} point{'s' * (len(points) != 1)}; a cloud has at least 2")
-    return _to_float32(points, path)
+    return to_float32(points, path)
 
 
-def _choose_reader(path: Path) -> Reader:
+def choose_reader(path: Path) -> Reader:
+    """Choose the reader of a file by the ending of its name; a file that cannot be one of that kind is an error."""
     if path.is_dir():
         raise PointCloudError(f"{path}: is a folder; give a file, or load it as a data set with load_dataset")
     if not path.is_file():
@@ -133,7 +134,7 @@ def _check_finite(points: np.ndarray, path: Path, what: str, way_out: str) -> No
         )
 
 
-def _to_float32(points: np.ndarray, path: Path) -> np.ndarray:
+def to_float32(points: np.ndarray, path: Path) -> np.ndarray:
     """Convert to float32, shifted to the origin where float32 would otherwise lose the shape."""
     if points.dtype == np.float32:
         return np.ascontiguousarray(points)
