@@ -4,6 +4,7 @@
     accelerate launch examples/train.py --method point_peft --data path/to/modelnet40_ply_hdf5_2048
     accelerate launch examples/train.py --method lora --config '{"r": 16}' --learning_rate 1e-3
     accelerate launch examples/train.py --resume_from_checkpoint latest    # go on where a run was stopped
+    accelerate launch --config_file examples/accelerate_configs/multi_gpu.yaml examples/train.py --sync_batch_norm
 
 Several methods may be given; they are trained one after the other on the same data and shown in one table. The epoch
 is chosen on a validation split that is cut from the training data; the test split is looked at once, at the end.
@@ -18,9 +19,10 @@ import warnings
 from dataclasses import fields
 
 import transformers
+from accelerate import PartialState
 from accelerate.utils import release_memory
 
-from point_peft_hf.training import METHODS, FinetuneArguments, Finetuning, results_table
+from point_peft_hf.training import METHODS, FinetuneArguments, Finetuning, TrainingStopped, results_table
 
 
 def parse_arguments() -> tuple[list[str], FinetuneArguments]:
@@ -38,6 +40,8 @@ def parse_arguments() -> tuple[list[str], FinetuneArguments]:
                 metavar="METHOD",
                 help=f"One or more of {', '.join(METHODS)} (default: linear point_peft).",
             )
+        elif field.type == "bool":
+            parser.add_argument(f"--{field.name}", action="store_true", help=help_text)
         elif field.name == "config":
             parser.add_argument("--config", type=json.loads, default={}, help=help_text)
         else:
@@ -66,11 +70,12 @@ def main() -> None:
     if is_main_process:
         print(f"\n{results_table(records)}\n")
         print(f"Saved to {output_dir.parent}/. To predict: python examples/predict.py FILE --adapter {output_dir}")
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, TrainingStopped) as error:
         # What a person can mend needs no traceback.
         sys.exit(f"error: {error}")

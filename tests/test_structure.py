@@ -20,7 +20,7 @@ ALLOWED = {
     "foreign": {"models", "slots"},
     "pretrained": set(),
     "hub": {"adapter_files", "models", "pretrained", "tuners"},
-    "training": {"adapter_files", "ops", "data", "hub", "models", "tuners", "pretrained"},
+    "training": {"adapter_files", "layers", "ops", "data", "hub", "models", "tuners", "pretrained"},
 }
 
 

@@ -149,6 +149,19 @@ class PointCloudDataset(torch.utils.data.Dataset):
             return slice(self.num_points)
         return np.random.default_rng([self.seed, sample_id]).choice(available, self.num_points, replace=False)
 
+    def names_of(self, sample_ids: Sequence[int] | np.ndarray) -> list[str]:
+        """Give what a person can find clouds by: their files where each has one, else their numbers.
+
+        Args:
+            sample_ids: Numbers of clouds, from `sample_ids`.
+
+        Returns:
+            One name a number.
+        """
+        files = getattr(self._clouds, "files", ())
+        places = dict(zip(self.sample_ids.tolist(), self._places.tolist(), strict=True))
+        return [str(files[places[int(number)]]) if files else f"cloud {int(number)}" for number in sample_ids]
+
     def select(self, indices: Sequence[int] | np.ndarray) -> PointCloudDataset:
         """Give some of the items as a data set of its own, which shares the clouds and keeps their `sample_ids`.
 

@@ -72,11 +72,13 @@ class PackedClouds(Sequence):
     Args:
         path: The file, float32 of shape `(total_points, num_columns)`.
         offsets: Row where each cloud starts, and the end; shape `(num_clouds + 1,)`.
+        files: The file that each cloud was read from, for messages.
     """
 
-    def __init__(self, path: Path, offsets: np.ndarray):
+    def __init__(self, path: Path, offsets: np.ndarray, files: Sequence[Path] = ()):
         self.path = path
         self.offsets = offsets
+        self.files = list(files)
         self._rows = np.load(path, mmap_mode="r", allow_pickle=False)
         if self._rows.ndim != 2 or len(self._rows) != offsets[-1]:
             raise ValueError(f"{path}: expected {offsets[-1]} rows, got shape {self._rows.shape}")
@@ -92,7 +94,7 @@ class PackedClouds(Sequence):
 
     def __getstate__(self) -> dict:
         # The map is opened again in a worker; pickled, it would be the whole file.
-        return {"path": self.path, "offsets": self.offsets}
+        return {"path": self.path, "offsets": self.offsets, "files": self.files}
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
@@ -243,9 +245,9 @@ def _open_cache(
     index = _read_index(index_path, fingerprint)
     if index is not None:
         try:
-            clouds = PackedClouds(cache_dir / index["file"], np.array(index["offsets"], dtype=np.int64))
+            opened = _open_packed(files, index, cache_dir)
             _report_bad(index["bad"], len(files), root)
-            return clouds, np.array(index["kept"], dtype=np.int64)
+            return opened
         except (OSError, ValueError, KeyError, TypeError):
             pass  # cut short or deleted: made again
     cache_dir.mkdir(parents=True, exist_ok=True)
@@ -254,8 +256,13 @@ def _open_cache(
     with atomic_write(index_path) as file:
         file.write(json.dumps({"fingerprint": fingerprint, **index}).encode())
     _clean(cache_dir, place, index["file"])
+    return _open_packed(files, index, cache_dir)
+
+
+def _open_packed(files: Sequence[Path], index: dict, cache_dir: Path) -> tuple[PackedClouds, np.ndarray]:
+    kept = np.array(index["kept"], dtype=np.int64)
     offsets = np.array(index["offsets"], dtype=np.int64)
-    return PackedClouds(cache_dir / index["file"], offsets), np.array(index["kept"], dtype=np.int64)
+    return PackedClouds(cache_dir / index["file"], offsets, [files[number] for number in kept]), kept
 
 
 def _stat(path: Path) -> tuple[int, int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -103,8 +105,7 @@ def replaced_folder(folder: str | os.PathLike) -> Iterator[Path]:
     if target.exists() and not target.is_dir():
         raise ValueError(f"{folder} is a file. Pass a folder to save to.")
     old = target.with_name(target.name + ".old")
-    if old.is_dir() and not target.exists():
-        old.rename(target)
+    _put_back(target)
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     new.mkdir(parents=True)
     try:
@@ -117,11 +118,30 @@ def replaced_folder(folder: str | os.PathLike) -> Iterator[Path]:
             target.rename(old)
         new.rename(target)
     except BaseException:
-        if old.is_dir() and not target.exists():
-            old.rename(target)
+        _put_back(target)
         shutil.rmtree(new, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(folder: str | os.PathLike) -> None:
+    """Clean up after processes that were killed in `replaced_folder`; no other may be in it at this time.
+
+    Args:
+        folder: The folder that they were replacing. It is put back if it was away, and what lies beside it is deleted.
+    """
+    target = Path(folder).resolve()
+    _put_back(target)
+    shutil.rmtree(target.with_name(target.name + ".old"), ignore_errors=True)
+    for unfinished in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        if re.fullmatch(r"[0-9a-f]{8}", unfinished.name.rpartition(".")[2]):
+            shutil.rmtree(unfinished)
+
+
+def _put_back(target: Path) -> None:
+    old = target.with_name(target.name + ".old")
+    if old.is_dir() and not target.exists():
+        old.rename(target)
 
 
 def _flush(folder: Path) -> None:

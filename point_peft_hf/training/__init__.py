@@ -1,22 +1,33 @@
 """Fine-tuning under Accelerate: methods, tasks, adapter-only checkpoints, metrics."""
 
-from .checkpoints import load_checkpoint, load_model, register_adapter_checkpoints, save_checkpoint, save_model
-from .finetune import FinetuneArguments, Finetuning, load_backbone, results_table
-from .methods import METHODS, method_config, prepare_method
+from .arguments import FinetuneArguments
+from .batch_norm import SyncFreezableBatchNorm1d, synchronize_batch_norms
+from .batches import EpochSampler, TrainingCollator, evaluation_loader, training_loader
+from .checkpoints import Checkpoints, load_model, register_adapter_checkpoints, save_model
+from .finetune import Finetuning
+from .interruption import TrainingInterrupted, TrainingStopped
+from .methods import METHODS, load_backbone, method_config, prepare_method
 from .metrics import ClassificationMetrics
 from .optimization import parameter_groups, warmup_cosine
 from .predictor import Predictor
+from .record import results_table
 from .task import ClassificationTask, load_task
 
 __all__ = [
     "METHODS",
+    "Checkpoints",
     "ClassificationMetrics",
     "ClassificationTask",
+    "EpochSampler",
     "FinetuneArguments",
     "Finetuning",
     "Predictor",
+    "SyncFreezableBatchNorm1d",
+    "TrainingCollator",
+    "TrainingInterrupted",
+    "TrainingStopped",
+    "evaluation_loader",
     "load_backbone",
-    "load_checkpoint",
     "load_model",
     "load_task",
     "method_config",
@@ -24,7 +35,8 @@ __all__ = [
     "prepare_method",
     "register_adapter_checkpoints",
     "results_table",
-    "save_checkpoint",
     "save_model",
+    "synchronize_batch_norms",
+    "training_loader",
     "warmup_cosine",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import os
+import re
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,27 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 
+from ..adapter_files import file_checksum, read_json, write_json
+
 STATE_NAME = "training_state.json"
+MANIFEST_NAME = "manifest.json"
+BEST_NAME = "best"
+_CHECKPOINT = re.compile(r"step-(\d{8,})")
 
 
-def save_model(model: nn.Module, folder: str | Path) -> None:
-    """Save what was trained: the adapter of a `PeftModel` (with all it needs), else the whole model."""
+def save_model(model: nn.Module, folder: str | Path, state_dict: dict[str, Any] | None = None) -> None:
+    """Save what was trained: the adapter of a `PeftModel` (with all it needs), else the whole model.
+
+    Args:
+        model: The model.
+        folder: Where to.
+        state_dict: Its weights, where they are not in the model itself (sharded over processes).
+    """
     if isinstance(model, PeftModel):
         # There are no word embeddings to look for; without this PEFT would ask the Hub about the backbone.
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=state_dict)
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=state_dict)
 
 
 def load_model(model: nn.Module, folder: str | Path) -> None:
@@ -33,14 +46,17 @@ def load_model(model: nn.Module, folder: str | Path) -> None:
 
 
 def register_adapter_checkpoints(accelerator: Accelerator) -> None:
-    """Make `accelerator.save_state` and `load_state` save and load models with `save_model` and `load_model`."""
+    """Make `accelerator.save_state` and `load_state` save and load models with `save_model` and `load_model`.
+
+    Under FSDP and DeepSpeed, Accelerate saves and loads the shards of models itself.
+    """
 
     def save_hook(models: list[nn.Module], weights: list[Any], output_dir: str) -> None:
-        # Emptying the list tells Accelerate that the models are taken care of.
-        weights.clear()
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and weights:
             for index, model in enumerate(models):
                 save_model(accelerator.unwrap_model(model), Path(output_dir) / f"model_{index}")
+        # Emptying the list tells Accelerate that the models are taken care of.
+        weights.clear()
 
     def load_hook(models: list[nn.Module], input_dir: str) -> None:
         for index in reversed(range(len(models))):
@@ -50,59 +66,182 @@ def register_adapter_checkpoints(accelerator: Accelerator) -> None:
     accelerator.register_load_state_pre_hook(load_hook)
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, state: dict[str, Any]) -> None:
-    """Save the state of a training; the previous checkpoint in `folder` is only replaced by a complete one.
+class Checkpoints:
+    """The checkpoints of a run: folders "step-00000120", each of them either whole or not there.
+
+    A checkpoint is written under a temporary name, flushed to the disk, and renamed. It holds what
+    `accelerator.save_state` saves, the best model so far, "training_state.json", and a manifest with the size and the
+    sha256 of each file.
 
     Args:
-        accelerator: The accelerator, with `register_adapter_checkpoints` called.
-        folder: Where the checkpoint goes.
-        state: What else must be known to continue; anything that JSON can hold.
+        folder: Where they are.
+        keep: Number of checkpoints that are kept.
     """
-    temporary = folder.with_name(folder.name + ".tmp")
-    if accelerator.is_main_process and temporary.exists():
-        shutil.rmtree(temporary)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary), safe_serialization=True)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (temporary / STATE_NAME).write_text(json.dumps(state))
-        replace_folder(temporary, folder)
-    accelerator.wait_for_everyone()
+
+    def __init__(self, folder: str | Path, keep: int = 2):
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def paths(self) -> list[Path]:
+        """The checkpoints, the oldest first."""
+        found = [path for path in self.folder.glob("step-*") if _CHECKPOINT.fullmatch(path.name)]
+        return sorted(found, key=lambda path: int(_CHECKPOINT.fullmatch(path.name)[1]))
+
+    def clean(self) -> None:
+        """Delete what a killed process left half written or half deleted, and put back what it was replacing."""
+        for old in self.folder.glob(".step-*.old"):
+            target = self.folder / old.name.removeprefix(".").removesuffix(".old")
+            if not target.exists():
+                old.rename(target)
+        for leftover in self.folder.glob(".step-*"):
+            shutil.rmtree(leftover)
+
+    def save(self, accelerator: Accelerator, step: int, state: dict[str, Any], best: Iterable[Path] = ()) -> Path:
+        """Save the state of a training; to be called on all processes.
+
+        Args:
+            accelerator: The accelerator, with `register_adapter_checkpoints` called.
+            step: Number of optimizer steps taken.
+            state: What else must be known to continue; anything that JSON can hold.
+            best: Files of the best model so far.
+
+        Returns:
+            The checkpoint.
+        """
+        target = self.folder / f"step-{step:08d}"
+        temporary = self.folder / f".{target.name}.tmp"
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+            (temporary / BEST_NAME).mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        try:
+            accelerator.save_state(str(temporary), safe_serialization=True)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                for file in best:
+                    link_or_copy(file, temporary / BEST_NAME / file.name)
+                write_json(temporary / STATE_NAME, state)
+                write_json(temporary / MANIFEST_NAME, {"files": _manifest(temporary)})
+                _flush(temporary)
+                self._put(temporary, target)
+        except BaseException:
+            # On a full disk, nothing must stay that cannot be used.
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        if accelerator.is_main_process:
+            for path in self.paths()[: -self.keep]:
+                self._delete(path)
+        accelerator.wait_for_everyone()
+        return target
+
+    def _put(self, temporary: Path, target: Path) -> None:
+        old = self.folder / f".{target.name}.old"
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        _flush_folder(self.folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _delete(self, path: Path) -> None:
+        # Under its own name a half deleted checkpoint would look like a damaged one.
+        hidden = self.folder / f".{path.name}.tmp"
+        path.rename(hidden)
+        shutil.rmtree(hidden)
+
+    def latest(self, warn: Callable[[str], None]) -> Path | None:
+        """Find the newest checkpoint that is whole.
+
+        Args:
+            warn: Called with a line for each newer one that is not.
+
+        Returns:
+            The checkpoint; `None` if there is none at all.
+
+        Raises:
+            ValueError: If there are checkpoints, but none is whole.
+        """
+        paths = self.paths()
+        for path in reversed(paths):
+            problem = find_problem(path)
+            if problem is None:
+                return path
+            warn(f"warning: the checkpoint {path} is not whole ({problem}); the one before is used")
+        if paths:
+            raise ValueError(
+                f"None of the {len(paths)} checkpoints in {self.folder} is whole. Leave --resume_from_checkpoint out "
+                "and pass --overwrite_output_dir to start anew."
+            )
+        return None
 
 
-def load_checkpoint(accelerator: Accelerator, folder: Path) -> dict[str, Any]:
-    """Load a checkpoint into what the accelerator has prepared, and return the `state` it was saved with.
+def find_problem(checkpoint: Path) -> str | None:
+    """Say what is wrong with a checkpoint; `None` if it is whole."""
+    try:
+        files = read_json(checkpoint / MANIFEST_NAME)["files"]
+        for name, expected in files.items():
+            size = (checkpoint / name).stat().st_size
+            if size != expected["bytes"]:
+                return f"{name} has {size} bytes instead of {expected['bytes']}"
+            if file_checksum(checkpoint / name) != expected["sha256"]:
+                return f"{name} has other contents than were written"
+    except OSError as error:
+        return f"{Path(error.filename or MANIFEST_NAME).name}: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST_NAME} cannot be read"
+    return None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Read the `state` that a checkpoint was saved with.
 
     Raises:
-        ValueError: If the folder holds no complete checkpoint.
+        ValueError: If the folder holds no whole checkpoint.
     """
-    if not (folder / STATE_NAME).is_file():
+    if not (checkpoint / MANIFEST_NAME).is_file():
         raise ValueError(
-            f"{folder} holds no checkpoint to resume from. Pass the folder of one, or leave "
-            "--resume_from_checkpoint out to start anew."
+            f"{checkpoint} holds no checkpoint to resume from. Pass the folder of one (.../checkpoints/step-...), or "
+            "leave --resume_from_checkpoint out to start anew."
         )
-    accelerator.load_state(str(folder))
-    return json.loads((folder / STATE_NAME).read_text())
+    problem = find_problem(checkpoint)
+    if problem is not None:
+        raise ValueError(
+            f"The checkpoint {checkpoint} is not whole: {problem}. Pass another one, or 'latest' for the newest that "
+            "is."
+        )
+    return read_json(checkpoint / STATE_NAME)
 
 
-def recover_folder(target: Path) -> None:
-    """Put back a folder that a process was replacing when it was killed."""
-    old = target.with_name(target.name + ".old")
-    if old.exists() and not target.exists():
-        old.rename(target)
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or where the file system cannot do that, a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
-def replace_folder(new: Path, target: Path) -> None:
-    """Put a complete folder in the place of another.
+def _manifest(folder: Path) -> dict[str, Any]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {
+        file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": file_checksum(file)}
+        for file in files
+    }
 
-    A process that is killed in between leaves the other under the name "<folder>.old": see `recover_folder`.
-    """
-    recover_folder(target)
-    old = target.with_name(target.name + ".old")
-    if old.exists():
-        shutil.rmtree(old)
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    if old.exists():
-        shutil.rmtree(old)
+
+def _flush(folder: Path) -> None:
+    """Wait until a folder is on the disk, so that a power failure cannot leave its name with other contents."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        else:
+            _flush_folder(file)
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -3,139 +3,76 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate import Accelerator, skip_first_batches
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
 from peft import PeftModel
-from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..adapter_files import write_json
-from ..data import PointCloudCollator, PointCloudProcessor, get_augmentation
-from ..hub import save_adapter, write_model_card
+from ..data import PointCloudProcessor, get_augmentation
+from ..hub import write_model_card
 from ..hub.facts import RECORD_NAME
-from ..models import AutoModelForPointCloudClassification
-from ..pretrained import DEFAULT_BACKBONE, backbone_folder
+from ..pretrained import backbone_folder
 from ..tuners import build_point_prior_bank
-from .checkpoints import (
-    load_checkpoint,
-    load_model,
-    recover_folder,
-    register_adapter_checkpoints,
-    save_checkpoint,
-    save_model,
-)
-from .methods import METHODS, prepare_method, uses_bank
-from .metrics import ClassificationMetrics
+from ..tuners.fingerprint import fingerprint
+from .arguments import FinetuneArguments
+from .batch_norm import synchronize_batch_norms
+from .batches import evaluation_loader, training_loader
+from .checkpoints import load_model, register_adapter_checkpoints
+from .interruption import StopRequest, TrainingInterrupted, TrainingStopped
+from .methods import load_backbone, prepare_method, uses_bank
 from .optimization import parameter_groups, warmup_cosine
-from .resources import PeakMemory, count_parameters, folder_bytes, versions
-from .task import PROCEDURAL, ClassificationTask, load_task
-
-
-@dataclass
-class FinetuneArguments:
-    """What to fine-tune, and how. The fields are the options of `examples/train.py`."""
-
-    method: str = field(default="point_peft", metadata={"help": f"One of {', '.join(METHODS)}."})
-    model: str = field(default=DEFAULT_BACKBONE, metadata={"help": "Backbone: a name, a folder or a Hub repository."})
-    data: str = field(default=PROCEDURAL, metadata={"help": "'procedural', or a folder of a data set."})
-    output_dir: str = field(
-        default="outputs", metadata={"help": "The result goes to a folder of the method's name in it."}
-    )
-    epochs: int = field(default=8, metadata={"help": "Number of epochs."})
-    batch_size: int = field(default=16, metadata={"help": "Clouds of a step and process."})
-    learning_rate: float | None = field(default=None, metadata={"help": "Default: that of the method."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Not for biases, norms and tokens."})
-    warmup_ratio: float = field(default=0.1, metadata={"help": "Share of the steps with rising learning rate."})
-    max_gradient_norm: float = field(default=10.0, metadata={"help": "Gradients are clipped to this norm."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of an optimizer step."})
-    mixed_precision: str | None = field(default=None, metadata={"help": "no, fp16 or bf16."})
-    augmentation: str = field(default="scale_translate", metadata={"help": "Augmentation of the training clouds."})
-    clouds_per_class: int = field(default=50, metadata={"help": "Procedural data: training clouds of a class."})
-    corruption: str = field(default="scan", metadata={"help": "Procedural data: clean, scan or hard_scan."})
-    max_train_clouds: int | None = field(default=None, metadata={"help": "Use only so many training clouds."})
-    max_test_clouds: int | None = field(default=None, metadata={"help": "Use only so many test clouds."})
-    validation_fraction: float = field(default=0.2, metadata={"help": "Share of training clouds for validation."})
-    data_seed: int = field(default=0, metadata={"help": "Seed of the splits."})
-    seed: int = field(default=0, metadata={"help": "Seed of weights, order, augmentation and dropout."})
-    num_workers: int = field(default=0, metadata={"help": "Worker processes of a data loader."})
-    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "'latest', or a checkpoint's folder."})
-    report_to: str = field(default="none", metadata={"help": "Tracker: none, tensorboard, ..."})
-    config: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of the method's config, as JSON."})
-
-    def check(self) -> None:
-        """Check the values.
-
-        Raises:
-            ValueError: If one does not fit, with its name and the value got.
-        """
-        if self.method not in METHODS:
-            raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}.")
-        for name in ("epochs", "batch_size", "gradient_accumulation_steps", "clouds_per_class"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}.")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise ValueError(f"--learning_rate must be above 0, got {self.learning_rate}.")
-        for name in ("validation_fraction", "warmup_ratio"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be between 0 and 1, got {getattr(self, name)}.")
-        get_augmentation(self.augmentation)
-
-
-def load_backbone(name: str, class_names: list[str]) -> nn.Module:
-    """Load a backbone with a head for the given classes.
-
-    Args:
-        name: Name of a shipped backbone, a folder, or a Hub repository.
-        class_names: Names of the classes.
-
-    Returns:
-        The model.
-    """
-    id2label = dict(enumerate(class_names))
-    backbone = AutoModelForPointCloudClassification.from_pretrained(
-        backbone_folder(name),
-        num_labels=len(class_names),
-        id2label=id2label,
-        label2id={label: index for index, label in id2label.items()},
-        ignore_mismatched_sizes=True,
-    )
-    # A shipped backbone goes by its name: its folder is another on every machine.
-    backbone.name_or_path = backbone.config.name_or_path = name
-    return backbone
+from .record import check_tracker, data_fingerprint, describe_environment
+from .resources import PeakMemory, count_parameters, folder_bytes
+from .run_folder import Progress, RunFolder
+from .task import ClassificationTask, load_task
 
 
 class Finetuning:
     """One run: train, choose the epoch on the validation split, look at the test split once.
 
+    Whatever ends the run, it can go on where the last checkpoint was saved, and ends with the same weights (to the
+    bit, on a CPU with the same number of threads).
+
     Args:
         args: What to fine-tune, and how.
         task: The data; loaded from the arguments by default (pass it to share it between runs).
         report: Called with each line that a person should see.
+
+    Raises:
+        ValueError: If an argument does not fit, the output folder cannot be written, or an unfinished run lies there.
     """
 
     def __init__(
         self, args: FinetuneArguments, task: ClassificationTask | None = None, report: Callable[[str], None] = print
     ):
         args.check()
+        check_tracker(args.report_to)
         self.args = args
         self.output_dir = Path(args.output_dir) / args.method
+        # A run in the same process may have had another precision.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             mixed_precision=args.mixed_precision,
-            dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=args.seed),
             log_with=None if args.report_to == "none" else args.report_to,
-            project_dir=self.output_dir,
+            # Beside the run's folder, which is replaced as a whole whenever there is a new best model.
+            project_dir=self.output_dir.parent / args.report_to,
         )
-        self.report = report if self.accelerator.is_main_process else lambda line: None
+        self.report = report
+        self.folder = RunFolder(self.output_dir, args, self.accelerator, self._show)
         self.memory = PeakMemory()
         self.memory.start()
         set_seed(args.seed)
@@ -150,50 +87,54 @@ class Finetuning:
                 seed=args.data_seed,
             )
         self.processor = PointCloudProcessor.from_pretrained(backbone_folder(args.model))
-        self.augment = get_augmentation(args.augmentation)
+        self.progress = Progress()
         self._prepare()
 
     # -- Setting up ---------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
         args, accelerator = self.args, self.accelerator
-        model = prepare_method(args.method, load_backbone(args.model, self.task.class_names), **args.config)
+        backbone = load_backbone(args.model, self.task.class_names)
+        self.identity = {
+            "arguments": args.recipe(),
+            "mixed_precision": accelerator.mixed_precision,
+            "processes": accelerator.num_processes,
+            "backbone": fingerprint(backbone).get("float32"),
+            "data": data_fingerprint(self.task),
+        }
+        model = prepare_method(args.method, backbone, **args.config)
         if uses_bank(model):
             model.to(accelerator.device)
             build_point_prior_bank(
-                model, self._loader(self.task.train, shuffle=False), progress=accelerator.is_local_main_process
+                model, self._evaluation_loader(self.task.train), progress=accelerator.is_local_main_process
             )
-        train_loader = self._loader(self.task.train, shuffle=True)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model, args.weight_decay), lr=args.learning_rate or METHODS[args.method].learning_rate
+        if args.sync_batch_norm:
+            synchronize_batch_norms(model)
+        train_loader = training_loader(
+            self.task.train,
+            self.processor,
+            get_augmentation(args.augmentation),
+            batch_size=args.batch_size,
+            seed=args.seed,
+            num_workers=args.num_workers,
+            num_processes=accelerator.num_processes,
         )
+        self.sampler = train_loader.sampler
+        optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.peak_learning_rate)
         self.model, self.optimizer, self.train_loader, self.validation_loader = accelerator.prepare(
-            model, optimizer, train_loader, self._loader(self.task.validation, shuffle=False)
+            model, optimizer, train_loader, self._evaluation_loader(self.task.validation)
         )
-        steps = math.ceil(len(self.train_loader) / args.gradient_accumulation_steps) * args.epochs
-        warmup_steps = max(int(steps * args.warmup_ratio), 1)
+        self.total_steps = math.ceil(len(self.train_loader) / args.gradient_accumulation_steps) * args.epochs
+        warmup_steps = max(int(self.total_steps * args.warmup_ratio), 1)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: warmup_cosine(step, steps, warmup_steps)
+            self.optimizer, lambda step: warmup_cosine(step, self.total_steps, warmup_steps)
         )
         accelerator.register_for_checkpointing(self.scheduler)
         register_adapter_checkpoints(accelerator)
-        self.history: list[dict[str, float]] = []
-        self.best = {"epoch": 0, "accuracy": -1.0}
-        self.counts: dict[str, int] = {}
 
-    def _loader(self, dataset: torch.utils.data.Dataset, shuffle: bool) -> DataLoader:
-        processor = self.processor
-        if shuffle:
-            # Other points of a larger cloud in each epoch.
-            processor = PointCloudProcessor.from_dict({**self.processor.to_dict(), "seed": None})
-        return DataLoader(
-            dataset,
-            batch_size=self.args.batch_size,
-            shuffle=shuffle,
-            # A last batch of a single cloud cannot go through the batch normalisation of the head.
-            drop_last=shuffle and len(dataset) > self.args.batch_size,
-            collate_fn=PointCloudCollator(processor),
-            num_workers=self.args.num_workers,
+    def _evaluation_loader(self, dataset: torch.utils.data.Dataset) -> DataLoader:
+        return evaluation_loader(
+            dataset, self.processor, batch_size=self.args.batch_size, num_workers=self.args.num_workers
         )
 
     # -- Running ------------------------------------------------------------------------------------------------------
@@ -205,161 +146,229 @@ class Finetuning:
             The record of the run, as it is saved to "run.json".
 
         Raises:
-            RuntimeError: If the loss is not finite.
+            ValueError: If the run cannot be resumed as asked for.
+            TrainingStopped: If it cannot go on: a loss that is not finite, a full disk, a worker that died.
+            TrainingInterrupted: After Ctrl-C or SIGTERM, when everything is saved.
         """
-        args, accelerator = self.args, self.accelerator
-        if accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-        first_epoch = self._resume()
-        if args.report_to != "none":
-            accelerator.init_trackers("point_peft_hf", config={k: str(v) for k, v in asdict(args).items()})
-        for epoch in range(first_epoch, args.epochs + 1):
-            started = time.perf_counter()
-            loss = self._train_epoch(epoch)
-            seconds = time.perf_counter() - started
-            scores = self._evaluate(self.validation_loader)
-            row = {
-                "epoch": epoch,
-                "loss": loss,
-                **{f"validation_{k}": v for k, v in scores.items()},
-                "seconds": seconds,
-            }
-            self.history.append(row)
-            accelerator.log(row, step=epoch)
-            if scores["accuracy"] > self.best["accuracy"]:
-                self.best = {"epoch": epoch, "accuracy": scores["accuracy"]}
-                self._save(self.output_dir)
-            save_checkpoint(accelerator, self.output_dir / "checkpoint", self._state(epoch))
-            best = " (best)" if self.best["epoch"] == epoch else ""
-            self.report(
-                f"[{args.method}] epoch {epoch}/{args.epochs}: loss {loss:.4f}, validation accuracy "
-                f"{100 * scores['accuracy']:.1f} %{best}, {seconds:.1f} s"
-            )
-        record = self._finish()
-        accelerator.end_training()
+        # The order of the clouds is the same for all processes, dropout is not.
+        set_seed(self.args.seed, device_specific=True)
+        with StopRequest(insist=self.accelerator.num_processes == 1) as self.stop:
+            try:
+                self._begin()
+                while self.progress.epoch <= self.args.epochs:
+                    with self._explained_workers():
+                        self._train_epoch()
+                        self._end_epoch()
+                record = self._finish()
+            except TrainingStopped as error:
+                self.folder.log_error(error)
+                raise
+            finally:
+                self.bar.close()
+                for tracker in self.accelerator.trackers:
+                    tracker.finish()
+                self.train_loader.end()
+        if self.stop.signal_number:
+            raise TrainingInterrupted(128 + self.stop.signal_number)
         return record
 
-    def _train_epoch(self, epoch: int) -> float:
-        args, accelerator, model = self.args, self.accelerator, self.model
-        self.train_loader.set_epoch(epoch)
-        model.train()
-        total, count = torch.zeros((), device=accelerator.device), 0
-        progress = tqdm(
-            self.train_loader,
-            desc=f"{args.method} {epoch}/{args.epochs}",
-            disable=not accelerator.is_local_main_process or not sys.stderr.isatty(),
+    def _begin(self) -> None:
+        self.bar = tqdm(disable=True)
+        self.progress = self.folder.begin(self.identity, self.processor)
+        self.record = {
+            "method": self.args.method,
+            "arguments": asdict(self.args),
+            "learning_rate": self.args.peak_learning_rate,
+            "class_names": self.task.class_names,
+            "clouds": {name: len(getattr(self.task, name)) for name in ("train", "validation", "test")},
+            "fingerprints": {"backbone": self.identity["backbone"], "data": self.identity["data"]},
+            **describe_environment(self.accelerator),
+        }
+        if self.accelerator.is_main_process:
+            write_json(self.output_dir / RECORD_NAME, self.record)
+        if self.args.report_to != "none":
+            self.accelerator.init_trackers(
+                self.args.method if self.args.report_to == "tensorboard" else "point_peft_hf",
+                config={name: str(value) for name, value in asdict(self.args).items()},
+                init_kwargs={
+                    "tensorboard": {"purge_step": self.progress.step + 1},
+                    "trackio": {"name": self.args.method, "resume": "allow"},
+                },
+            )
+        self.bar = tqdm(
+            desc=self.args.method,
+            total=self.total_steps,
+            initial=self.progress.step,
+            unit="step",
+            disable=not self.accelerator.is_main_process or not sys.stderr.isatty(),
             leave=False,
         )
-        for batch in progress:
-            with accelerator.accumulate(model):
-                loss = model(points=self.augment(batch["points"]), labels=batch["labels"]).loss
-                self._check_loss(loss, epoch, batch)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), args.max_gradient_norm)
-                if not self.counts:
-                    self.counts = count_parameters(accelerator.unwrap_model(model))
-                self.optimizer.step()
-                if accelerator.sync_gradients:
-                    self.scheduler.step()
-                self.optimizer.zero_grad()
-            total += loss.detach()
-            count += 1
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-        return float(accelerator.reduce(total / count, reduction="mean"))
 
-    def _check_loss(self, loss: torch.Tensor, epoch: int, batch: dict[str, torch.Tensor]) -> None:
-        if not torch.isfinite(loss):
-            clouds = ", ".join(map(str, batch["sample_ids"].tolist()))
-            raise RuntimeError(
-                f"The loss is {loss.item()} in epoch {epoch}, on the clouds {clouds}. Look at these clouds, or try a "
-                f"lower --learning_rate. The last good state is in {self.output_dir}."
+    def _train_epoch(self) -> None:
+        """Train the rest of the epoch under way."""
+        accelerator, progress = self.accelerator, self.progress
+        self.train_loader.set_epoch(progress.epoch - 1)
+        self.sampler.set_epoch(progress.epoch - 1)
+        self.model.train()
+        started = time.perf_counter()
+        losses = []
+        for batch in skip_first_batches(self.train_loader, progress.batches):
+            with accelerator.accumulate(self.model):
+                outputs = self.model(**batch)
+                losses.append(self._check_and_count(outputs, batch))
+                accelerator.backward(outputs.loss * self._weight_of_batch())
+                norm = self._clip_gradients(batch) if accelerator.sync_gradients else 0.0
+                if not progress.parameters:
+                    progress.parameters = count_parameters(accelerator.unwrap_model(self.model))
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            progress.batches += 1
+            progress.seconds += time.perf_counter() - started
+            started = time.perf_counter()
+            if accelerator.sync_gradients:
+                learning_rate = self.scheduler.get_last_lr()[0]
+                self.scheduler.step()
+                progress.step += 1
+                measured = {"loss": sum(losses) / len(losses), "gradient_norm": norm, "learning_rate": learning_rate}
+                self._after_step(measured)
+                losses.clear()
+
+    def _weight_of_batch(self) -> float:
+        """Let the last group of accumulated batches of an epoch be their mean, as the others are, if it is smaller."""
+        group_size = self.args.gradient_accumulation_steps
+        first = self.progress.batches - self.progress.batches % group_size
+        return group_size / min(group_size, len(self.train_loader) - first)
+
+    def _check_and_count(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> float:
+        """Count loss and accuracy of a batch over all processes, which also agree here on whether to go on."""
+        loss = outputs.loss.detach().float()
+        right = self.task.predict(outputs) == self.task.targets(batch)
+        is_stopping = torch.full_like(loss, self.stop.signal_number > 0)
+        values = torch.stack([loss, right.sum(), torch.full_like(loss, right.numel()), ~loss.isfinite(), is_stopping])
+        totals = self.accelerator.reduce(values) if self.accelerator.num_processes > 1 else values
+        total_loss, num_right, count, num_bad, num_stopping = totals.tolist()
+        if num_bad:
+            self._fail(f"The loss is {float(loss)}", None if loss.isfinite() else batch)
+        self.is_stopping = num_stopping > 0
+        mean = total_loss / self.accelerator.num_processes
+        self.progress.count(mean, int(num_right), int(count))
+        return mean
+
+    def _clip_gradients(self, batch: Mapping[str, torch.Tensor]) -> float:
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_gradient_norm))
+        # With fp16 this happens now and then, and the scaler leaves the step out.
+        if not math.isfinite(norm) and self.accelerator.scaler is None:
+            self._fail(f"The norm of the gradient is {norm}", batch)
+        return norm
+
+    def _fail(self, what: str, batch: Mapping[str, torch.Tensor] | None) -> None:
+        names = self.task.train.names_of(batch["sample_ids"].tolist()) if batch is not None else []
+        self.folder.save_failure(what, self.progress, self.accelerator.unwrap_model(self.model), batch, names)
+        clouds = f", on {', '.join(names)}" if names else ", in another process"
+        raise TrainingStopped(
+            f"{what} in step {self.progress.step + 1} (epoch {self.progress.epoch}){clouds}. The model and the batch "
+            f"are in {self.folder.failure}. Look at these clouds, or try a lower --learning_rate. "
+            f"{self.folder.what_is_safe()}"
+        )
+
+    def _after_step(self, measured: dict[str, float]) -> None:
+        args, progress = self.args, self.progress
+        means = progress.means()
+        self.bar.set_postfix(loss=f"{means['loss']:.3f}", accuracy=f"{100 * means['train_accuracy']:.1f} %")
+        self.bar.update()
+        if progress.step % args.log_every_steps == 0:
+            self.folder.log_metrics("step", {"step": progress.step, "epoch": progress.epoch, **measured})
+            self.accelerator.log(measured, step=progress.step)
+        # Several processes stop where they have agreed to, in their next step.
+        is_stopping = self.is_stopping or (self.stop.signal_number > 0 and self.accelerator.num_processes == 1)
+        is_last = progress.batches == len(self.train_loader)
+        is_due = args.checkpoint_every_steps and progress.step % args.checkpoint_every_steps == 0 and not is_last
+        if is_due or is_stopping:
+            self.folder.save_checkpoint(progress)
+        if is_stopping:
+            number = self.stop.signal_number or signal.SIGTERM
+            self.folder.tell(
+                f"{signal.Signals(number).name}: stopped after step {progress.step} of "
+                f"{self.total_steps}. {self.folder.what_is_safe()}"
             )
+            raise TrainingInterrupted(128 + number)
+
+    def _end_epoch(self) -> None:
+        """Look at the validation split, keep the model if it is the best so far, and save a checkpoint."""
+        args, progress = self.args, self.progress
+        epoch, seconds = progress.epoch, progress.seconds
+        scores = self._evaluate(self.validation_loader)
+        row = {
+            "epoch": epoch,
+            **progress.means(),
+            **{f"validation_{name}": value for name, value in scores.items()},
+            "seconds": seconds,
+        }
+        is_best = progress.end_epoch(row, scores["accuracy"])
+        if is_best:
+            self.folder.save_best(self.accelerator.unwrap_model(self.model), self.processor)
+        self.folder.log_metrics("epoch", {"step": progress.step, **row})
+        self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=progress.step)
+        self.folder.save_checkpoint(progress)
+        self.folder.tell(
+            f"epoch {epoch}/{args.epochs}: loss {row['loss']:.4f}, validation accuracy "
+            f"{100 * scores['accuracy']:.1f} %{' (best)' if is_best else ''}, {seconds:.1f} s"
+        )
 
     @torch.no_grad()
     def _evaluate(self, loader: DataLoader) -> dict[str, float]:
         self.model.eval()
-        metrics = ClassificationMetrics(len(self.task.class_names))
+        metrics = self.task.metrics()
         for batch in loader:
-            predictions = self.model(points=batch["points"]).logits.argmax(dim=-1)
+            predictions = self.task.predict(self.model(points=batch["points"]))
             # A last batch that is filled up for the sake of other processes is cut back here.
-            metrics.update(*self.accelerator.gather_for_metrics((predictions, batch["labels"])))
+            metrics.update(*self.accelerator.gather_for_metrics((predictions, self.task.targets(batch))))
         return metrics.compute()
-
-    # -- Saving -------------------------------------------------------------------------------------------------------
-
-    def _save(self, folder: Path) -> None:
-        if self.accelerator.is_main_process:
-            model = self.accelerator.unwrap_model(self.model)
-            if isinstance(model, PeftModel):
-                # As a whole or not at all: this may be the last good state for a long time.
-                save_adapter(model, folder, processor=self.processor, card=False)
-            else:
-                save_model(model, folder)
-                self.processor.save_pretrained(folder)
-        self.accelerator.wait_for_everyone()
-
-    def _state(self, epoch: int) -> dict[str, Any]:
-        return {"epoch": epoch, "best": self.best, "history": self.history, "counts": self.counts}
-
-    def _resume(self) -> int:
-        wanted = self.args.resume_from_checkpoint
-        if wanted is None:
-            return 1
-        folder = self.output_dir / "checkpoint" if wanted == "latest" else Path(wanted)
-        if self.accelerator.is_main_process:
-            recover_folder(folder)
-        self.accelerator.wait_for_everyone()
-        if wanted == "latest" and not folder.exists():
-            self.report(f"[{self.args.method}] nothing to resume in {self.output_dir}, starting anew")
-            return 1
-        state = load_checkpoint(self.accelerator, folder)
-        self.best, self.history, self.counts = state["best"], state["history"], state["counts"]
-        self.report(f"[{self.args.method}] resuming after epoch {state['epoch']} from {folder}")
-        return state["epoch"] + 1
 
     def _finish(self) -> dict[str, Any]:
         """Go back to the best epoch and look at the test split, once."""
-        load_model(self.accelerator.unwrap_model(self.model), self.output_dir)
-        test_loader = self.accelerator.prepare(self._loader(self.task.test, shuffle=False))
+        model = self.accelerator.unwrap_model(self.model)
+        load_model(model, self.output_dir)
+        test_loader = self.accelerator.prepare(self._evaluation_loader(self.task.test))
+        history = self.progress.history
+        seconds = sum(row["seconds"] for row in history)
+        clouds = len(history) * len(self.train_loader) * self.train_loader.total_batch_size
+        memory = torch.tensor([self.memory.mebibytes()], device=self.accelerator.device)
         record = {
-            "method": self.args.method,
-            "arguments": asdict(self.args),
-            "learning_rate": self.args.learning_rate or METHODS[self.args.method].learning_rate,
-            "class_names": self.task.class_names,
-            "clouds": {name: len(getattr(self.task, name)) for name in ("train", "validation", "test")},
-            "parameters": self.counts,
-            "best_epoch": self.best["epoch"],
-            "validation_accuracy": self.best["accuracy"],
+            **self.record,
+            "parameters": self.progress.parameters,
+            "best_epoch": self.progress.best["epoch"],
+            "validation_accuracy": self.progress.best["accuracy"],
             "test": self._evaluate(test_loader),
             "file_bytes": folder_bytes(self.output_dir),
-            "seconds_per_epoch": sum(row["seconds"] for row in self.history) / len(self.history),
-            "peak_memory_mib": self.memory.mebibytes(),
-            "history": self.history,
-            "versions": versions(),
+            "seconds_per_epoch": seconds / len(history),
+            "clouds_per_second": clouds / seconds,
+            "peak_memory_mib": float(self.accelerator.gather(memory).max()),
+            "history": history,
         }
-        if self.accelerator.is_main_process:
-            write_json(self.output_dir / RECORD_NAME, record)
-            if isinstance(self.accelerator.unwrap_model(self.model), PeftModel):
-                write_model_card(self.output_dir)
+        with self.folder.writing("the record of the run"):
+            if self.accelerator.is_main_process:
+                write_json(self.output_dir / RECORD_NAME, record)
+                if isinstance(model, PeftModel):
+                    write_model_card(self.output_dir)
         return record
 
+    # -- Telling ------------------------------------------------------------------------------------------------------
 
-def results_table(records: list[dict[str, Any]]) -> str:
-    """The records of runs as a table in Markdown."""
-    columns: dict[str, Callable[[dict[str, Any]], str]] = {
-        "method": lambda r: r["method"],
-        "trainable": lambda r: f"{r['parameters']['trainable']:,}",
-        "with gradient": lambda r: f"{r['parameters']['received_gradient']:,}",
-        "file": lambda r: f"{r['file_bytes'] / 1e6:.2f} MB",
-        "validation": lambda r: f"{100 * r['validation_accuracy']:.1f} %",
-        "test accuracy": lambda r: f"{100 * r['test']['accuracy']:.1f} %",
-        "mean class": lambda r: f"{100 * r['test']['mean_class_accuracy']:.1f} %",
-        "s/epoch": lambda r: f"{r['seconds_per_epoch']:.1f}",
-        "peak memory": lambda r: f"{r['peak_memory_mib']:.0f} MiB",
-    }
-    cells = [list(columns), *([cell(record) for cell in columns.values()] for record in records)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(columns))]
-    padded = [[text.ljust(width) for text, width in zip(row, widths, strict=True)] for row in cells]
-    lines = [f"| {' | '.join(row)} |" for row in padded]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+    def _show(self, line: str) -> None:
+        with tqdm.external_write_mode():
+            self.report(line)
+
+    @contextmanager
+    def _explained_workers(self) -> Iterator[None]:
+        """Turn the end of a worker process into a message about what to do."""
+        try:
+            yield
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error) or "exited unexpectedly" not in str(error):
+                raise
+            raise TrainingStopped(
+                f"A worker process of the data loader died after step {self.progress.step}: {error}. Mostly this is "
+                f"want of memory: try a lower --num_workers (now {self.args.num_workers}). "
+                f"{self.folder.what_is_safe()}"
+            ) from error

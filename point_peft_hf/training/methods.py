@@ -1,4 +1,4 @@
-"""The fine-tuning methods by name: what is attached to a backbone, and with which learning rate it is trained."""
+"""Backbones, and the fine-tuning methods by name: what is attached, and with which learning rate it is trained."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from peft import LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 
+from ..models import AutoModelForPointCloudClassification
+from ..pretrained import backbone_folder
 from ..tuners import GeometryAdapterConfig, PointPeftConfig, PointPriorPromptConfig
 
 
@@ -74,6 +76,29 @@ def method_config(name: str, backbone: nn.Module, **options) -> PeftConfig | Non
     if name in ("linear", "bias"):
         parts = {"use_geometry": False, "use_prompts": False, "tune_norm": False, "tune_biases": name == "bias"}
     return PointPeftConfig(**(parts | options))
+
+
+def load_backbone(name: str, class_names: list[str]) -> nn.Module:
+    """Load a backbone with a head for the given classes.
+
+    Args:
+        name: Name of a shipped backbone, a folder, or a Hub repository.
+        class_names: Names of the classes.
+
+    Returns:
+        The model.
+    """
+    id2label = dict(enumerate(class_names))
+    backbone = AutoModelForPointCloudClassification.from_pretrained(
+        backbone_folder(name),
+        num_labels=len(class_names),
+        id2label=id2label,
+        label2id={label: index for index, label in id2label.items()},
+        ignore_mismatched_sizes=True,
+    )
+    # A shipped backbone goes by its name: its folder is another on every machine.
+    backbone.name_or_path = backbone.config.name_or_path = name
+    return backbone
 
 
 def prepare_method(name: str, backbone: nn.Module, **options) -> nn.Module:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..data import PointCloudDataset, ProceduralShapes, load_dataset, stratified_split
+from .metrics import ClassificationMetrics
 
 PROCEDURAL = "procedural"
 # Test clouds of a class of the procedural task, whatever the number of training clouds.
@@ -16,7 +19,7 @@ PROCEDURAL_TEST_CLOUDS = 50
 
 @dataclass
 class ClassificationTask:
-    """A classification task.
+    """A classification task: its clouds, and how outputs of a model are judged on them.
 
     Attributes:
         class_names: Names of the classes.
@@ -29,6 +32,18 @@ class ClassificationTask:
     train: PointCloudDataset
     validation: PointCloudDataset
     test: PointCloudDataset
+
+    def metrics(self) -> ClassificationMetrics:
+        """Measures to be counted over a split; the epoch with the highest "accuracy" is chosen."""
+        return ClassificationMetrics(len(self.class_names))
+
+    def targets(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What should be predicted for a batch: classes of shape `(batch_size,)`."""
+        return batch["labels"]
+
+    def predict(self, outputs: Any) -> torch.Tensor:
+        """What the outputs of a model predict, of the shape of `targets`."""
+        return outputs.logits.argmax(dim=-1)
 
 
 def load_task(

@@ -1,0 +1,182 @@
+"""What is written down of a run: its log, its metrics, and all that is needed to repeat it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import Dataset
+
+from .resources import versions
+from .task import ClassificationTask
+
+LOG_NAME = "train.log"
+METRICS_NAME = "metrics.jsonl"
+TRACKERS = ("tensorboard", "trackio")
+# Clouds of a split whose points count in its fingerprint, spread evenly.
+_SAMPLED_CLOUDS = 64
+
+
+class RunLog:
+    """The log of a run for people, "train.log", and for programs, "metrics.jsonl".
+
+    Files are opened for each line, as the folder may be replaced between two of them.
+
+    Args:
+        folder: Where they are.
+        report: Called with each line for people.
+    """
+
+    def __init__(self, folder: Path, report: Callable[[str], None]):
+        self.folder = folder
+        self.report = report
+
+    def line(self, text: str) -> None:
+        """Tell people something."""
+        self.report(text)
+        self.write(text)
+
+    def write(self, text: str) -> None:
+        """Write a line for people without telling them now."""
+        with open(self.folder / LOG_NAME, "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def metrics(self, kind: str, values: dict[str, Any]) -> None:
+        """Write a line of metrics, an object of JSON.
+
+        Args:
+            kind: "step" or "epoch".
+            values: What was measured, with "step" and "epoch" among it.
+        """
+        with open(self.folder / METRICS_NAME, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, **values}) + "\n")
+
+    def rewind(self, step: int, epoch: int) -> None:
+        """Leave out the metrics of what will be done again.
+
+        Args:
+            step: The last step that was done.
+            epoch: The last epoch that was finished.
+        """
+        path = self.folder / METRICS_NAME
+        if not path.is_file():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue  # cut off by a power failure
+            if values["epoch"] <= epoch or (values["kind"] == "step" and values["step"] <= step):
+                kept.append(line + "\n")
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(path)
+
+    def clear(self) -> None:
+        """Begin anew."""
+        for name in (LOG_NAME, METRICS_NAME):
+            (self.folder / name).unlink(missing_ok=True)
+
+
+def check_tracker(name: str) -> None:
+    """Check that a tracker can be used.
+
+    Raises:
+        ValueError: If it is unknown or not installed.
+    """
+    if name == "none":
+        return
+    if name not in TRACKERS:
+        raise ValueError(f"--report_to must be none or one of {', '.join(TRACKERS)}, got {name!r}.")
+    if importlib.util.find_spec(name) is None:
+        raise ValueError(
+            f"--report_to {name} needs the package {name}, which is not installed: pip install {name}. Or leave it "
+            f"out: {METRICS_NAME} in the output folder has the same numbers."
+        )
+
+
+def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Say what a run runs on: "command", "processes", "threads", "device", "commit", "versions"."""
+    device = accelerator.device
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "distributed_type": str(accelerator.distributed_type.value),
+        "mixed_precision": accelerator.mixed_precision,
+        "commit": source_commit(),
+        "versions": versions(),
+    }
+
+
+def source_commit() -> str | None:
+    """The git commit of this package's source, with "-dirty" if it was changed since; `None` outside of a checkout."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        # A virtual environment may lie in a checkout of something else.
+        git("ls-files", "--error-unmatch", here.name)
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def data_fingerprint(task: ClassificationTask) -> dict[str, str]:
+    """Digests of the splits of a task.
+
+    All labels count, and the order of all clouds; of the points, those of 64 clouds that are spread over the split, so
+    that it costs little however large the data set is.
+
+    Args:
+        task: The task.
+
+    Returns:
+        A digest for each of "train", "validation" and "test".
+    """
+    return {name: _split_fingerprint(getattr(task, name)) for name in ("train", "validation", "test")}
+
+
+def _split_fingerprint(dataset: Dataset) -> str:
+    digest = hashlib.sha256(json.dumps(list(dataset.class_names)).encode())
+    for values in (dataset.labels, dataset.sample_ids):
+        digest.update(np.asarray(values, dtype=np.int64).tobytes())
+    for index in np.unique(np.linspace(0, len(dataset) - 1, min(_SAMPLED_CLOUDS, len(dataset))).astype(int)):
+        digest.update(dataset[int(index)]["points"].numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def results_table(records: list[dict[str, Any]]) -> str:
+    """The records of runs as a table in Markdown."""
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "method": lambda r: r["method"],
+        "trainable": lambda r: f"{r['parameters']['trainable']:,}",
+        "with gradient": lambda r: f"{r['parameters']['received_gradient']:,}",
+        "file": lambda r: f"{r['file_bytes'] / 1e6:.2f} MB",
+        "validation": lambda r: f"{100 * r['validation_accuracy']:.1f} %",
+        "test accuracy": lambda r: f"{100 * r['test']['accuracy']:.1f} %",
+        "mean class": lambda r: f"{100 * r['test']['mean_class_accuracy']:.1f} %",
+        "s/epoch": lambda r: f"{r['seconds_per_epoch']:.1f}",
+        "peak memory": lambda r: f"{r['peak_memory_mib']:.0f} MiB",
+    }
+    cells = [list(columns), *([cell(record) for cell in columns.values()] for record in records)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(columns))]
+    padded = [[text.ljust(width) for text, width in zip(row, widths, strict=True)] for row in cells]
+    lines = [f"| {' | '.join(row)} |" for row in padded]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

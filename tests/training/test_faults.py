@@ -1,0 +1,211 @@
+"""What can go wrong in hours of training, and what is left when it does."""
+
+import json
+import os
+import re
+import signal
+import threading
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from point_peft_hf.data import write_point_cloud
+from point_peft_hf.training import TrainingInterrupted, TrainingStopped, load_task
+from point_peft_hf.training import checkpoints as checkpoints_module
+from point_peft_hf.training.checkpoints import find_problem
+from point_peft_hf.training.interruption import StopRequest
+
+
+def within_step(run, step, act):
+    """Let something happen between the forward and the backward pass of a step."""
+    count = run._check_and_count
+
+    def count_and_act(outputs, batch):
+        loss = count(outputs, batch)
+        if run.progress.step + 1 == step:
+            act()
+        return loss
+
+    run._check_and_count = count_and_act
+
+
+# -- Signals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, code, step, finetune, last_weights, tmp_path):
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    lines = []
+    run = finetune(tmp_path / "b", report=lines.append)
+    within_step(run, step, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(TrainingInterrupted) as caught:
+        run.run()
+    assert caught.value.code == code
+    assert run.progress.step == step
+    checkpoint = run.folder.checkpoints.latest(pytest.fail)
+    assert checkpoint.name == f"step-{step:08d}"
+    assert f"{number.name}: stopped after step {step} of 6. {checkpoint} is safe" in lines[-1]
+    assert lines[-1].endswith("--resume_from_checkpoint latest.")
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+    finetune(tmp_path / "a").run()
+    finetune(tmp_path / "b", resume_from_checkpoint="latest").run()
+    expected, got = last_weights(tmp_path / "a" / "point_peft"), last_weights(tmp_path / "b" / "point_peft")
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_a_second_ctrl_c_ends_at_once_but_not_under_a_launcher():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal_number == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    with StopRequest(insist=False) as stop:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal_number == signal.SIGINT
+
+
+def test_signals_are_left_alone_outside_of_the_main_thread():
+    handler, seen = signal.getsignal(signal.SIGINT), []
+
+    def enter():
+        with StopRequest():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [handler]
+
+
+# -- The disk ---------------------------------------------------------------------------------------------------------
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("where", ["write_json", "_manifest", "save_model"])
+def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(where, finetune, monkeypatch, tmp_path):
+    run = finetune(tmp_path, checkpoint_every_steps=1)
+    within_step(run, 3, lambda: monkeypatch.setattr(checkpoints_module, where, full_disk))
+    with pytest.raises(TrainingStopped) as caught:
+        run.run()
+    message = str(caught.value)
+    assert "Could not write the checkpoint of step 3" in message
+    assert "No space left on device" in message
+    assert re.search(r"step-00000002 is safe: go on from there with --resume_from_checkpoint latest", message)
+    folder = tmp_path / "point_peft" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000001", "step-00000002"]
+    assert find_problem(folder / "step-00000002") is None
+    assert message in (tmp_path / "point_peft" / "train.log").read_text()
+
+    monkeypatch.undo()
+    assert len(finetune(tmp_path, resume_from_checkpoint="latest").run()["history"]) == 2
+
+
+def test_a_full_disk_under_the_metrics_stops_the_run_too(finetune, monkeypatch, tmp_path):
+    run = finetune(tmp_path, method="linear", log_every_steps=1)
+    monkeypatch.setattr(run.folder.log, "metrics", full_disk)
+    with pytest.raises(TrainingStopped, match=r"Could not write the metrics .*No space left.*No checkpoint was saved"):
+        run.run()
+
+
+def test_a_real_full_disk(finetune, tmp_path):
+    """/dev/full answers each write as a full disk does."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    run = finetune(tmp_path, method="linear", log_every_steps=1)
+    (tmp_path / "linear" / "metrics.jsonl").symlink_to("/dev/full")
+    run.folder.log.clear = lambda: None
+    with pytest.raises(TrainingStopped, match=r"Could not write the metrics .*No space left on device"):
+        run.run()
+
+
+@pytest.mark.parametrize("place", ["file/runs", "/proc/runs"])
+def test_an_output_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(place, finetune, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"--output_dir .*runs cannot be written: .*Pass a folder that can"):
+        finetune(tmp_path / place, model="a backbone that is not there")
+
+
+# -- The loss ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_names_the_clouds_and_saves_them(finetune, tmp_path):
+    run = finetune(tmp_path, method="linear", checkpoint_every_steps=1)
+    head = next(p for name, p in run.model.named_parameters() if "modules_to_save" in name)
+    after_step = run._after_step
+
+    def spoil(measured):
+        after_step(measured)
+        if run.progress.step == 2:
+            with torch.no_grad():
+                head.fill_(float("inf"))
+
+    run._after_step = spoil
+    with pytest.raises(TrainingStopped) as caught:
+        run.run()
+    message = str(caught.value)
+    assert re.search(r"The loss is nan in step 3 \(epoch 1\), on cloud \d+, cloud \d+", message)
+    assert "step-00000002 is safe" in message
+    failure = tmp_path / "linear" / "failure"
+    facts = json.loads((failure / "failure_0.json").read_text())
+    batch = load_file(failure / "batch_0.safetensors")
+    assert facts["clouds"] == [f"cloud {number}" for number in batch["sample_ids"].tolist()]
+    assert batch["points"].shape == (16, 128, 3)
+    assert (failure / "adapter_model.safetensors").is_file()
+
+
+def test_the_files_of_the_clouds_are_named(finetune, tiny_task, tmp_path):
+    for index in range(len(tiny_task.train)):
+        item = tiny_task.train[index]
+        for split in ("train", "test"):
+            folder = tmp_path / "data" / split / tiny_task.class_names[item["labels"]]
+            folder.mkdir(parents=True, exist_ok=True)
+            write_point_cloud(folder / f"{index}.npy", item["points"].numpy())
+    run = finetune(tmp_path, method="linear", task=load_task(str(tmp_path / "data")))
+    with torch.no_grad():
+        next(p for name, p in run.model.named_parameters() if "modules_to_save" in name).fill_(float("inf"))
+    with pytest.raises(TrainingStopped, match=r"on .*train/\w+/\d+.npy, .*No checkpoint was saved before"):
+        run.run()
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(finetune, tmp_path):
+    run = finetune(tmp_path, method="linear")
+    head = next(p for name, p in run.model.named_parameters() if "modules_to_save" in name)
+    head.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingStopped, match=r"The norm of the gradient is nan in step 1"):
+        run.run()
+    assert head.isfinite().all()
+
+
+# -- Workers ----------------------------------------------------------------------------------------------------------
+
+
+class KillsItsWorker(torch.utils.data.Dataset):
+    def __init__(self, dataset):
+        self.dataset = dataset
+        self.main = os.getpid()
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
+
+    def __getitem__(self, index):
+        if os.getpid() != self.main and index == 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.dataset[index]
+
+
+def test_a_worker_that_dies_is_told_with_what_to_do(finetune, tmp_path):
+    run = finetune(tmp_path, method="linear", num_workers=1, checkpoint_every_steps=1)
+    dataset = KillsItsWorker(run.task.train)
+    object.__setattr__(run.train_loader.base_dataloader, "dataset", dataset)
+    with pytest.raises(TrainingStopped, match=r"A worker process of the data loader died .*lower --num_workers \(now 1"):
+        run.run()
