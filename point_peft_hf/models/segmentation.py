@@ -44,6 +44,7 @@ class PointSegmentationMixin:
         labels: torch.Tensor | None = None,
         category_ids: torch.Tensor | None = None,
         query_features: torch.Tensor | None = None,
+        sample_ids: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
@@ -61,6 +62,7 @@ class PointSegmentationMixin:
             query_features: Features that a point-prior bank is asked with, of shape `(batch_size, hidden_size)`, as
                 `extract_prior_features` returns them. Computed here when an adapter needs them and none are given;
                 pass them to save that pass where the clouds are not augmented.
+            sample_ids: Numbers of the clouds in their data set, of shape `(batch_size,)`, passed on to the encoder.
             output_hidden_states: Whether to return the tokens at every block; default: as in the configuration.
             output_attentions: Whether to return the attention weights; needs `attn_implementation="eager"`.
             return_dict: Whether to return a [`PointSegmentationOutput`] instead of a tuple; default: as in the
@@ -78,6 +80,7 @@ class PointSegmentationMixin:
         outputs = self.base_model(
             points,
             query_features=query_features,
+            sample_ids=sample_ids,
             output_hidden_states=True,
             output_attentions=output_attentions,
             return_dict=True,

@@ -11,6 +11,7 @@ from .metrics import ClassificationMetrics
 from .optimization import parameter_groups, warmup_cosine
 from .predictor import Predictor
 from .record import results_table
+from .segmentation import SegmentationMetrics, SegmentationTask, load_segmentation_task, predict_parts
 from .task import ClassificationTask, load_task
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "FinetuneArguments",
     "Finetuning",
     "Predictor",
+    "SegmentationMetrics",
+    "SegmentationTask",
     "SyncFreezableBatchNorm1d",
     "TrainingCollator",
     "TrainingInterrupted",
@@ -29,9 +32,11 @@ __all__ = [
     "evaluation_loader",
     "load_backbone",
     "load_model",
+    "load_segmentation_task",
     "load_task",
     "method_config",
     "parameter_groups",
+    "predict_parts",
     "prepare_method",
     "register_adapter_checkpoints",
     "results_table",
