@@ -154,7 +154,12 @@ def to_float32(points: np.ndarray, path: Path) -> np.ndarray:
     return points.astype(np.float32)
 
 
-def write_point_cloud(path: str | os.PathLike, points: np.ndarray, colors: np.ndarray | None = None) -> None:
+def write_point_cloud(
+    path: str | os.PathLike,
+    points: np.ndarray,
+    colors: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+) -> None:
     """Write a cloud to a .ply (binary, little endian) or .npy file.
 
     The file appears whole or not at all: it is written under a temporary name first.
@@ -164,6 +169,8 @@ def write_point_cloud(path: str | os.PathLike, points: np.ndarray, colors: np.nd
         points: Coordinates of shape `(num_points, 3)`, array or tensor, any unit; written as float32.
         colors: Red, green and blue of shape `(num_points, 3)`: integers from 0 to 255, or floats from 0 to 1. Only for
             .ply.
+        labels: A whole number for each point, of shape `(num_points,)`: the vertex property "label" of a .ply, the
+            fourth column of an .npy.
 
     Raises:
         PointCloudError: If the ending or a shape is another, or colours are out of range.
@@ -179,11 +186,14 @@ def write_point_cloud(path: str | os.PathLike, points: np.ndarray, colors: np.nd
         if suffix == ".npy":
             raise PointCloudError(f"{path}: colours are written to .ply files only")
         colors = _color_bytes(colors, points, path)
+    if labels is not None:
+        labels = _label_numbers(labels, points, path)
     with atomic_write(path) as file:
         if suffix == ".npy":
-            np.save(file, points, allow_pickle=False)
+            rows = points if labels is None else np.column_stack([points, labels.astype(np.float32)])
+            np.save(file, rows, allow_pickle=False)
         else:
-            file.write(_ply_bytes(points, colors))
+            file.write(_ply_bytes(points, colors, labels))
 
 
 def _color_bytes(colors: np.ndarray, points: np.ndarray, path: Path) -> np.ndarray:
@@ -200,17 +210,31 @@ def _color_bytes(colors: np.ndarray, points: np.ndarray, path: Path) -> np.ndarr
     return (np.round(colors * 255) if is_float else colors).astype(np.uint8)
 
 
-def _ply_bytes(points: np.ndarray, colors: np.ndarray | None) -> bytes:
+def _label_numbers(labels: np.ndarray, points: np.ndarray, path: Path) -> np.ndarray:
+    labels = np.asarray(labels.detach().cpu() if hasattr(labels, "detach") else labels)
+    if labels.shape != points.shape[:1] or labels.dtype.kind not in "iu":
+        raise PointCloudError(
+            f"{path}: labels must be integers of shape {points.shape[:1]}, got {labels.dtype} of {labels.shape}"
+        )
+    return labels
+
+
+def _ply_bytes(points: np.ndarray, colors: np.ndarray | None, labels: np.ndarray | None) -> bytes:
     fields = [(axis, "<f4") for axis in "xyz"]
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
     header += [f"property float {axis}" for axis in "xyz"]
     if colors is not None:
         fields += [(name, "u1") for name in ("red", "green", "blue")]
         header += [f"property uchar {name}" for name in ("red", "green", "blue")]
+    if labels is not None:
+        fields.append(("label", "<i4"))
+        header.append("property int label")
     rows = np.empty(len(points), dtype=fields)
     for column, axis in enumerate("xyz"):
         rows[axis] = points[:, column]
     if colors is not None:
         for column, name in enumerate(("red", "green", "blue")):
             rows[name] = colors[:, column]
+    if labels is not None:
+        rows["label"] = labels
     return ("\n".join([*header, "end_header"]) + "\n").encode("ascii") + rows.tobytes()

@@ -9,7 +9,8 @@ from .interruption import TrainingInterrupted, TrainingStopped
 from .methods import METHODS, load_backbone, method_config, prepare_method
 from .metrics import ClassificationMetrics
 from .optimization import parameter_groups, warmup_cosine
-from .predictor import Predictor
+from .part_predictor import PartPrediction, PartPredictor
+from .predictor import Predictor, load_predictor
 from .record import results_table
 from .segmentation import SegmentationMetrics, SegmentationTask, load_segmentation_task, predict_parts
 from .task import ClassificationTask, load_task
@@ -22,6 +23,8 @@ __all__ = [
     "EpochSampler",
     "FinetuneArguments",
     "Finetuning",
+    "PartPrediction",
+    "PartPredictor",
     "Predictor",
     "SegmentationMetrics",
     "SegmentationTask",
@@ -32,6 +35,7 @@ __all__ = [
     "evaluation_loader",
     "load_backbone",
     "load_model",
+    "load_predictor",
     "load_segmentation_task",
     "load_task",
     "method_config",
