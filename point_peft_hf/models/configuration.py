@@ -41,8 +41,9 @@ class PointTransformerConfig(PreTrainedConfig):
         label_smoothing: Label smoothing of the classification loss.
         num_categories: Number of object categories that the segmentation head is told apart by `category_ids`; 0 for a
             head that is not told. (`num_labels` is the number of parts over all categories.)
-        category_parts: By the name of each category, the labels of the parts that it can have; for choosing among
-            these only. None if any object can have any part.
+        category_names: Names of the categories. None if there are none, or nobody named them.
+        category_parts: The labels of the parts that objects of each category can have, for choosing among these only.
+            None if any object can have any part.
         segmentation_token_size: Width that the segmentation head reduces the features of a token to; 0 keeps all of
             them, as the published heads do.
         segmentation_propagation_sizes: Widths of the layers of the segmentation head on the features that have been
@@ -69,7 +70,8 @@ class PointTransformerConfig(PreTrainedConfig):
     classifier_dropout: int | float = 0.5
     label_smoothing: int | float = 0.0
     num_categories: int = 0
-    category_parts: dict[str, list[int]] | None = None
+    category_names: list[str] | tuple[str, ...] | None = None
+    category_parts: list[list[int]] | tuple[list[int], ...] | None = None
     segmentation_token_size: int = 128
     segmentation_propagation_sizes: list[int] | tuple[int, ...] = (128,)
     segmentation_hidden_sizes: list[int] | tuple[int, ...] = (128,)
@@ -109,18 +111,21 @@ class PointTransformerConfig(PreTrainedConfig):
         for name in ("segmentation_token_size", "num_categories"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` of {type(self).__name__} must be at least 0, got {getattr(self, name)}.")
-        if self.category_parts is None:
-            return
-        if self.num_categories not in (0, len(self.category_parts)):
+        numbers = {
+            "num_categories": self.num_categories or None,
+            "category_names": None if self.category_names is None else len(self.category_names),
+            "category_parts": None if self.category_parts is None else len(self.category_parts),
+        }
+        if len(set(numbers.values()) - {None}) > 1:
             raise ValueError(
-                f"`category_parts` of {type(self).__name__} has {len(self.category_parts)} categories, but "
-                f"`num_categories` is {self.num_categories}. They must agree."
+                f"`num_categories`, `category_names` and `category_parts` of {type(self).__name__} must agree on the "
+                f"number of categories, got {numbers}."
             )
-        for category, parts in self.category_parts.items():
+        for parts in self.category_parts or ():
             if not parts or any(isinstance(part, bool) or part < 0 for part in parts):
                 raise ValueError(
                     f"`category_parts` of {type(self).__name__} must have at least one label for each category, and "
-                    f"none below 0, got {parts} for {category!r}."
+                    f"none below 0, got {self.category_parts}."
                 )
 
     def _check_positive(self, name: str, *values: int | float) -> None:

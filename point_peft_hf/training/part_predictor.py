@@ -75,7 +75,7 @@ class PartPredictor:
         self.model = model.eval()
         self.processor = processor
         self.part_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-        self.category_parts: dict[str, list[int]] = model.config.category_parts or {}
+        self.category_names = list(model.config.category_names or ())
 
     @torch.no_grad()
     def predict(self, cloud: Any, category: str | None = None) -> PartPrediction:
@@ -85,7 +85,7 @@ class PartPredictor:
 
         Args:
             cloud: A file, or coordinates of shape `(num_points, 3)`.
-            category: Name of the object's category, one of `category_parts`. Needed by a model that was trained on
+            category: Name of the object's category, one of `category_names`. Needed by a model that was trained on
                 several.
 
         Returns:
@@ -103,19 +103,18 @@ class PartPredictor:
         if category_ids is not None:
             category_ids = category_ids.to(device)
         logits = self.model(batch["points"].to(device), category_ids=category_ids).logits
-        labels = predict_parts(logits, category_ids, list(self.category_parts.values()) or None)
+        labels = predict_parts(logits, category_ids, self.model.config.category_parts)
         sampled = points[batch["part_labels"][0]]
         nearest = knn_indices(points[None], sampled[None], 1)[0, :, 0]
         return PartPrediction(points.numpy(), labels[0].cpu()[nearest].numpy(), self.part_names)
 
     def _category_ids(self, category: str | None) -> torch.Tensor | None:
-        names = list(self.category_parts)
         if category is None and self.model.config.num_categories == 0:
             return None
-        if category is None or category not in names:
+        if category is None or category not in self.category_names:
             got = "none was given" if category is None else f"got {category!r}"
             raise ValueError(
-                f"The model was trained on objects of the categories {', '.join(names)}, and must know which one a "
-                f"cloud is of: {got}. Pass `category` (--category)."
+                f"The model knows objects of the categories {', '.join(self.category_names) or '(none)'}, and must "
+                f"know which one a cloud is of: {got}. Pass `category` (--category) if it has any."
             )
-        return torch.tensor([names.index(category)])
+        return torch.tensor([self.category_names.index(category)])

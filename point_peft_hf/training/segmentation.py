@@ -93,14 +93,16 @@ class SegmentationTask:
 
     Attributes:
         class_names: Names of the parts, which are the labels of the model.
-        category_parts: By the name of each category, the parts that it can have.
+        category_names: Names of the categories of the objects.
+        category_parts: The parts that each category can have.
         train: Training clouds.
         validation: Clouds that choose the epoch; never trained on.
         test: Clouds that are looked at once, at the end.
     """
 
     class_names: list[str]
-    category_parts: dict[str, list[int]]
+    category_names: list[str]
+    category_parts: list[list[int]]
     train: PointCloudDataset
     validation: PointCloudDataset
     test: PointCloudDataset
@@ -112,15 +114,16 @@ class SegmentationTask:
     @property
     def model_fields(self) -> dict[str, Any]:
         """Fields of the model's configuration that follow from the task. One category need not be told."""
-        num_categories = len(self.category_parts)
+        num_categories = len(self.category_names)
         return {
             "num_categories": num_categories if num_categories > 1 else 0,
+            "category_names": self.category_names,
             "category_parts": self.category_parts,
         }
 
     def metrics(self) -> SegmentationMetrics:
         """Measures to be counted over a split; the epoch with the highest `score` is chosen."""
-        return SegmentationMetrics(list(self.category_parts.values()))
+        return SegmentationMetrics(self.category_parts)
 
     def inputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What a model is given of a batch to predict."""
@@ -129,7 +132,7 @@ class SegmentationTask:
     def judge(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """What the metrics count of a batch: predicted and true parts `(batch_size, num_points)`, and categories."""
         categories = batch["category_ids"]
-        predictions = predict_parts(outputs.logits, categories, list(self.category_parts.values()))
+        predictions = predict_parts(outputs.logits, categories, self.category_parts)
         return predictions, batch["labels"], categories
 
 
@@ -171,5 +174,4 @@ def load_segmentation_task(
         max_test_clouds=max_test_clouds,
         seed=seed,
     )
-    category_parts = dict(zip(train.class_names, train.class_parts, strict=True))
-    return SegmentationTask(train.part_names, category_parts, train, validation, test)
+    return SegmentationTask(train.part_names, train.class_names, train.class_parts, train, validation, test)

@@ -33,6 +33,7 @@ HEADS = {
 # Fields that a segmentation head is built from.
 SEGMENTATION_FIELDS = (
     "num_categories",
+    "category_names",
     "category_parts",
     "segmentation_token_size",
     "segmentation_propagation_sizes",

@@ -23,7 +23,8 @@ CLASSIFIERS = {name: classifier for name, (_, classifier, _) in TINY_CONFIGS.ite
 SEGMENTATION = {
     "num_labels": 5,
     "num_categories": 2,
-    "category_parts": {"cup": [0, 1], "lamp": [2, 3, 4]},
+    "category_names": ["lamp", "cup"],  # not in the order of the alphabet, in which JSON has its keys
+    "category_parts": [[2, 3, 4], [0, 1]],
     "segmentation_token_size": 16,
     "segmentation_propagation_sizes": [12],
     "segmentation_hidden_sizes": [10],
@@ -237,6 +238,7 @@ def test_adapter_with_its_backbone_in_one_line(adapt, make_model, model_type, po
     loaded = pp.AutoPointPeftModel.from_pretrained(tmp_path / "adapter")
     assert type(loaded.get_base_model()) is model_class
     assert loaded.config.id2label[4] == "shade"
+    assert loaded.config.category_names == SEGMENTATION["category_names"]
     assert loaded.config.category_parts == SEGMENTATION["category_parts"]
     expected = model(points, category_ids=CATEGORIES).logits
     assert torch.equal(loaded(points, category_ids=CATEGORIES).logits, expected)
@@ -306,8 +308,9 @@ def test_wrong_input(kwargs, message, points):
         ({"segmentation_hidden_sizes": []}, "at least 1 value"),
         ({"segmentation_layers": [12]}, r"numbers of blocks, 0 to 11, got \[12\]"),
         ({"segmentation_layers": []}, "numbers of blocks"),
-        ({"num_categories": 2, "category_parts": {"cup": [0]}}, "has 1 categories, but `num_categories` is 2"),
-        ({"category_parts": {"cup": []}}, r"at least one label .* got \[\] for 'cup'"),
+        ({"num_categories": 2, "category_parts": [[0]]}, "agree .* got {'num_categories': 2, .*'category_parts': 1}"),
+        ({"category_names": ["cup"], "category_parts": [[0], [1]]}, "must agree on the number of categories"),
+        ({"category_parts": [[0], []]}, r"at least one label .* got \[\[0\], \[\]\]"),
     ],
 )
 def test_wrong_configuration(fields, message):
