@@ -115,9 +115,9 @@ class Finetuning:
         model = prepare_method(args.method, backbone, **args.config)
         if uses_bank(model):
             model.to(accelerator.device)
-            build_point_prior_bank(
-                model, self._evaluation_loader(self.task.train), progress=accelerator.is_local_main_process
-            )
+            # The bank holds classes of whole clouds, also where parts are told apart.
+            clouds = self._evaluation_loader(self.task.train, segmentation=False)
+            build_point_prior_bank(model, clouds, progress=accelerator.is_local_main_process)
         if args.sync_batch_norm:
             synchronize_batch_norms(model)
         train_loader = training_loader(
@@ -143,13 +143,13 @@ class Finetuning:
         accelerator.register_for_checkpointing(self.scheduler)
         register_adapter_checkpoints(accelerator)
 
-    def _evaluation_loader(self, dataset: torch.utils.data.Dataset) -> DataLoader:
+    def _evaluation_loader(self, dataset: torch.utils.data.Dataset, segmentation: bool | None = None) -> DataLoader:
         return evaluation_loader(
             dataset,
             self.processor,
             batch_size=self.args.batch_size,
             num_workers=self.args.num_workers,
-            segmentation=self.task.is_segmentation,
+            segmentation=self.task.is_segmentation if segmentation is None else segmentation,
         )
 
     # -- Running ------------------------------------------------------------------------------------------------------

@@ -44,7 +44,10 @@ class Predictor:
         Raises:
             ValueError: If something that is needed to predict is missing, or if adapter and backbone do not fit.
         """
-        return cls(load_trained(adapter, model).to(device), PointCloudProcessor.from_pretrained(adapter))
+        predictor = load_predictor(adapter, model, device)
+        if not isinstance(predictor, cls):
+            raise ValueError(f"The model in {adapter} tells parts apart, not classes. Load it with `load_predictor`.")
+        return predictor
 
     @torch.no_grad()
     def predict(self, cloud: Any, top: int = 1) -> list[tuple[str, float]]:
