@@ -45,6 +45,7 @@ def main() -> None:
     for file in args.files:
         if isinstance(predictor, PartPredictor):
             prediction = predictor.predict(file, args.category)
+            args.output_dir.mkdir(parents=True, exist_ok=True)
             target = args.output_dir / f"{Path(file).stem}_parts.ply"
             prediction.save(target)
             shares = sorted(prediction.shares().items(), key=lambda item: -item[1])
