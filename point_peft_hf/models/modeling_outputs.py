@@ -54,14 +54,12 @@ class PointSegmentationOutput(ModelOutput):
         logits: Part scores of each point, of shape `(batch_size, num_points, num_labels)`.
         hidden_states: As in [`PointModelOutput`].
         attentions: As in [`PointModelOutput`].
-        group_centers: As in [`PointModelOutput`].
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
-    group_centers: torch.FloatTensor | None = None
 
 
 @dataclass

@@ -92,7 +92,6 @@ class PointSegmentationMixin:
             logits=logits,
             hidden_states=outputs.hidden_states if wants_hidden_states else None,
             attentions=outputs.attentions,
-            group_centers=outputs.group_centers,
         )
         return output if self._wants("return_dict", return_dict) else output.to_tuple()
 

@@ -2,12 +2,15 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional as F
+from transformers import Trainer, TrainingArguments
 
 import point_peft_hf as pp
+from point_peft_hf.data import PointCloudCollator, PointCloudDataset
 from point_peft_hf.hub import save_adapter
 from point_peft_hf.models.layers import SegmentationHead, TokenFusion
 from point_peft_hf.tuners.fingerprint import fingerprint
@@ -73,7 +76,6 @@ def test_outputs(make_model, points, part_labels):
     expected = F.cross_entropy(output.logits.reshape(-1, 5), part_labels.reshape(-1))
     torch.testing.assert_close(output.loss, expected)
     assert output.hidden_states is None
-    assert output.group_centers.shape == (4, model.base_model(points).group_centers.shape[1], 3)
     output = model(points, output_hidden_states=True)
     assert len(output.hidden_states) == model.config.num_hidden_layers + 1
     as_tuple = model(points, labels=part_labels, category_ids=CATEGORIES, return_dict=False)
@@ -316,3 +318,31 @@ def test_wrong_input(kwargs, message, points):
 def test_wrong_configuration(fields, message):
     with pytest.raises(ValueError, match=message):
         pp.PointMAEConfig(**fields)
+
+
+def test_trainer(make_model, tmp_path):
+    """The collator's batches go into the Trainer of transformers as they are."""
+    generator = np.random.default_rng(0)
+    clouds, parts = generator.normal(size=(8, 96, 3)).astype(np.float32), generator.integers(0, 2, (8, 96))
+    dataset = PointCloudDataset(
+        clouds, [0, 1] * 4, ["lamp", "cup"], part_labels=parts, class_parts=SEGMENTATION["category_parts"]
+    )
+    model = get_peft_model(make_model(), pp.GeometryAdapterConfig())
+    before = model.base_model.model.segmentation_head.modules_to_save["default"].output.weight.clone()
+    arguments = TrainingArguments(
+        tmp_path,
+        max_steps=2,
+        per_device_train_batch_size=4,
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        use_cpu=True,
+        save_strategy="no",
+    )
+    collator = PointCloudCollator(segmentation=True, sample_ids=False)
+    trainer = Trainer(model, arguments, collator, dataset, dataset)
+    trainer.train()
+    assert not torch.equal(model.base_model.model.segmentation_head.modules_to_save["default"].output.weight, before)
+    output = trainer.predict(dataset)
+    assert output.predictions.shape == (8, 96, 5)
+    assert output.label_ids.shape == (8, 96)
