@@ -64,20 +64,14 @@ def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDa
 
 def _find_categories(root: Path, options: LoadOptions) -> dict[str, dict[str, list[Path]]]:
     """Find the files of each category of each split; a folder that holds clouds itself is the only category."""
-    splits = {SPLIT_NAMES[folder.name.lower()]: folder for folder in subfolders(root) if is_split(folder)}
-    if "train" in splits and has_files(splits["train"]):
-        folders = splits
-    elif not subfolders(root):
-        folders = {"": root}
-    else:
-        return find_classes(root, options)
-    names = root.name or "object"
+    folders = subfolders(root)
+    splits = {SPLIT_NAMES[name]: folder for folder in folders if (name := folder.name.lower()) in SPLIT_NAMES}
+    if "train" not in splits or not has_files(splits["train"]):
+        if folders:
+            return find_classes(root, options)
+        splits = {"": root}
+    category = root.name or "object"
     return {
-        split: {names: [file for file in list_clouds(folder, root, options) if file != root / NAMES_FILE]}
-        for split, folder in folders.items()
+        split: {category: [file for file in list_clouds(folder, root, options) if file != root / NAMES_FILE]}
+        for split, folder in splits.items()
     }
-
-
-def is_split(folder: Path) -> bool:
-    """Tell whether a folder has the name of a split."""
-    return folder.name.lower() in SPLIT_NAMES

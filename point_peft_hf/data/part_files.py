@@ -10,7 +10,7 @@ from .errors import PointCloudError
 from .formats.arrays import load_npz_array
 from .formats.ply import read_ply
 from .formats.text import read_column_names, read_table
-from .readers import choose_reader, to_float32
+from .readers import Reader, choose_reader, to_float32
 from .sources import MAX_CACHED_POINTS
 
 # What a column, a vertex property or an array of labels is called, upper and lower case aside; with the names that
@@ -110,7 +110,7 @@ def _read_text(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return table[:, :3], _last_column(path, table)
 
 
-def _read_array(path: Path, reader) -> tuple[np.ndarray, np.ndarray]:
+def _read_array(path: Path, reader: Reader) -> tuple[np.ndarray, np.ndarray]:
     points, _ = reader(path)
     if path.suffix.lower() == ".npz":
         labels = load_npz_array(path, LABEL_NAMES)
