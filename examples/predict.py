@@ -1,7 +1,8 @@
-"""Classify files with a backbone and an adapter.
+"""Classify files with a backbone and an adapter, or tell their parts apart.
 
     python examples/predict.py scan.ply part.obj --adapter outputs/point_peft
     python examples/predict.py cloud.npy --adapter outputs/point_peft --model path/to/backbone --top 3
+    python examples/predict.py chair.ply --adapter outputs/point_peft --category chairs    # chair_parts.ply
 
 The adapter's folder says which backbone it belongs to, what its classes are called and how clouds are prepared.
 """
@@ -11,11 +12,12 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from pathlib import Path
 
 import torch
 import transformers
 
-from point_peft_hf.training import Predictor
+from point_peft_hf.training import PartPredictor, load_predictor
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -25,18 +27,30 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--adapter", required=True, help="Folder or Hub repository of the adapter.")
     parser.add_argument("--model", help="Backbone: a name, a folder or a Hub repository (default: the adapter's).")
     parser.add_argument("--top", type=int, default=3, help="Classes to print for each file (default: 3).")
+    parser.add_argument("--category", help="Parts: category of the objects in the files.")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path(), help="Parts: where FILE_parts.ply goes (default: this folder)."
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Print the top classes of each file."""
+    """Print the top classes of each file, or write its parts."""
     args = parse_arguments()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-    predictor = Predictor.from_pretrained(args.adapter, args.model, device=args.device)
+    predictor = load_predictor(args.adapter, args.model, device=args.device)
     for file in args.files:
+        if isinstance(predictor, PartPredictor):
+            prediction = predictor.predict(file, args.category)
+            args.output_dir.mkdir(parents=True, exist_ok=True)
+            target = args.output_dir / f"{Path(file).stem}_parts.ply"
+            prediction.save(target)
+            shares = sorted(prediction.shares().items(), key=lambda item: -item[1])
+            print(f"{file}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares) + f" -> {target}")
+            continue
         ranked = predictor.predict(file, top=args.top)
         print(f"{file}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in ranked))
 

@@ -2,6 +2,7 @@
 
     accelerate launch examples/train.py                                    # linear probe and Point-PEFT, built-in data
     accelerate launch examples/train.py --method point_peft --data path/to/modelnet40_ply_hdf5_2048
+    accelerate launch examples/train.py --task segmentation --augmentation segmentation --data path/to/shapenetpart
     accelerate launch examples/train.py --method lora --config '{"r": 16}' --learning_rate 1e-3
     accelerate launch examples/train.py --resume_from_checkpoint latest    # go on where a run was stopped
     accelerate launch --config_file examples/accelerate_configs/multi_gpu.yaml examples/train.py --sync_batch_norm
@@ -42,8 +43,8 @@ def parse_arguments() -> tuple[list[str], FinetuneArguments]:
             )
         elif field.type == "bool":
             parser.add_argument(f"--{field.name}", action="store_true", help=help_text)
-        elif field.name == "config":
-            parser.add_argument("--config", type=json.loads, default={}, help=help_text)
+        elif field.name in ("config", "model_config"):
+            parser.add_argument(f"--{field.name}", type=json.loads, default={}, help=help_text)
         else:
             parser.add_argument(f"--{field.name}", type=types[field.type], default=field.default, help=help_text)
     values = vars(parser.parse_args())

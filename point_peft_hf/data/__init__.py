@@ -8,6 +8,7 @@ from .errors import PointCloudError
 from .few_shot import FewShotFold, few_shot_fold
 from .layouts import LAYOUTS, load_dataset
 from .layouts_pickle import read_few_shot_fold
+from .part_files import read_labelled_cloud
 from .procedural import ALL_CLASSES, BASE_CLASSES, HELD_OUT_CLASSES, ProceduralShapes, ScanCorruption, sample_shape
 from .processing import PointCloudProcessor, register_processor
 from .readers import READERS, read_point_cloud, write_point_cloud
@@ -35,6 +36,7 @@ __all__ = [
     "get_augmentation",
     "load_dataset",
     "read_few_shot_fold",
+    "read_labelled_cloud",
     "read_point_cloud",
     "register_processor",
     "stratified_split",

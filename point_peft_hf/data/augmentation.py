@@ -100,14 +100,25 @@ def jitter(points: Tensor, std: float = 0.01, clip: float = 0.05, generator: tor
     return points + (std * _normal(points, points.shape, generator)).clamp(-clip, clip)
 
 
-def point_dropout(points: Tensor, max_ratio: float = 0.875, generator: torch.Generator | None = None) -> Tensor:
-    """Replace a share of the points, U(0, max_ratio) for each cloud, by its first point (PointNet++, 1706.02413)."""
+def point_dropout(
+    points: Tensor,
+    max_ratio: float = 0.875,
+    generator: torch.Generator | None = None,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Replace a share of the points, U(0, max_ratio) for each cloud, by its first point (PointNet++, 1706.02413).
+
+    With `return_indices`, also give the number of the input point in each place, of shape `(batch_size, num_points)`.
+    """
     _check(points)
     if not 0 <= max_ratio < 1:
         raise ValueError(f"max_ratio must be from 0 to below 1, got {max_ratio}")
     ratio = _uniform(points, (len(points), 1), 0, max_ratio, generator)
     dropped = _uniform(points, points.shape[:2], 0, 1, generator) < ratio
-    return torch.where(dropped[..., None], points[:, :1], points)
+    points = torch.where(dropped[..., None], points[:, :1], points)
+    if not return_indices:
+        return points
+    return points, torch.arange(points.shape[1], device=points.device).where(~dropped, 0)
 
 
 def scan_corruption(
@@ -116,7 +127,8 @@ def scan_corruption(
     max_hole_ratio: float = 0.15,
     std: float = 0.01,
     generator: torch.Generator | None = None,
-) -> Tensor:
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Make clouds sampled all around look like a scan: seen from one side, with a hole, noisy along the line of sight.
 
     Kept are the points nearest to a viewer at the height of the object or above it, between `visible_ratio` and all of
@@ -129,9 +141,10 @@ def scan_corruption(
         max_hole_ratio: Largest share of the points lost to the hole, 0 to below `visible_ratio`.
         std: Standard deviation of the noise along the line of sight, in the unit of the points.
         generator: Source of randomness.
+        return_indices: Also give the number of the input point in each place, of shape `(batch_size, num_points)`.
 
     Returns:
-        The corrupted points.
+        The corrupted points, and the numbers if asked for.
     """
     _check(points)
     if not 0 <= max_hole_ratio < visible_ratio <= 1:
@@ -148,15 +161,21 @@ def scan_corruption(
     rank = (points - middle).square().sum(dim=2).argsort(dim=1).argsort(dim=1)
     hole = rank < (number * _uniform(points, (batch, 1), 0, max_hole_ratio, generator).float()).floor()
     points = points + view * (std * _normal(points, (batch, number, 1), generator))
-    return _fill(points, seen & ~hole)
+    indices = _fill(seen & ~hole)
+    points = points.gather(1, indices[..., None].expand_as(points))
+    return (points, indices) if return_indices else points
 
 
-def _fill(points: Tensor, keep: Tensor) -> Tensor:
-    """Repeat the kept points, in turn, in the places of the others."""
+def _fill(keep: Tensor) -> Tensor:
+    """Numbers of the kept points, repeated in turn in the places of the others."""
     order = keep.to(torch.int8).argsort(dim=1, descending=True, stable=True)
     kept = keep.sum(dim=1, keepdim=True).clamp(min=1)
-    place = torch.arange(points.shape[1], device=points.device)[None] % kept
-    return points.gather(1, order.gather(1, place)[..., None].expand_as(points))
+    place = torch.arange(keep.shape[1], device=keep.device)[None] % kept
+    return order.gather(1, place)
+
+
+# Augmentations that put points in the places of others, so that what belongs to a point has to follow.
+_MOVING = (point_dropout, scan_corruption)
 
 
 class Compose:
@@ -169,12 +188,27 @@ class Compose:
     def __init__(self, steps: Sequence[tuple[Augmentation, dict]]):
         self.steps = list(steps)
 
-    def __call__(self, points: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Augment `points` of shape `(batch_size, num_points, 3)`."""
+    def __call__(
+        self, points: Tensor, generator: torch.Generator | None = None, *, part_labels: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Augment clouds.
+
+        Args:
+            points: Tensor of shape `(batch_size, num_points, 3)`.
+            generator: Source of randomness.
+            part_labels: A label for each point, of shape `(batch_size, num_points)`; they follow their points.
+
+        Returns:
+            The new points, and the labels if they were given.
+        """
         _check(points)
         for function, options in self.steps:
-            points = function(points, generator=generator, **options)
-        return points
+            if part_labels is not None and function in _MOVING:
+                points, indices = function(points, generator=generator, return_indices=True, **options)
+                part_labels = part_labels.gather(1, indices.to(part_labels.device))
+            else:
+                points = function(points, generator=generator, **options)
+        return points if part_labels is None else (points, part_labels)
 
     def __repr__(self) -> str:
         steps = []

@@ -19,6 +19,8 @@ class PointCloudCollator:
         processor: Processes the clouds; without one, they must all have the same number of points.
         augmentation: What `get_augmentation` gives, for training; applied after the processor.
         sample_ids: Keep the `sample_ids`, by which an adapter can leave a training cloud's own entry out of its bank.
+        segmentation: Name what there is as the models for part segmentation take it: the parts are the `labels`, the
+            classes the `category_ids`.
         generator: Source of randomness of the sampling and the augmentation; by default that of torch, which a
             `DataLoader` seeds differently in each worker.
     """
@@ -29,11 +31,13 @@ class PointCloudCollator:
         augmentation: Compose | None = None,
         *,
         sample_ids: bool = True,
+        segmentation: bool = False,
         generator: torch.Generator | None = None,
     ):
         self.processor = processor
         self.augmentation = augmentation
         self.sample_ids = sample_ids
+        self.segmentation = segmentation
         self.generator = generator
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -44,13 +48,20 @@ class PointCloudCollator:
 
         Returns:
             `points` of shape `(batch_size, num_points, 3)`, `labels` and `sample_ids` of shape `(batch_size,)`, and
-            `part_labels` of shape `(batch_size, num_points)` when the items have parts.
+            `part_labels` of shape `(batch_size, num_points)` when the items have parts. For segmentation `points`,
+            `labels` of shape `(batch_size, num_points)`, `category_ids` and `sample_ids`.
 
         Raises:
-            ValueError: If there is no processor and the clouds differ in size.
+            ValueError: If there is no processor and the clouds differ in size, or for segmentation, if the items have
+                no parts.
         """
         clouds = [item["points"] for item in items]
         parts = [item["part_labels"] for item in items] if "part_labels" in items[0] else None
+        if self.segmentation and parts is None:
+            raise ValueError(
+                "part segmentation needs a label for each point, but the items have none; give class_parts and "
+                "part_labels to the data set, or load it with layout='part_folder' or one of ShapeNetPart"
+            )
         if self.processor is not None:
             batch = dict(self.processor(clouds, part_labels=parts, generator=self.generator))
         else:
@@ -63,9 +74,17 @@ class PointCloudCollator:
             batch = {"points": torch.stack(clouds)}
             if parts is not None:
                 batch["part_labels"] = torch.stack(parts)
-        if self.augmentation is not None:
+        if self.augmentation is not None and parts is not None:
+            batch["points"], batch["part_labels"] = self.augmentation(
+                batch["points"], generator=self.generator, part_labels=batch["part_labels"]
+            )
+        elif self.augmentation is not None:
             batch["points"] = self.augmentation(batch["points"], generator=self.generator)
-        batch["labels"] = torch.tensor([item["labels"] for item in items])
+        classes = torch.tensor([item["labels"] for item in items])
+        if self.segmentation:
+            batch["labels"], batch["category_ids"] = batch.pop("part_labels"), classes
+        else:
+            batch["labels"] = classes
         if self.sample_ids:
             batch["sample_ids"] = torch.tensor([item["sample_ids"] for item in items])
         return batch

@@ -34,6 +34,7 @@ class PointCloudDataset(torch.utils.data.Dataset):
         seed: Seed of that draw, and of points on the surface of meshes.
         sample_ids: Number of each cloud, kept by subsets; by default counted from 0.
         class_parts: Parts that each class can have, for metrics; None without parts.
+        part_names: Name of each part; by default made of the name of its class, where it belongs to only one.
 
     Raises:
         PointCloudError: If the numbers of clouds and labels differ, a label is out of range, or two classes have the
@@ -52,6 +53,7 @@ class PointCloudDataset(torch.utils.data.Dataset):
         seed: int = 0,
         sample_ids: Sequence[int] | np.ndarray | None = None,
         class_parts: list[list[int]] | None = None,
+        part_names: Sequence[str] | None = None,
     ):
         if sampling not in ("random", "first"):
             raise ValueError(f"sampling must be random or first, got {sampling!r}")
@@ -68,9 +70,23 @@ class PointCloudDataset(torch.utils.data.Dataset):
         self.labels = check_labels(labels, len(self.class_names), "labels")
         self.sample_ids = np.arange(len(clouds)) if sample_ids is None else np.asarray(sample_ids, dtype=np.int64)
         self.num_points, self.sampling, self.seed = num_points, sampling, seed
-        self.class_parts = class_parts
+        self.set_parts(class_parts, part_names)
         self._clouds, self._part_labels = clouds, part_labels
         self._places = np.arange(len(clouds))  # where the cloud of an item lies in `clouds`
+
+    def set_parts(self, class_parts: list[list[int]] | None, part_names: Sequence[str] | None = None) -> None:
+        """Say which parts the classes have.
+
+        Args:
+            class_parts: Parts that each class can have; None without parts.
+            part_names: Name of each part, from 0 on.
+
+        Raises:
+            PointCloudError: If there are fewer names than parts.
+        """
+        self.class_parts, self._part_names = class_parts, part_names
+        if part_names is not None and len(part_names) < (self.num_parts or 0):
+            raise PointCloudError(f"there are {len(part_names)} names for {self.num_parts} parts; name each of them")
 
     @property
     def num_classes(self) -> int:
@@ -80,7 +96,22 @@ class PointCloudDataset(torch.utils.data.Dataset):
     @property
     def num_parts(self) -> int | None:
         """Number of parts over all classes, None without parts."""
-        return None if self.class_parts is None else 1 + max(part for parts in self.class_parts for part in parts)
+        if self.class_parts is None:
+            return None
+        highest = 1 + max(part for parts in self.class_parts for part in parts)
+        return max(highest, len(self._part_names or ()))
+
+    @property
+    def part_names(self) -> list[str] | None:
+        """Name of each part, None without parts."""
+        if self.class_parts is None or self._part_names is not None:
+            return None if self.class_parts is None else list(self._part_names)
+        names = [f"part {part}" for part in range(self.num_parts)]
+        for part in range(self.num_parts):
+            owners = [label for label, parts in enumerate(self.class_parts) if part in parts]
+            if len(owners) == 1 and self.num_classes > 1:
+                names[part] = f"{self.class_names[owners[0]]} {self.class_parts[owners[0]].index(part)}"
+        return names
 
     def __len__(self) -> int:
         return len(self.labels)

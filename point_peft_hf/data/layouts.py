@@ -11,6 +11,7 @@ from .dataset import PointCloudDataset
 from .errors import PointCloudError
 from .layouts_files import find_folders, load_folders, load_modelnet40_normal, load_shapenetpart_txt
 from .layouts_hdf5 import load_modelnet40_hdf5, load_scanobjectnn, load_shapenetpart_hdf5, scanobjectnn_folder
+from .layouts_parts import find_part_folder, load_part_folder
 from .layouts_pickle import load_modelnet40_dat
 from .sources import FileOptions, LoadOptions
 from .splits import stratified_split
@@ -98,13 +99,24 @@ LAYOUTS: dict[str, Layout] = {
         find_folders,
         load_folders,
     ),
+    "part_folder": Layout(
+        "a folder for each category with clouds in it that have a label for each point, or such clouds themselves; "
+        "train/ and test/ as for 'folder'; parts.txt with the names of the parts may lie beside them",
+        "your own files (point_peft_hf.data.part_files says where in a file the labels may be)",
+        find_part_folder,
+        load_part_folder,
+    ),
 }
+# Layouts with a label for each point, and those that are never found by looking at the folder: anything would do.
+_PART_LAYOUTS = ("shapenetpart_hdf5", "shapenetpart_txt", "part_folder")
+_GENERIC = ("folder", "part_folder")
 
 
 def load_dataset(
     path: str | os.PathLike,
     layout: str | None = None,
     *,
+    parts: bool = False,
     num_points: int | None = None,
     seed: int = 0,
     test_fraction: float = 0.2,
@@ -119,8 +131,9 @@ def load_dataset(
     Args:
         path: The folder, as it comes out of the archive of the release, or with a folder for each class.
         layout: Name of the layout: modelnet40_hdf5, modelnet40_normal, modelnet40_dat, scanobjectnn_obj_bg,
-            scanobjectnn_obj_only, scanobjectnn_pb_t50_rs, shapenetpart_hdf5, shapenetpart_txt or folder. By default it
-            is found by looking at the folder.
+            scanobjectnn_obj_only, scanobjectnn_pb_t50_rs, shapenetpart_hdf5, shapenetpart_txt, folder or part_folder.
+            By default it is found by looking at the folder.
+        parts: Find only layouts with a label for each point: ShapeNetPart's, else part_folder.
         num_points: Points of each item; by default clouds come whole, and 8192 points of a mesh.
         seed: Seed of points on meshes, of points that stay when a cloud is cut, and of the split.
         test_fraction: Share of the clouds that becomes the test split where the folder has only one, class by class.
@@ -149,7 +162,7 @@ def load_dataset(
         num_points, seed, drop_invalid, FileOptions(cache_dir, skip_bad_files, num_workers, progress)
     )
     try:
-        name, folder = _choose(path, layout)
+        name, folder = _choose(path, layout, parts)
         splits = LAYOUTS[name].load(folder, options)
     except PermissionError as error:
         raise PointCloudError(f"{error.filename}: cannot be read: {error.strerror}") from error
@@ -168,23 +181,29 @@ def load_dataset(
     return splits
 
 
-def _choose(path: Path, layout: str | None) -> tuple[str, Path]:
+def _choose(path: Path, layout: str | None, parts: bool) -> tuple[str, Path]:
     """Find the layout of a folder, and where in it the files begin."""
+    if parts and layout not in (None, *_PART_LAYOUTS):
+        raise ValueError(
+            f"layout {layout!r} has no label for each point; those with parts are {', '.join(_PART_LAYOUTS)}"
+        )
     if layout is not None:
         folder = LAYOUTS[layout].find(path)
         if folder is None:
             raise PointCloudError(f"{path}: is not of layout {layout!r}{_sources(layout)}")
         return layout, folder
-    found = {name: folder for name, item in LAYOUTS.items() if name != "folder" and (folder := item.find(path))}
+    names = [name for name in (_PART_LAYOUTS if parts else LAYOUTS) if name not in _GENERIC]
+    found = {name: folder for name in names if (folder := LAYOUTS[name].find(path))}
     if len(found) > 1:
         raise PointCloudError(f"{path}: has several data sets; choose one with layout: {', '.join(found)}")
     if found:
         return next(iter(found.items()))
-    folder = LAYOUTS["folder"].find(path)
+    generic = "part_folder" if parts else "folder"
+    folder = LAYOUTS[generic].find(path)
     if folder is None:
         known = "\n".join(f"  {name}: {item.expected}" for name, item in LAYOUTS.items())
         raise PointCloudError(f"{path}: has none of the layouts that are read:\n{known}")
-    return "folder", folder
+    return generic, folder
 
 
 def _sources(layout: str | None) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,39 +16,77 @@ from .dataset import PointCloudDataset, check_class_names
 from .errors import PointCloudError
 from .formats.text import read_table
 from .layouts_hdf5 import parts_of_classes, read_names
+from .part_files import LABEL_SUFFIX
 from .readers import READERS
 from .sources import LoadOptions, open_files, read_cloud, require_files
 
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "testing"), "test"),
     **dict.fromkeys(("val", "valid", "validation"), "validation"),
 }
 # What lies beside clouds and meshes without being one.
-_BESIDE = {".mtl", ".png", ".jpg", ".jpeg", ".bmp", ".tga", ".tif", ".tiff", ".json", ".yaml", ".yml", ".md"}
+_BESIDE = {
+    LABEL_SUFFIX,
+    ".mtl",
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".tga",
+    ".tif",
+    ".tiff",
+    ".json",
+    ".yaml",
+    ".yml",
+    ".md",
+}
 _BESIDE_NAMES = ("readme", "license", "licence", "thumbs.db", "desktop.ini")
 
 
-def _folders(path: Path) -> list[Path]:
+def subfolders(path: Path) -> list[Path]:
     """List the subfolders that count."""
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
 
 
 def find_folders(path: Path) -> Path | None:
     """Tell whether a folder has subfolders, which are then its splits or classes."""
-    folders = _folders(path)
-    if len(folders) == 1 and folders[0].name.lower() not in _SPLIT_NAMES and not _has_files(folders[0]):
+    folders = subfolders(path)
+    if len(folders) == 1 and folders[0].name.lower() not in SPLIT_NAMES and not has_files(folders[0]):
         return find_folders(folders[0])  # an archive unpacked into a folder of its own
     return path if folders else None
 
 
-def _has_files(path: Path) -> bool:
+def has_files(path: Path) -> bool:
+    """Tell whether there are clouds in a folder itself."""
     return any(entry.is_file() and entry.suffix.lower() in READERS for entry in path.iterdir())
 
 
 def load_folders(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset]:
     """Load a folder a class; train and test folders above the classes, below them (ModelNet40 as .off), or neither."""
-    found = _find_classes(root, options)
+    return load_classes(find_classes(root, options), root, options, _dataset)
+
+
+def load_classes(
+    found: dict[str, dict[str, list[Path]]],
+    root: Path,
+    options: LoadOptions,
+    make_dataset: Callable[[list[Path], list[int], list[str], Path, LoadOptions], PointCloudDataset],
+) -> dict[str, PointCloudDataset]:
+    """Make a data set of each split of what `find_classes` has found.
+
+    Args:
+        found: The files of each class of each split.
+        root: Folder of the data set.
+        options: How to load.
+        make_dataset: Makes a data set of files, their labels, and the names of the classes.
+
+    Returns:
+        Data sets by split.
+
+    Raises:
+        PointCloudError: If a class has no file, or none to learn from.
+    """
     names = check_class_names(sorted({name for classes in found.values() for name in classes}), str(root))
     counts = Counter()
     for classes in found.values():
@@ -71,16 +110,16 @@ def load_folders(root: Path, options: LoadOptions) -> dict[str, PointCloudDatase
         files = [file for name in names for file in classes.get(name, [])]
         labels = [label for label, name in enumerate(names) for _ in classes.get(name, [])]
         if files:
-            splits[split] = _dataset(files, labels, names, root, options)
+            splits[split] = make_dataset(files, labels, names, root, options)
     return splits
 
 
-def _find_classes(root: Path, options: LoadOptions) -> dict[str, dict[str, list[Path]]]:
+def find_classes(root: Path, options: LoadOptions) -> dict[str, dict[str, list[Path]]]:
     """Find the files of each class of each split; the key is "" when there are no splits."""
-    folders = _folders(root)
+    folders = subfolders(root)
     splits: dict[str, Path] = {}
     for folder in folders:
-        split = _SPLIT_NAMES.get(folder.name.lower())
+        split = SPLIT_NAMES.get(folder.name.lower())
         if split in splits:
             raise PointCloudError(
                 f"{root}: both {splits[split].name!r} and {folder.name!r} look like the {split} split"
@@ -93,19 +132,19 @@ def _find_classes(root: Path, options: LoadOptions) -> dict[str, dict[str, list[
             warnings.warn(
                 f"{root}: beside the splits {sorted(splits)}, the folders {others} are ignored", stacklevel=2
             )
-        found = {split: {folder.name: [folder] for folder in _folders(path)} for split, path in splits.items()}
-    elif all({"train", "test"} <= {inner.name.lower() for inner in _folders(folder)} for folder in folders):
+        found = {split: {folder.name: [folder] for folder in subfolders(path)} for split, path in splits.items()}
+    elif all({"train", "test"} <= {inner.name.lower() for inner in subfolders(folder)} for folder in folders):
         found = {"train": {}, "test": {}}
         for folder in folders:
-            for inner in _folders(folder):
-                split = _SPLIT_NAMES.get(inner.name.lower())
+            for inner in subfolders(folder):
+                split = SPLIT_NAMES.get(inner.name.lower())
                 if split:
                     found.setdefault(split, {})[folder.name] = [inner]
     else:
         found = {"": {folder.name: [folder] for folder in folders}}
     strange: list[Path] = []
     files = {
-        split: {name: _files(paths[0], strange, options) for name, paths in classes.items()}
+        split: {name: _list_files(paths[0], strange, options) for name, paths in classes.items()}
         for split, classes in found.items()
     }
     if strange:
@@ -115,7 +154,16 @@ def _find_classes(root: Path, options: LoadOptions) -> dict[str, dict[str, list[
     return files
 
 
-def _files(folder: Path, strange: list[Path], options: LoadOptions) -> list[Path]:
+def list_clouds(folder: Path, root: Path, options: LoadOptions) -> list[Path]:
+    """List the clouds in a folder and the folders in it; other files are refused, or left out with a warning."""
+    strange: list[Path] = []
+    files = _list_files(folder, strange, options)
+    if strange:
+        _report_strange(strange, root, options)
+    return files
+
+
+def _list_files(folder: Path, strange: list[Path], options: LoadOptions) -> list[Path]:
     """List the clouds of a class folder and the folders in it; other files are added to `strange`."""
     files: list[Path] = []
 

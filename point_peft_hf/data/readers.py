@@ -75,7 +75,7 @@ def read_point_cloud(
     path = Path(path)
     if num_points is not None and num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}")
-    reader = _choose_reader(path)
+    reader = choose_reader(path)
     try:
         points, faces = reader(path)
     except (PointCloudError, ImportError):
@@ -97,10 +97,11 @@ def read_point_cloud(
         _check_finite(points, path, "points", "; read it with drop_invalid=True to leave them out")
     if len(points) < 2:
         raise PointCloudError(f"{path}: holds {len(points)} point{'s' * (len(points) != 1)}; a cloud has at least 2")
-    return _to_float32(points, path)
+    return to_float32(points, path)
 
 
-def _choose_reader(path: Path) -> Reader:
+def choose_reader(path: Path) -> Reader:
+    """Choose the reader of a file by the ending of its name; a file that cannot be one of that kind is an error."""
     if path.is_dir():
         raise PointCloudError(f"{path}: is a folder; give a file, or load it as a data set with load_dataset")
     if not path.is_file():
@@ -133,7 +134,7 @@ def _check_finite(points: np.ndarray, path: Path, what: str, way_out: str) -> No
         )
 
 
-def _to_float32(points: np.ndarray, path: Path) -> np.ndarray:
+def to_float32(points: np.ndarray, path: Path) -> np.ndarray:
     """Convert to float32, shifted to the origin where float32 would otherwise lose the shape."""
     if points.dtype == np.float32:
         return np.ascontiguousarray(points)
@@ -153,7 +154,12 @@ def _to_float32(points: np.ndarray, path: Path) -> np.ndarray:
     return points.astype(np.float32)
 
 
-def write_point_cloud(path: str | os.PathLike, points: np.ndarray, colors: np.ndarray | None = None) -> None:
+def write_point_cloud(
+    path: str | os.PathLike,
+    points: np.ndarray,
+    colors: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+) -> None:
     """Write a cloud to a .ply (binary, little endian) or .npy file.
 
     The file appears whole or not at all: it is written under a temporary name first.
@@ -163,6 +169,8 @@ def write_point_cloud(path: str | os.PathLike, points: np.ndarray, colors: np.nd
         points: Coordinates of shape `(num_points, 3)`, array or tensor, any unit; written as float32.
         colors: Red, green and blue of shape `(num_points, 3)`: integers from 0 to 255, or floats from 0 to 1. Only for
             .ply.
+        labels: A whole number for each point, of shape `(num_points,)`: the vertex property "label" of a .ply, the
+            fourth column of an .npy.
 
     Raises:
         PointCloudError: If the ending or a shape is another, or colours are out of range.
@@ -178,11 +186,14 @@ def write_point_cloud(path: str | os.PathLike, points: np.ndarray, colors: np.nd
         if suffix == ".npy":
             raise PointCloudError(f"{path}: colours are written to .ply files only")
         colors = _color_bytes(colors, points, path)
+    if labels is not None:
+        labels = _label_numbers(labels, points, path)
     with atomic_write(path) as file:
         if suffix == ".npy":
-            np.save(file, points, allow_pickle=False)
+            rows = points if labels is None else np.column_stack([points, labels.astype(np.float32)])
+            np.save(file, rows, allow_pickle=False)
         else:
-            file.write(_ply_bytes(points, colors))
+            file.write(_ply_bytes(points, colors, labels))
 
 
 def _color_bytes(colors: np.ndarray, points: np.ndarray, path: Path) -> np.ndarray:
@@ -199,17 +210,31 @@ def _color_bytes(colors: np.ndarray, points: np.ndarray, path: Path) -> np.ndarr
     return (np.round(colors * 255) if is_float else colors).astype(np.uint8)
 
 
-def _ply_bytes(points: np.ndarray, colors: np.ndarray | None) -> bytes:
+def _label_numbers(labels: np.ndarray, points: np.ndarray, path: Path) -> np.ndarray:
+    labels = np.asarray(labels.detach().cpu() if hasattr(labels, "detach") else labels)
+    if labels.shape != points.shape[:1] or labels.dtype.kind not in "iu":
+        raise PointCloudError(
+            f"{path}: labels must be integers of shape {points.shape[:1]}, got {labels.dtype} of {labels.shape}"
+        )
+    return labels
+
+
+def _ply_bytes(points: np.ndarray, colors: np.ndarray | None, labels: np.ndarray | None) -> bytes:
     fields = [(axis, "<f4") for axis in "xyz"]
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
     header += [f"property float {axis}" for axis in "xyz"]
     if colors is not None:
         fields += [(name, "u1") for name in ("red", "green", "blue")]
         header += [f"property uchar {name}" for name in ("red", "green", "blue")]
+    if labels is not None:
+        fields.append(("label", "<i4"))
+        header.append("property int label")
     rows = np.empty(len(points), dtype=fields)
     for column, axis in enumerate("xyz"):
         rows[axis] = points[:, column]
     if colors is not None:
         for column, name in enumerate(("red", "green", "blue")):
             rows[name] = colors[:, column]
+    if labels is not None:
+        rows["label"] = labels
     return ("\n".join([*header, "end_header"]) + "\n").encode("ascii") + rows.tobytes()

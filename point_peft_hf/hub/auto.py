@@ -25,13 +25,13 @@ from ..adapter_files import (
     find_file,
     read_json,
 )
-from ..models import AutoModelForPointCloudClassification
+from ..models import AutoModelForPointCloudClassification, AutoModelForPointCloudSegmentation
 from ..pretrained import backbone_folder
-from ..tuners.config import PointTunerConfig, check_backbone, describe_backbone
+from ..tuners.config import SEGMENTATION_FIELDS, PointTunerConfig, check_backbone, describe_backbone
 
 IMPORT_ALLOWLIST = ("point_peft_hf",)
 # What an adapter knows of its backbone that the backbone's own files may say otherwise.
-_OVERRIDES = ("num_groups", "group_size", "group_sizes")
+_OVERRIDES = ("num_groups", "group_size", "group_sizes", *SEGMENTATION_FIELDS)
 
 
 class AutoPointPeftModel(AutoPeftModel):
@@ -101,9 +101,7 @@ class AutoPointPeftModel(AutoPeftModel):
             backbone = _load_backbone(files, expected, backbone, allowed, hub | dict(backbone_kwargs or {}))
         is_ours = issubclass(config_class, PointTunerConfig)
         if not is_ours:
-            description = describe_backbone(
-                backbone, "num_labels" in expected, files.fields.get("modules_to_save") or ()
-            )
+            description = describe_backbone(backbone, files.fields.get("modules_to_save") or ())
             check_backbone(expected, description, files.fields.get("base_model_name_or_path"))
         try:
             model = cls._target_peft_class.from_pretrained(
@@ -200,7 +198,8 @@ def _backbone_class(files: AdapterFiles, import_allowlist: list[str]) -> type[Pr
     """The class of the backbone, imported only from a package that is allowed, and only if it is one of a model."""
     mapping = files.fields.get("auto_mapping")
     if mapping is None:
-        return AutoModelForPointCloudClassification
+        brings_parts = "segmentation_head" in (files.fields.get("modules_to_save") or ())
+        return AutoModelForPointCloudSegmentation if brings_parts else AutoModelForPointCloudClassification
     names = [mapping.get(key) if isinstance(mapping, dict) else None for key in ("parent_library", "base_model_class")]
     if not all(isinstance(name, str) for name in names):
         raise ValueError(

@@ -27,6 +27,13 @@ METHODS = {
     "bank",
     "LORA": "LoRA (arXiv 2106.09685)",
 }
+# Scores that a run records of the test split, and what they are called.
+_SCORES = {
+    "accuracy": "accuracy",
+    "mean_class_accuracy": "mean class accuracy",
+    "instance_miou": "instance mIoU",
+    "category_miou": "category mIoU",
+}
 
 
 def is_generated(path: str | os.PathLike) -> bool:
@@ -101,23 +108,23 @@ def model_card(
 
 def _metadata(facts: AdapterFacts, title: str, license: str) -> str:
     peft_type = facts.fields["peft_type"]
-    tags = ["point-cloud", "point-cloud-classification", "point_peft_hf", peft_type.lower().replace("_", "-"), "peft"]
+    task = "point-cloud-segmentation" if facts.is_segmentation else "point-cloud-classification"
+    tags = ["point-cloud", task, "point_peft_hf", peft_type.lower().replace("_", "-"), "peft"]
     if facts.repository:
         tags.append(f"base_model:adapter:{facts.repository}")
     results = None
     if facts.runs:
-        scores = {"accuracy": "Accuracy", "mean_class_accuracy": "Mean class accuracy"}
         results = [
             EvalResult(
-                task_type="point-cloud-classification",
+                task_type=task,
                 dataset_name=_data_name(facts.runs[0]),
                 dataset_type=_data_name(facts.runs[0]),
                 dataset_split="test",
                 metric_type=metric,
-                metric_name=name,
+                metric_name=name[0].upper() + name[1:],
                 metric_value=round(mean(run["test"][metric] for run in facts.runs), 4),
             )
-            for metric, name in scores.items()
+            for metric, name in _SCORES.items()
             if all(metric in run.get("test", {}) for run in facts.runs)
         ] or None
     return ModelCardData(
@@ -142,9 +149,11 @@ def _section(title: str, lines: Iterator[str]) -> str:
 
 def _summary(facts: AdapterFacts) -> str:
     peft_type = facts.fields["peft_type"]
-    what = f"{len(facts.class_names)} classes" if facts.class_names else "classes"
+    noun = "parts" if facts.is_segmentation else "classes"
+    what = f"{len(facts.class_names)} {noun}" if facts.class_names else noun
     on = f" on {_data_name(facts.runs[0])}" if facts.runs else ""
-    text = f"An adapter that classifies point clouds into {what}, trained{on}"
+    verb = "segments" if facts.is_segmentation else "classifies"
+    text = f"An adapter that {verb} point clouds into {what}, trained{on}"
     if facts.backbone_name:
         text += f" on top of the frozen backbone `{facts.backbone_name}`"
     return f"{text}.\n\nMethod: {METHODS.get(peft_type, peft_type)}."
@@ -165,11 +174,19 @@ def _usage(facts: AdapterFacts, place: str, subfolder: str | None) -> str:
         lines.append('points = processor("my_scan.ply")["points"]      # or an array of shape (num_points, 3)')
     else:
         lines += ["", "points = torch.rand(1, 1024, 3) * 2 - 1      # your clouds, prepared as in training"]
-    lines += [
-        "with torch.no_grad():",
-        "    label = model(points=points).logits.argmax(dim=-1).item()",
-        "print(model.config.id2label[label])",
-    ]
+    if facts.is_segmentation:
+        known = ", category_ids=torch.tensor([0])" if facts.categories else ""
+        lines += [
+            "with torch.no_grad():",
+            f"    logits = model(points=points{known}).logits      # (1, num_points, {len(facts.class_names)})",
+            "print([model.config.id2label[label] for label in logits[0].argmax(dim=-1).tolist()])",
+        ]
+    else:
+        lines += [
+            "with torch.no_grad():",
+            "    label = model(points=points).logits.argmax(dim=-1).item()",
+            "print(model.config.id2label[label])",
+        ]
     needs = "Needs the Python package `point_peft_hf`, which brings peft and transformers with it."
     return "\n".join(["## Use", "", needs, "", "```python", *lines, "```"])
 
@@ -196,7 +213,11 @@ def _data(facts: AdapterFacts) -> Iterator[str]:
         counts = ", ".join(f"{number:,} {split}" for split, number in run.get("clouds", {}).items())
         yield _data_name(run) + (f": {counts} clouds" if counts else "")
     if facts.class_names:
-        yield f"{len(facts.class_names)} classes: {', '.join(facts.class_names)}"
+        noun = "parts" if facts.is_segmentation else "classes"
+        yield f"{len(facts.class_names)} {noun}: {', '.join(facts.class_names)}"
+    if facts.categories:
+        numbered = ", ".join(f"{index} {name}" for index, name in enumerate(facts.categories))
+        yield f"`category_ids` of the objects: {numbered}"
 
 
 def _preprocessing(facts: AdapterFacts) -> Iterator[str]:
@@ -228,10 +249,11 @@ def _recipe(facts: AdapterFacts) -> Iterator[str]:
         ]
         if any(parts):
             yield ", ".join(part for part in parts if part)
-        if "best_epoch" in run and "validation_accuracy" in run:
+        score = f"validation_{run.get('score', 'accuracy')}"
+        if "best_epoch" in run and score in run:
             yield (
                 f"epoch {run['best_epoch']} was chosen on a validation split of the training clouds "
-                f"({_percent(run['validation_accuracy'])})"
+                f"({_percent(run[score])})"
             )
     options = facts.fields
     shown = ("r", "bottleneck_size", "num_prompt_tokens", "prompt_depth", "bank_size")
@@ -244,17 +266,19 @@ def _results(facts: AdapterFacts) -> Iterator[str]:
     if not runs:
         return
     seeds = [run["arguments"]["seed"] for run in runs if "seed" in run.get("arguments", {})]
-    accuracies = [run["test"]["accuracy"] for run in runs]
+    score = runs[0].get("score", "accuracy")
+    values = [run["test"][score] for run in runs]
     clouds = runs[0].get("clouds", {}).get("test")
-    text = f"test accuracy {_percent(mean(accuracies))}"
+    text = f"test {_SCORES[score]} {_percent(mean(values))}"
     if len(runs) > 1:
-        text += f", mean over {len(runs)} seeds, from {_percent(min(accuracies))} to {_percent(max(accuracies))}"
-    if clouds:
-        low, high = wilson_interval(mean(accuracies), clouds)
+        text += f", mean over {len(runs)} seeds, from {_percent(min(values))} to {_percent(max(values))}"
+    if clouds and score == "accuracy":
+        low, high = wilson_interval(mean(values), clouds)
         text += f" (95 % interval for {clouds:,} test clouds: {_percent(low)} to {_percent(high)})"
     yield text
-    if all("mean_class_accuracy" in run["test"] for run in runs):
-        yield f"mean class accuracy {_percent(mean(run['test']['mean_class_accuracy'] for run in runs))}"
+    for other, name in _SCORES.items():
+        if other != score and all(other in run["test"] for run in runs):
+            yield f"{name} {_percent(mean(run['test'][other] for run in runs))}"
     if seeds:
         yield f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
     yield "the test split was looked at once, after training"

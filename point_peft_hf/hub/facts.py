@@ -60,6 +60,16 @@ class AdapterFacts:
         return self.fields.get("revision") or self.backbone.get("revision")
 
     @property
+    def is_segmentation(self) -> bool:
+        """Whether the classes are parts of objects."""
+        return self.backbone.get("head") == "segmentation_head"
+
+    @property
+    def categories(self) -> list[str]:
+        """Names of the categories that its objects are of, which it has to be told; none if it need not be."""
+        return list(self.backbone.get("category_names") or ()) if self.backbone.get("num_categories") else []
+
+    @property
     def class_names(self) -> list[str]:
         """Names of the classes; none if nobody named them."""
         if self.runs and self.runs[0].get("class_names"):

@@ -79,8 +79,7 @@ def _write_adapter(model: PeftModel, name: str, folder: Path) -> None:
             os.replace(source / file, folder / file)
     config = model.peft_config[name]
     if not isinstance(config, PointTunerConfig):
-        modules = getattr(config, "modules_to_save", None) or ()
-        description = describe_backbone(model.get_base_model(), "classifier" in modules, modules)
+        description = describe_backbone(model.get_base_model(), getattr(config, "modules_to_save", None) or ())
         sums = checksums(folder, read_json(folder / CONFIG_NAME))
         write_json(folder / BACKBONE_NAME, {"backbone": description, "checksums": sums})
 

@@ -1,21 +1,37 @@
 """Groups -> tokens -> blocks -> head: the pre-trained point transformers."""
 
-from .auto import AutoModelForPointCloudClassification
-from .point_bert import PointBertConfig, PointBertForClassification, PointBertModel
-from .point_m2ae import PointM2AEConfig, PointM2AEForClassification, PointM2AEForPreTraining, PointM2AEModel
-from .point_mae import PointMAEConfig, PointMAEForClassification, PointMAEForPreTraining, PointMAEModel
+from .auto import AutoModelForPointCloudClassification, AutoModelForPointCloudSegmentation
+from .point_bert import PointBertConfig, PointBertForClassification, PointBertForSegmentation, PointBertModel
+from .point_m2ae import (
+    PointM2AEConfig,
+    PointM2AEForClassification,
+    PointM2AEForPreTraining,
+    PointM2AEForSegmentation,
+    PointM2AEModel,
+)
+from .point_mae import (
+    PointMAEConfig,
+    PointMAEForClassification,
+    PointMAEForPreTraining,
+    PointMAEForSegmentation,
+    PointMAEModel,
+)
 
 __all__ = [
     "AutoModelForPointCloudClassification",
+    "AutoModelForPointCloudSegmentation",
     "PointBertConfig",
     "PointBertForClassification",
+    "PointBertForSegmentation",
     "PointBertModel",
     "PointM2AEConfig",
     "PointM2AEForClassification",
     "PointM2AEForPreTraining",
+    "PointM2AEForSegmentation",
     "PointM2AEModel",
     "PointMAEConfig",
     "PointMAEForClassification",
     "PointMAEForPreTraining",
+    "PointMAEForSegmentation",
     "PointMAEModel",
 ]

@@ -6,20 +6,30 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForPreT
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from .point_bert import PointBertConfig, PointBertForClassification, PointBertModel
-from .point_m2ae import PointM2AEConfig, PointM2AEForClassification, PointM2AEForPreTraining, PointM2AEModel
-from .point_mae import PointMAEConfig, PointMAEForClassification, PointMAEForPreTraining, PointMAEModel
+from .point_bert import PointBertConfig, PointBertForClassification, PointBertForSegmentation, PointBertModel
+from .point_m2ae import (
+    PointM2AEConfig,
+    PointM2AEForClassification,
+    PointM2AEForPreTraining,
+    PointM2AEForSegmentation,
+    PointM2AEModel,
+)
+from .point_mae import (
+    PointMAEConfig,
+    PointMAEForClassification,
+    PointMAEForPreTraining,
+    PointMAEForSegmentation,
+    PointMAEModel,
+)
 from .published import find_published_weights, published_model_type
 
 
-class AutoModelForPointCloudClassification(_BaseAutoModelClass):
-    """The classifier that belongs to a configuration: `AutoModelForPointCloudClassification.from_pretrained(name)`."""
-
-    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+class _AutoPointModel(_BaseAutoModelClass):
+    """An Auto class that reads weights of torch-pointcloud as well."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Load the classifier from a folder or a repository, of this package or of torch-pointcloud.
+        """Load the model from a folder or a repository, of this package or of torch-pointcloud.
 
         Args:
             pretrained_model_name_or_path: Name of a repository, or a folder.
@@ -27,7 +37,7 @@ class AutoModelForPointCloudClassification(_BaseAutoModelClass):
             **kwargs: As in transformers.
 
         Returns:
-            The classifier, in eval mode.
+            The model, in eval mode.
         """
         weights = find_published_weights(pretrained_model_name_or_path, kwargs)
         if weights is None:
@@ -36,16 +46,33 @@ class AutoModelForPointCloudClassification(_BaseAutoModelClass):
         return model_class.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
 
-def _register(config: type, model: type, classifier: type, pretraining: type | None = None) -> None:
+class AutoModelForPointCloudClassification(_AutoPointModel):
+    """The classifier that belongs to a configuration: `AutoModelForPointCloudClassification.from_pretrained(name)`."""
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+class AutoModelForPointCloudSegmentation(_AutoPointModel):
+    """The part segmentation of a configuration: `AutoModelForPointCloudSegmentation.from_pretrained(name)`."""
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
+
+
+def _register(
+    config: type, model: type, classifier: type, segmentation: type, pretraining: type | None = None
+) -> None:
     AutoConfig.register(config.model_type, config)
     AutoModel.register(config, model)
     AutoModelForPointCloudClassification.register(config, classifier)
+    AutoModelForPointCloudSegmentation.register(config, segmentation)
     if pretraining is not None:
         AutoModelForPreTraining.register(config, pretraining)
 
 
-_register(PointBertConfig, PointBertModel, PointBertForClassification)
-_register(PointM2AEConfig, PointM2AEModel, PointM2AEForClassification, PointM2AEForPreTraining)
-_register(PointMAEConfig, PointMAEModel, PointMAEForClassification, PointMAEForPreTraining)
+_register(PointBertConfig, PointBertModel, PointBertForClassification, PointBertForSegmentation)
+_register(
+    PointM2AEConfig, PointM2AEModel, PointM2AEForClassification, PointM2AEForSegmentation, PointM2AEForPreTraining
+)
+_register(PointMAEConfig, PointMAEModel, PointMAEForClassification, PointMAEForSegmentation, PointMAEForPreTraining)
 
-__all__ = ["AutoModelForPointCloudClassification"]
+__all__ = ["AutoModelForPointCloudClassification", "AutoModelForPointCloudSegmentation"]

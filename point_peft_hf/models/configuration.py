@@ -39,6 +39,18 @@ class PointTransformerConfig(PreTrainedConfig):
         classifier_hidden_size: Width of the hidden layers of the classification head.
         classifier_dropout: Dropout in the classification head.
         label_smoothing: Label smoothing of the classification loss.
+        num_categories: Number of object categories that the segmentation head is told apart by `category_ids`; 0 for a
+            head that is not told. (`num_labels` is the number of parts over all categories.)
+        category_names: Names of the categories. None if there are none, or nobody named them.
+        category_parts: The labels of the parts that objects of each category can have, for choosing among these only.
+            None if any object can have any part.
+        segmentation_token_size: Width that the segmentation head reduces the features of a token to; 0 keeps all of
+            them, as the published heads do.
+        segmentation_propagation_sizes: Widths of the layers of the segmentation head on the features that have been
+            propagated to the points; published: (1536, 1024).
+        segmentation_hidden_sizes: Widths of its layers behind these, which see the whole cloud as well; published:
+            (512, 256).
+        segmentation_dropout: Dropout in the segmentation head.
         skip_near_origin: Sample centres by the rule of the published CUDA operator, which never selects points within
             a squared distance of 1e-3 of the origin.
         initializer_range: Standard deviation of newly initialised weights.
@@ -57,6 +69,13 @@ class PointTransformerConfig(PreTrainedConfig):
     classifier_hidden_size: int = 256
     classifier_dropout: int | float = 0.5
     label_smoothing: int | float = 0.0
+    num_categories: int = 0
+    category_names: list[str] | tuple[str, ...] | None = None
+    category_parts: list[list[int]] | tuple[list[int], ...] | None = None
+    segmentation_token_size: int = 128
+    segmentation_propagation_sizes: list[int] | tuple[int, ...] = (128,)
+    segmentation_hidden_sizes: list[int] | tuple[int, ...] = (128,)
+    segmentation_dropout: int | float = 0.5
     skip_near_origin: bool = False
     initializer_range: float = 0.02
 
@@ -72,12 +91,42 @@ class PointTransformerConfig(PreTrainedConfig):
         self._check_ranges()
 
     def _check_ranges(self) -> None:
-        for name in ("drop_path_rate", "attention_dropout", "classifier_dropout", "label_smoothing"):
+        for name in (
+            "drop_path_rate",
+            "attention_dropout",
+            "classifier_dropout",
+            "label_smoothing",
+            "segmentation_dropout",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:
                 raise ValueError(f"`{name}` of {type(self).__name__} must be at least 0 and below 1, got {value!r}.")
         for name in ("mlp_ratio", "layer_norm_eps", "classifier_hidden_size"):
             self._check_positive(name, getattr(self, name))
+        self._check_segmentation()
+
+    def _check_segmentation(self) -> None:
+        for name in ("segmentation_propagation_sizes", "segmentation_hidden_sizes"):
+            self._check_list(name)
+        for name in ("segmentation_token_size", "num_categories"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` of {type(self).__name__} must be at least 0, got {getattr(self, name)}.")
+        numbers = {
+            "num_categories": self.num_categories or None,
+            "category_names": None if self.category_names is None else len(self.category_names),
+            "category_parts": None if self.category_parts is None else len(self.category_parts),
+        }
+        if len(set(numbers.values()) - {None}) > 1:
+            raise ValueError(
+                f"`num_categories`, `category_names` and `category_parts` of {type(self).__name__} must agree on the "
+                f"number of categories, got {numbers}."
+            )
+        for parts in self.category_parts or ():
+            if not parts or any(isinstance(part, bool) or part < 0 for part in parts):
+                raise ValueError(
+                    f"`category_parts` of {type(self).__name__} must have at least one label for each category, and "
+                    f"none below 0, got {self.category_parts}."
+                )
 
     def _check_positive(self, name: str, *values: int | float) -> None:
         for value in values:
@@ -113,6 +162,8 @@ class SingleStageConfig(PointTransformerConfig):
         group_size: Number of points of a group.
         patch_hidden_sizes: Widths inside of the patch embedding.
         position_hidden_size: Width inside the position embedding.
+        segmentation_layers: Numbers of the blocks, counted from 0, whose tokens the segmentation head reads; default:
+            at one, two and three thirds of the depth (3, 7 and 11 of 12, as published).
         **kwargs: Fields of [`PointTransformerConfig`] and of transformers.
 
     Raises:
@@ -125,6 +176,15 @@ class SingleStageConfig(PointTransformerConfig):
     group_size: int = 32
     patch_hidden_sizes: list[int] | tuple[int, ...] = (128, 256, 512)
     position_hidden_size: int = 128
+    segmentation_layers: list[int] | tuple[int, ...] | None = None
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """Numbers of the blocks whose tokens the segmentation head reads."""
+        if self.segmentation_layers is not None:
+            return tuple(self.segmentation_layers)
+        depths = (max(round(third * self.num_hidden_layers / 3), 1) for third in (1, 2, 3))
+        return tuple(dict.fromkeys(depth - 1 for depth in depths))
 
     def _check_ranges(self) -> None:
         super()._check_ranges()
@@ -132,3 +192,9 @@ class SingleStageConfig(PointTransformerConfig):
             self._check_positive(name, getattr(self, name))
         self._check_heads(self.hidden_size)
         self._check_list("patch_hidden_sizes", 3)
+        layers = self.segmentation_layers
+        if layers is not None and (not layers or any(not 0 <= layer < self.num_hidden_layers for layer in layers)):
+            raise ValueError(
+                f"`segmentation_layers` of {type(self).__name__} must be numbers of blocks, 0 to "
+                f"{self.num_hidden_layers - 1}, got {layers}."
+            )

@@ -16,6 +16,8 @@ class PointModelOutput(ModelOutput):
         hidden_states: If asked for: the tokens that entered the first block and those that left each block.
         attentions: If asked for: the attention weights of each block.
         group_centers: Centres of the patch tokens, of shape `(batch_size, num_groups, 3)`, in the unit of the cloud.
+        stage_centers: With the hidden states of a backbone of several stages: the centres of each stage, of shape
+            `(batch_size, num_groups[i], 3)`.
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -23,6 +25,7 @@ class PointModelOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     group_centers: torch.FloatTensor | None = None
+    stage_centers: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
@@ -32,6 +35,23 @@ class PointClassifierOutput(ModelOutput):
     Args:
         loss: Cross-entropy, a scalar, if `labels` were given.
         logits: Class scores of shape `(batch_size, num_labels)`.
+        hidden_states: As in [`PointModelOutput`].
+        attentions: As in [`PointModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class PointSegmentationOutput(ModelOutput):
+    """Output of a part segmentation.
+
+    Args:
+        loss: Mean cross-entropy over the labelled points, a scalar, if `labels` were given.
+        logits: Part scores of each point, of shape `(batch_size, num_points, num_labels)`.
         hidden_states: As in [`PointModelOutput`].
         attentions: As in [`PointModelOutput`].
     """

@@ -2,7 +2,7 @@
 
 from .chamfer import chamfer_distance
 from .grouping import gather_points, group_points
-from .interpolation import inverse_distance_weights
+from .interpolation import interpolate_features, inverse_distance_weights
 from .neighbors import knn_indices
 from .sampling import farthest_point_sample
 from .validation import validate_points
@@ -12,6 +12,7 @@ __all__ = [
     "farthest_point_sample",
     "gather_points",
     "group_points",
+    "interpolate_features",
     "inverse_distance_weights",
     "knn_indices",
     "validate_points",

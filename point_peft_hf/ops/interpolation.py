@@ -1,7 +1,11 @@
 """Weights that spread features from a few points to others."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .grouping import gather_points
+from .neighbors import knn_indices
 
 
 def inverse_distance_weights(
@@ -51,6 +55,47 @@ def inverse_distance_weights(
     nearest, indices = squared.topk(num_neighbors, dim=-1, largest=False)
     weights = _normalized_inverse(nearest, power, eps)
     return torch.zeros_like(squared).scatter(-1, indices, weights)
+
+
+def interpolate_features(targets: Tensor, sources: Tensor, features: Tensor, num_neighbors: int = 3) -> Tensor:
+    """Spread features from the nearest sources to each target, by inverse squared distance (arXiv 1706.02413, eq. 2).
+
+    The same as `torch.bmm(inverse_distance_weights(targets, sources, num_neighbors=...), features)`, without a matrix
+    of all targets by all sources. Differentiable with respect to `features` only. It is linear in them, so a linear
+    layer that makes them narrower belongs in front of it.
+
+    Args:
+        targets: Where features are wanted, shape (B, N, 3).
+        sources: Where features are known, shape (B, G, 3), in the same unit.
+        features: The features, shape (B, G, C).
+        num_neighbors: Sources that each target takes features from; all of them if there are fewer. Default 3.
+
+    Returns:
+        Features of the targets, shape (B, N, C), of the dtype of `features`.
+
+    Raises:
+        ValueError: If the shapes do not fit together or `num_neighbors` is below 1.
+    """
+    if features.dim() != 3 or features.shape[:2] != sources.shape[:2]:
+        raise ValueError(
+            f"features must have shape (B, G, C) with (B, G) as in sources, {tuple(sources.shape[:2])}, got "
+            f"{tuple(features.shape)}."
+        )
+    targets, sources = targets.detach(), sources.detach()
+    indices = knn_indices(targets, sources, min(num_neighbors, sources.shape[1]))
+    dtype = torch.promote_types(targets.dtype, torch.float32)
+    offsets = gather_points(sources.to(dtype), indices) - targets.to(dtype).unsqueeze(2)
+    weights = _normalized_inverse(offsets.square().sum(dim=-1), power=2.0, eps=1e-8).to(features.dtype)
+    batch, num_sources, channels = features.shape
+    rows = indices + torch.arange(batch, device=indices.device).view(-1, 1, 1) * num_sources
+    # One pass over the rows; a gather and a sum would write and read every neighbour's features once more.
+    spread = F.embedding_bag(
+        rows.flatten(0, 1),
+        features.reshape(batch * num_sources, channels),
+        per_sample_weights=weights.flatten(0, 1),
+        mode="sum",
+    )
+    return spread.view(batch, -1, channels)
 
 
 def _normalized_inverse(squared: Tensor, power: float, eps: float) -> Tensor:

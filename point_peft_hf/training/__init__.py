@@ -9,9 +9,11 @@ from .interruption import TrainingInterrupted, TrainingStopped
 from .methods import METHODS, load_backbone, method_config, prepare_method
 from .metrics import ClassificationMetrics
 from .optimization import parameter_groups, warmup_cosine
-from .predictor import Predictor
+from .part_predictor import PartPrediction, PartPredictor
+from .predictor import Predictor, load_predictor
 from .record import results_table
 from .resident import load_resident, share_weights
+from .segmentation import SegmentationMetrics, SegmentationTask, load_segmentation_task, predict_parts
 from .task import ClassificationTask, load_task
 
 __all__ = [
@@ -22,7 +24,11 @@ __all__ = [
     "EpochSampler",
     "FinetuneArguments",
     "Finetuning",
+    "PartPrediction",
+    "PartPredictor",
     "Predictor",
+    "SegmentationMetrics",
+    "SegmentationTask",
     "SyncFreezableBatchNorm1d",
     "TrainingCollator",
     "TrainingInterrupted",
@@ -31,9 +37,12 @@ __all__ = [
     "load_backbone",
     "load_model",
     "load_resident",
+    "load_predictor",
+    "load_segmentation_task",
     "load_task",
     "method_config",
     "parameter_groups",
+    "predict_parts",
     "prepare_method",
     "register_adapter_checkpoints",
     "results_table",

@@ -20,6 +20,9 @@ FREE_FIELDS = frozenset(
 )
 
 
+TASKS = ("classification", "segmentation")
+
+
 @dataclass
 class FinetuneArguments:
     """What to fine-tune, and how. The fields are the options of `examples/train.py`."""
@@ -27,6 +30,8 @@ class FinetuneArguments:
     method: str = field(default="point_peft", metadata={"help": f"One of {', '.join(METHODS)}."})
     model: str = field(default=DEFAULT_BACKBONE, metadata={"help": "Backbone: a name, a folder or a Hub repository."})
     data: str = field(default=PROCEDURAL, metadata={"help": "'procedural', or a folder of a data set."})
+    task: str = field(default="classification", metadata={"help": "classification or segmentation (of parts)."})
+    num_points: int | None = field(default=None, metadata={"help": "Points of a cloud; default: the backbone's."})
     output_dir: str = field(
         default="outputs", metadata={"help": "The result goes to a folder of the method's name in it."}
     )
@@ -62,6 +67,9 @@ class FinetuneArguments:
     keep_checkpoints: int = field(default=2, metadata={"help": "Keep so many checkpoints."})
     log_every_steps: int = field(default=10, metadata={"help": "Write a line of metrics after so many steps."})
     report_to: str = field(default="none", metadata={"help": "Tracker: none, tensorboard or trackio."})
+    model_config: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Fields of the backbone's config, as JSON."}
+    )
     config: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of the method's config, as JSON."})
 
     @property
@@ -75,10 +83,12 @@ class FinetuneArguments:
         Raises:
             ValueError: If one does not fit, with its name and the value got.
         """
+        if self.task not in TASKS:
+            raise ValueError(f"--task must be one of {', '.join(TASKS)}, got {self.task!r}.")
         if self.method not in METHODS:
             raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}.")
         names = ("epochs", "batch_size", "gradient_accumulation_steps", "clouds_per_class")
-        for name in (*names, "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):
+        for name in (*names, "num_points", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}.")

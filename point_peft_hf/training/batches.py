@@ -54,12 +54,19 @@ class TrainingCollator:
         processor: Prepares the clouds; its own seed is not used.
         augmentation: What `get_augmentation` gives.
         sampler: Tells the epoch and the seed.
+        segmentation: As for `PointCloudCollator`.
     """
 
-    def __init__(self, processor: PointCloudProcessor, augmentation: Compose, sampler: EpochSampler):
+    def __init__(
+        self,
+        processor: PointCloudProcessor,
+        augmentation: Compose,
+        sampler: EpochSampler,
+        segmentation: bool = False,
+    ):
         self.generator = torch.Generator()
         processor = PointCloudProcessor.from_dict({**processor.to_dict(), "seed": None})
-        self.collate = PointCloudCollator(processor, augmentation, generator=self.generator)
+        self.collate = PointCloudCollator(processor, augmentation, segmentation=segmentation, generator=self.generator)
         self.sampler = sampler
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -81,6 +88,7 @@ def training_loader(
     seed: int,
     num_workers: int = 0,
     num_processes: int = 1,
+    segmentation: bool = False,
 ) -> DataLoader:
     """Make the loader of the training clouds; its sampler and collator go by `loader.sampler.set_epoch`.
 
@@ -94,6 +102,7 @@ def training_loader(
         seed: Seed of order, points and augmentation.
         num_workers: Worker processes.
         num_processes: Number of processes that Accelerate will share the batches between.
+        segmentation: As for `PointCloudCollator`.
 
     Returns:
         The loader, not yet prepared by Accelerate.
@@ -111,13 +120,18 @@ def training_loader(
         batch_size=min(batch_size, len(dataset) // num_processes),
         sampler=sampler,
         drop_last=True,
-        collate_fn=TrainingCollator(processor, augmentation, sampler),
+        collate_fn=TrainingCollator(processor, augmentation, sampler, segmentation),
         **_loading(num_workers),
     )
 
 
 def evaluation_loader(
-    dataset: Dataset, processor: PointCloudProcessor, *, batch_size: int, num_workers: int = 0
+    dataset: Dataset,
+    processor: PointCloudProcessor,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    segmentation: bool = False,
 ) -> DataLoader:
     """Make a loader of clouds in their order, as they are.
 
@@ -126,13 +140,13 @@ def evaluation_loader(
         processor: Prepares them.
         batch_size: Clouds of a batch.
         num_workers: Worker processes.
+        segmentation: As for `PointCloudCollator`.
 
     Returns:
         The loader.
     """
-    return DataLoader(
-        dataset, batch_size=batch_size, collate_fn=PointCloudCollator(processor), **_loading(num_workers)
-    )
+    collator = PointCloudCollator(processor, segmentation=segmentation)
+    return DataLoader(dataset, batch_size=batch_size, collate_fn=collator, **_loading(num_workers))
 
 
 def _loading(num_workers: int) -> dict[str, Any]:

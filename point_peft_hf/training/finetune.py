@@ -24,6 +24,7 @@ from ..adapter_files import write_json
 from ..data import PointCloudProcessor, get_augmentation
 from ..hub import write_model_card
 from ..hub.facts import RECORD_NAME
+from ..models.segmentation import IGNORE_INDEX
 from ..pretrained import backbone_folder
 from ..tuners import build_point_prior_bank
 from ..tuners.fingerprint import fingerprint
@@ -37,8 +38,24 @@ from .optimization import parameter_groups, warmup_cosine
 from .record import check_tracker, data_fingerprint, describe_environment
 from .resources import PeakMemory, count_parameters, folder_bytes
 from .run_folder import Progress, RunFolder
+from .segmentation import SegmentationTask, load_segmentation_task
 from .sharding import WholeModel
 from .task import ClassificationTask, load_task
+
+Task = ClassificationTask | SegmentationTask
+
+
+def _load_task(args: FinetuneArguments) -> Task:
+    """Load the data of a run."""
+    options = {
+        "validation_fraction": args.validation_fraction,
+        "max_train_clouds": args.max_train_clouds,
+        "max_test_clouds": args.max_test_clouds,
+        "seed": args.data_seed,
+    }
+    if args.task == "segmentation":
+        return load_segmentation_task(args.data, **options)
+    return load_task(args.data, clouds_per_class=args.clouds_per_class, corruption=args.corruption, **options)
 
 
 class Finetuning:
@@ -56,9 +73,7 @@ class Finetuning:
         ValueError: If an argument does not fit, the output folder cannot be written, or an unfinished run lies there.
     """
 
-    def __init__(
-        self, args: FinetuneArguments, task: ClassificationTask | None = None, report: Callable[[str], None] = print
-    ):
+    def __init__(self, args: FinetuneArguments, task: Task | None = None, report: Callable[[str], None] = print):
         args.check()
         check_tracker(args.report_to)
         self.args = args
@@ -80,16 +95,10 @@ class Finetuning:
         self.memory.start()
         set_seed(args.seed)
         with self.accelerator.main_process_first():
-            self.task = task or load_task(
-                args.data,
-                clouds_per_class=args.clouds_per_class,
-                corruption=args.corruption,
-                validation_fraction=args.validation_fraction,
-                max_train_clouds=args.max_train_clouds,
-                max_test_clouds=args.max_test_clouds,
-                seed=args.data_seed,
-            )
+            self.task = task or _load_task(args)
         self.processor = PointCloudProcessor.from_pretrained(backbone_folder(args.model))
+        if args.num_points is not None:
+            self.processor = PointCloudProcessor.from_dict({**self.processor.to_dict(), "num_points": args.num_points})
         self.progress = Progress()
         self._prepare()
 
@@ -97,7 +106,8 @@ class Finetuning:
 
     def _prepare(self) -> None:
         args, accelerator = self.args, self.accelerator
-        backbone = load_backbone(args.model, self.task.class_names)
+        fields = self.task.model_fields | args.model_config
+        backbone = load_backbone(args.model, self.task.class_names, self.task.auto_class, **fields)
         self.identity = {
             "arguments": args.recipe(),
             "mixed_precision": accelerator.mixed_precision,
@@ -108,7 +118,9 @@ class Finetuning:
         model = prepare_method(args.method, backbone, **args.config)
         if uses_bank(model):
             model.to(accelerator.device)
-            build_point_prior_bank(model, self._evaluation_loader(self.task.train), accelerator=accelerator)
+            # The bank holds classes of whole clouds, also where parts are told apart.
+            clouds = self._evaluation_loader(self.task.train, segmentation=False)
+            build_point_prior_bank(model, clouds, accelerator=accelerator)
         if args.sync_batch_norm:
             synchronize_batch_norms(model)
         train_loader = training_loader(
@@ -119,6 +131,7 @@ class Finetuning:
             seed=args.seed,
             num_workers=args.num_workers,
             num_processes=accelerator.num_processes,
+            segmentation=self.task.is_segmentation,
         )
         self.sampler = train_loader.sampler
         self.whole_model = WholeModel(model, accelerator)
@@ -134,9 +147,13 @@ class Finetuning:
         accelerator.register_for_checkpointing(self.scheduler)
         register_adapter_checkpoints(accelerator)
 
-    def _evaluation_loader(self, dataset: torch.utils.data.Dataset) -> DataLoader:
+    def _evaluation_loader(self, dataset: torch.utils.data.Dataset, segmentation: bool | None = None) -> DataLoader:
         return evaluation_loader(
-            dataset, self.processor, batch_size=self.args.batch_size, num_workers=self.args.num_workers
+            dataset,
+            self.processor,
+            batch_size=self.args.batch_size,
+            num_workers=self.args.num_workers,
+            segmentation=self.task.is_segmentation if segmentation is None else segmentation,
         )
 
     # -- Running ------------------------------------------------------------------------------------------------------
@@ -205,27 +222,6 @@ class Finetuning:
             disable=not self.accelerator.is_main_process or not sys.stderr.isatty(),
             leave=False,
         )
-<<<<<<< HEAD
-        for batch in progress:
-            with accelerator.accumulate(model):
-                points = self.augment(batch["points"])
-                loss = model(points=points, labels=batch["labels"], sample_ids=batch["sample_ids"]).loss
-                self._check_loss(loss, epoch, batch)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), args.max_gradient_norm)
-                if not self.counts:
-                    self.counts = count_parameters(accelerator.unwrap_model(model))
-                self.optimizer.step()
-                if accelerator.sync_gradients:
-                    self.scheduler.step()
-                self.optimizer.zero_grad()
-            total += loss.detach()
-            count += 1
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-        return float(accelerator.reduce(total / count, reduction="mean"))
-=======
->>>>>>> survive
 
     def _train_epoch(self) -> None:
         """Train the rest of the epoch under way."""
@@ -265,9 +261,11 @@ class Finetuning:
     def _check_and_count(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> float:
         """Count loss and accuracy of a batch over all processes, which also agree here on whether to go on."""
         loss = outputs.loss.detach().float()
-        right = self.task.predict(outputs) == self.task.targets(batch)
+        predictions, targets = self.task.judge(outputs, batch)[:2]
+        labelled = targets != IGNORE_INDEX
+        right = (predictions == targets) & labelled
         is_stopping = torch.full_like(loss, self.stop.signal_number > 0)
-        values = torch.stack([loss, right.sum(), torch.full_like(loss, right.numel()), ~loss.isfinite(), is_stopping])
+        values = torch.stack([loss, right.sum(), labelled.sum(), ~loss.isfinite(), is_stopping])
         totals = self.accelerator.reduce(values) if self.accelerator.num_processes > 1 else values
         total_loss, num_right, count, num_bad, num_stopping = totals.tolist()
         if num_bad:
@@ -327,15 +325,16 @@ class Finetuning:
             **{f"validation_{name}": value for name, value in scores.items()},
             "seconds": seconds,
         }
-        is_best = progress.end_epoch(row, scores["accuracy"])
+        is_best = progress.end_epoch(row, scores[self.task.score])
         if is_best:
             self.folder.save_best(self.whole_model.gather(self.model), self.processor)
         self.folder.log_metrics("epoch", {"step": progress.step, **row})
         self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=progress.step)
         self.folder.save_checkpoint(progress)
+        name, best = self.task.score, " (best)" if is_best else ""
         self.folder.tell(
-            f"epoch {epoch}/{args.epochs}: loss {row['loss']:.4f}, validation accuracy "
-            f"{100 * scores['accuracy']:.1f} %{' (best)' if is_best else ''}, {seconds:.1f} s"
+            f"epoch {epoch}/{args.epochs}: loss {row['loss']:.4f}, validation {name.replace('_', ' ')} "
+            f"{100 * scores[name]:.1f} %{best}, {seconds:.1f} s"
         )
 
     @torch.no_grad()
@@ -343,9 +342,9 @@ class Finetuning:
         self.model.eval()
         metrics = self.task.metrics()
         for batch in loader:
-            predictions = self.task.predict(self.model(points=batch["points"]))
+            judged = self.task.judge(self.model(**self.task.inputs(batch)), batch)
             # A last batch that is filled up for the sake of other processes is cut back here.
-            metrics.update(*self.accelerator.gather_for_metrics((predictions, self.task.targets(batch))))
+            metrics.update(*self.accelerator.gather_for_metrics(judged))
         return metrics.compute()
 
     def _finish(self) -> dict[str, Any]:
@@ -362,7 +361,8 @@ class Finetuning:
             **self.record,
             "parameters": self.progress.parameters,
             "best_epoch": self.progress.best["epoch"],
-            "validation_accuracy": self.progress.best["accuracy"],
+            "score": self.task.score,
+            f"validation_{self.task.score}": self.progress.best["score"],
             "test": self._evaluate(test_loader),
             "file_bytes": folder_bytes(self.output_dir),
             "seconds_per_epoch": seconds / len(history),

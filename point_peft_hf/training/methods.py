@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from peft import LNTuningConfig, LoraConfig, PeftConfig, get_peft_model
 from torch import nn
@@ -84,23 +85,28 @@ def method_config(name: str, backbone: nn.Module, **options) -> PeftConfig | Non
     return PointPeftConfig(**(parts | options))
 
 
-def load_backbone(name: str, class_names: list[str]) -> nn.Module:
+def load_backbone(
+    name: str, class_names: list[str], auto_class: type = AutoModelForPointCloudClassification, **fields: Any
+) -> nn.Module:
     """Load a backbone with a head for the given classes.
 
     Args:
         name: Name of a shipped backbone, a folder, or a Hub repository.
         class_names: Names of the classes.
+        auto_class: The Auto class of the task.
+        **fields: Fields of the backbone's configuration that are to be other than they are saved.
 
     Returns:
         The model.
     """
     id2label = dict(enumerate(class_names))
-    backbone = AutoModelForPointCloudClassification.from_pretrained(
+    backbone = auto_class.from_pretrained(
         backbone_folder(name),
         num_labels=len(class_names),
         id2label=id2label,
         label2id={label: index for index, label in id2label.items()},
         ignore_mismatched_sizes=True,
+        **fields,
     )
     # A shipped backbone goes by its name: its folder is another on every machine.
     backbone.name_or_path = backbone.config.name_or_path = name

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 
-from ..adapter_files import CONFIG_NAME, find_file
+from ..adapter_files import CONFIG_NAME, find_file, read_json
 from ..data import PointCloudProcessor
 from ..hub import AutoPointPeftModel
-from ..models import AutoModelForPointCloudClassification
+from ..models import AutoModelForPointCloudClassification, AutoModelForPointCloudSegmentation
+from ..models.segmentation import PointSegmentationMixin
+from .part_predictor import PartPredictor
 
 
 class Predictor:
@@ -41,16 +44,10 @@ class Predictor:
         Raises:
             ValueError: If something that is needed to predict is missing, or if adapter and backbone do not fit.
         """
-        if find_file(adapter, CONFIG_NAME) is not None:
-            classifier = AutoPointPeftModel.from_pretrained(adapter, backbone=model)
-        elif find_file(adapter, "config.json") is not None:
-            classifier = AutoModelForPointCloudClassification.from_pretrained(adapter)
-        else:
-            raise ValueError(
-                f"{adapter} holds neither an adapter ({CONFIG_NAME}) nor a model (config.json). Pass the folder that "
-                "training wrote."
-            )
-        return cls(classifier.to(device), PointCloudProcessor.from_pretrained(adapter))
+        predictor = load_predictor(adapter, model, device)
+        if not isinstance(predictor, cls):
+            raise ValueError(f"The model in {adapter} tells parts apart, not classes. Load it with `load_predictor`.")
+        return predictor
 
     @torch.no_grad()
     def predict(self, cloud: Any, top: int = 1) -> list[tuple[str, float]]:
@@ -71,3 +68,50 @@ class Predictor:
         probabilities = self.model(points).logits.float().softmax(dim=-1)[0]
         values, indices = probabilities.topk(min(top, len(self.class_names)))
         return [(self.class_names[int(index)], float(value)) for value, index in zip(values, indices, strict=True)]
+
+
+def load_trained(adapter: str, model: str | None = None) -> nn.Module:
+    """Load the model of a task that training saved.
+
+    Args:
+        adapter: Folder or Hub repository: an adapter, or a whole model from full fine-tuning.
+        model: Backbone: name of a shipped one, a folder or a Hub repository; default: the one the adapter names.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: If something is missing, or if adapter and backbone do not fit.
+    """
+    if find_file(adapter, CONFIG_NAME) is not None:
+        return AutoPointPeftModel.from_pretrained(adapter, backbone=model)
+    config = find_file(adapter, "config.json")
+    if config is None:
+        raise ValueError(
+            f"{adapter} holds neither an adapter ({CONFIG_NAME}) nor a model (config.json). Pass the folder that "
+            "training wrote."
+        )
+    architectures = read_json(config).get("architectures") or [""]
+    if str(architectures[0]).endswith("ForSegmentation"):
+        return AutoModelForPointCloudSegmentation.from_pretrained(adapter)
+    return AutoModelForPointCloudClassification.from_pretrained(adapter)
+
+
+def load_predictor(adapter: str, model: str | None = None, device: str = "cpu") -> Predictor | PartPredictor:
+    """Load what `examples/train.py` saved, whichever its task was.
+
+    Args:
+        adapter: Folder or Hub repository: an adapter, or a whole model from full fine-tuning.
+        model: Backbone: name of a shipped one, a folder or a Hub repository; default: the one the adapter names.
+        device: Where to predict.
+
+    Returns:
+        A predictor of classes or of parts.
+
+    Raises:
+        ValueError: If something that is needed to predict is missing, or if adapter and backbone do not fit.
+    """
+    trained = load_trained(adapter, model).to(device)
+    backbone = trained.get_base_model() if isinstance(trained, PeftModel) else trained
+    predictor_class = PartPredictor if isinstance(backbone, PointSegmentationMixin) else Predictor
+    return predictor_class(trained, PointCloudProcessor.from_pretrained(adapter))

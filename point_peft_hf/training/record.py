@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 from .resources import versions
+from .segmentation import SegmentationTask
 from .task import ClassificationTask
 
 LOG_NAME = "train.log"
@@ -138,7 +139,7 @@ def source_commit() -> str | None:
         return None
 
 
-def data_fingerprint(task: ClassificationTask) -> dict[str, str]:
+def data_fingerprint(task: ClassificationTask | SegmentationTask) -> dict[str, str]:
     """Digests of the splits of a task.
 
     All labels count, and the order of all clouds; of the points, those of 64 clouds that are spread over the split, so
@@ -158,20 +159,35 @@ def _split_fingerprint(dataset: Dataset) -> str:
     for values in (dataset.labels, dataset.sample_ids):
         digest.update(np.asarray(values, dtype=np.int64).tobytes())
     for index in np.unique(np.linspace(0, len(dataset) - 1, min(_SAMPLED_CLOUDS, len(dataset))).astype(int)):
-        digest.update(dataset[int(index)]["points"].numpy().tobytes())
+        item = dataset[int(index)]
+        for name in ("points", "part_labels"):
+            if name in item:
+                digest.update(item[name].numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
+_SCORE_COLUMNS: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
+    "accuracy": {
+        "validation": lambda r: f"{100 * r['validation_accuracy']:.1f} %",
+        "test accuracy": lambda r: f"{100 * r['test']['accuracy']:.1f} %",
+        "mean class": lambda r: f"{100 * r['test']['mean_class_accuracy']:.1f} %",
+    },
+    "instance_miou": {
+        "validation": lambda r: f"{100 * r['validation_instance_miou']:.1f} %",
+        "test mIoU": lambda r: f"{100 * r['test']['instance_miou']:.1f} %",
+        "category mIoU": lambda r: f"{100 * r['test']['category_miou']:.1f} %",
+    },
+}
+
+
 def results_table(records: list[dict[str, Any]]) -> str:
-    """The records of runs as a table in Markdown."""
+    """The records of runs of one task as a table in Markdown."""
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "method": lambda r: r["method"],
         "trainable": lambda r: f"{r['parameters']['trainable']:,}",
         "with gradient": lambda r: f"{r['parameters']['received_gradient']:,}",
         "file": lambda r: f"{r['file_bytes'] / 1e6:.2f} MB",
-        "validation": lambda r: f"{100 * r['validation_accuracy']:.1f} %",
-        "test accuracy": lambda r: f"{100 * r['test']['accuracy']:.1f} %",
-        "mean class": lambda r: f"{100 * r['test']['mean_class_accuracy']:.1f} %",
+        **_SCORE_COLUMNS[records[0].get("score", "accuracy")],
         "s/epoch": lambda r: f"{r['seconds_per_epoch']:.1f}",
         "peak memory": lambda r: f"{r['peak_memory_mib']:.0f} MiB",
     }

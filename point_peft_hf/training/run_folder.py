@@ -43,7 +43,7 @@ class Progress:
         loss: Sum of the losses of the batches of this epoch.
         right: How many of its predictions were right.
         predictions: How many there were.
-        best: The best "epoch" so far and its "accuracy" on the validation split.
+        best: The best "epoch" so far and its "score" on the validation split.
         history: One row for each finished epoch.
         parameters: Numbers of parameters, from `count_parameters`.
     """
@@ -55,7 +55,7 @@ class Progress:
     loss: float = 0.0
     right: int = 0
     predictions: int = 0
-    best: dict[str, Any] = field(default_factory=lambda: {"epoch": 0, "accuracy": -1.0})
+    best: dict[str, Any] = field(default_factory=lambda: {"epoch": 0, "score": -1.0})
     history: list[dict[str, float]] = field(default_factory=list)
     parameters: dict[str, int] = field(default_factory=dict)
 
@@ -69,20 +69,20 @@ class Progress:
         """Mean "loss" and "train_accuracy" of this epoch so far; to be called after `count` and `batches`."""
         return {"loss": self.loss / self.batches, "train_accuracy": self.right / self.predictions}
 
-    def end_epoch(self, row: dict[str, float], accuracy: float) -> bool:
+    def end_epoch(self, row: dict[str, float], score: float) -> bool:
         """Go on to the next epoch.
 
         Args:
             row: What was measured in this one.
-            accuracy: Its accuracy on the validation split.
+            score: The score on the validation split that the epoch is chosen by.
 
         Returns:
             Whether it is the best so far.
         """
         self.history.append(row)
-        is_best = accuracy > self.best["accuracy"]
+        is_best = score > self.best["score"]
         if is_best:
-            self.best = {"epoch": self.epoch, "accuracy": accuracy}
+            self.best = {"epoch": self.epoch, "score": score}
         self.epoch += 1
         self.batches, self.seconds, self.loss, self.right, self.predictions = 0, 0.0, 0.0, 0, 0
         return is_best

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..data import PointCloudDataset, ProceduralShapes, load_dataset, stratified_split
+from ..models import AutoModelForPointCloudClassification
 from .metrics import ClassificationMetrics
 
 PROCEDURAL = "procedural"
@@ -33,17 +34,26 @@ class ClassificationTask:
     validation: PointCloudDataset
     test: PointCloudDataset
 
+    auto_class = AutoModelForPointCloudClassification
+    score = "accuracy"
+    is_segmentation = False
+
+    @property
+    def model_fields(self) -> dict[str, Any]:
+        """Fields of the model's configuration that follow from the task, beside the names of its classes."""
+        return {}
+
     def metrics(self) -> ClassificationMetrics:
-        """Measures to be counted over a split; the epoch with the highest "accuracy" is chosen."""
+        """Measures to be counted over a split; the epoch with the highest `score` is chosen."""
         return ClassificationMetrics(len(self.class_names))
 
-    def targets(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What should be predicted for a batch: classes of shape `(batch_size,)`."""
-        return batch["labels"]
+    def inputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What a model is given of a batch to predict."""
+        return {"points": batch["points"]}
 
-    def predict(self, outputs: Any) -> torch.Tensor:
-        """What the outputs of a model predict, of the shape of `targets`."""
-        return outputs.logits.argmax(dim=-1)
+    def judge(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """What the metrics count of a batch: predicted and true classes of shape `(batch_size,)`."""
+        return outputs.logits.argmax(dim=-1), batch["labels"]
 
 
 def load_task(
@@ -86,7 +96,42 @@ def load_task(
         }
     else:
         splits = load_dataset(data, seed=seed)
-    class_names = list(splits["train"].class_names)
+    train, validation, test = cut_splits(
+        splits,
+        data,
+        validation_fraction=validation_fraction,
+        max_train_clouds=max_train_clouds,
+        max_test_clouds=max_test_clouds,
+        seed=seed,
+    )
+    return ClassificationTask(list(train.class_names), train, validation, test)
+
+
+def cut_splits(
+    splits: Mapping[str, PointCloudDataset],
+    data: str,
+    *,
+    validation_fraction: float,
+    max_train_clouds: int | None,
+    max_test_clouds: int | None,
+    seed: int,
+) -> tuple[PointCloudDataset, PointCloudDataset, PointCloudDataset]:
+    """Limit the splits of a data set, and cut a validation split from the training split where it has none.
+
+    Args:
+        splits: The splits.
+        data: What to call the data set in messages.
+        validation_fraction: As in [`load_task`].
+        max_train_clouds: As in [`load_task`].
+        max_test_clouds: As in [`load_task`].
+        seed: Seed of the cuts.
+
+    Returns:
+        Training, validation and test split.
+
+    Raises:
+        ValueError: If one of them is empty.
+    """
     train = _limit(splits["train"], max_train_clouds, seed)
     test = _limit(splits["test"], max_test_clouds, seed)
     if "validation" in splits:
@@ -100,7 +145,7 @@ def load_task(
                 f"The {name} split of {data} is empty. Every class needs at least 2 training clouds (one is held out "
                 "for validation) and the test split at least one; or pass another --validation_fraction."
             )
-    return ClassificationTask(class_names, train, validation, test)
+    return train, validation, test
 
 
 def _in_memory(shapes: ProceduralShapes) -> PointCloudDataset:

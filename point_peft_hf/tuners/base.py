@@ -181,7 +181,7 @@ class SlotTuner(BaseTuner):
         self._check_targets(peft_config, model)
         _check_modules_to_save(peft_config, model)
         modules = peft_config.modules_to_save or ()
-        peft_config.attach_to(describe_backbone(model, with_labels="classifier" in modules, left_out=modules))
+        peft_config.attach_to(describe_backbone(model, modules))
         check_saved_modules(model, peft_config)
 
     def _check_targets(self, peft_config: PointTunerConfig, model: nn.Module) -> None:

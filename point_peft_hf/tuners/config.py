@@ -35,6 +35,21 @@ BACKBONE_FIELDS = (
     "group_size",
     "group_sizes",
 )
+# Modules that tell classes or parts apart: adapters that bring one remember the names of the classes.
+HEADS = {
+    "classifier": "AutoModelForPointCloudClassification",
+    "segmentation_head": "AutoModelForPointCloudSegmentation",
+}
+# Fields that a segmentation head is built from.
+SEGMENTATION_FIELDS = (
+    "num_categories",
+    "category_names",
+    "category_parts",
+    "segmentation_token_size",
+    "segmentation_propagation_sizes",
+    "segmentation_hidden_sizes",
+    "segmentation_layers",
+)
 
 
 @dataclass
@@ -211,8 +226,10 @@ def check_backbone(
         if field_name in ("id2label", "revision", "weights") or got is None or value is None or got == value:
             continue
         hint = "Load the backbone that the adapter was made for"
-        if field_name in ("num_labels", "num_groups", "group_size", "group_sizes"):
+        if field_name in ("num_labels", "num_groups", "group_size", "group_sizes", *SEGMENTATION_FIELDS):
             hint = f"Load the backbone with `{field_name}={value}`"
+        if field_name == "head":
+            hint = f"Load the backbone with {HEADS.get(value, 'the class that has this head')}"
         raise ValueError(
             f"The adapter was made for a backbone{base} with {field_name}={value!r}, but this one has "
             f"{field_name}={got!r}. {hint}."
@@ -234,25 +251,29 @@ def check_backbone(
     description["weights"] = {**own_weights, **weights}
 
 
-def describe_backbone(model: nn.Module, with_labels: bool, left_out: Iterable[str] = ()) -> dict[str, Any]:
+def describe_backbone(model: nn.Module, modules_to_save: Iterable[str] = ()) -> dict[str, Any]:
     """What an adapter remembers of its backbone.
 
     Args:
         model: The backbone.
-        with_labels: Whether the adapter brings a head, so that the classes matter.
-        left_out: Modules that the adapter brings, for a model that does not declare which belong to the task.
+        modules_to_save: Modules that the adapter brings. If a head is among them, the classes matter.
 
     Returns:
         Type and sizes of the backbone, the fingerprint of its weights, and the classes.
     """
     config = getattr(model, "config", None)
     description = {name: getattr(config, name, None) for name in BACKBONE_FIELDS}
+    brings_head = any(name in modules_to_save for name in HEADS)
+    if brings_head:
+        description["head"] = next((name for name in HEADS if hasattr(model, name)), None)
     # Where it was loaded from the Hub: which commit.
     description["revision"] = getattr(config, "_commit_hash", None)
-    description["weights"] = fingerprint(model, left_out) or None
-    if with_labels and hasattr(config, "id2label"):
+    description["weights"] = fingerprint(model, modules_to_save) or None
+    if brings_head and hasattr(config, "id2label"):
         description["num_labels"] = config.num_labels
         description["id2label"] = {str(index): name for index, name in config.id2label.items()}
+    if "segmentation_head" in modules_to_save:
+        description |= {name: getattr(config, name, None) for name in SEGMENTATION_FIELDS}
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in description.items()

@@ -146,3 +146,28 @@ def test_repr_shows_the_numbers():
     assert repr(get_augmentation("scale_translate")) == (
         "Compose(random_scale(low=0.6667, high=1.5, per_axis=True), random_translate(distance=0.2))"
     )
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_labels_follow_their_points(points, name):
+    """Labels that say where a point is: they still do, whatever became of the points' order."""
+    labels = torch.arange(points.shape[1]).expand(len(points), -1)
+    augment = get_augmentation(name)
+    plain = augment(points, generator=seeded())
+    augmented, followed = augment(points, generator=seeded(), part_labels=labels)
+    assert torch.equal(augmented, plain)
+    assert followed.shape == labels.shape
+    if name in ("dropout_scale_translate", "scan"):
+        # Where a point was repeated, so was its label, and nowhere else.
+        repeated = (augmented[:, :, None] == augmented[:, None]).all(dim=-1)
+        assert torch.equal(repeated, followed[:, :, None] == followed[:, None])
+        assert not torch.equal(followed, labels)
+    else:
+        assert torch.equal(followed, labels)
+
+
+@pytest.mark.parametrize("augmentation", [point_dropout, scan_corruption])
+def test_indices_of_the_points_that_stay(points, augmentation):
+    options = {} if augmentation is point_dropout else {"std": 0.0}
+    augmented, indices = augmentation(points, generator=seeded(), return_indices=True, **options)
+    assert torch.equal(augmented, points.gather(1, indices[..., None].expand_as(points)))

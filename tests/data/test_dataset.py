@@ -155,6 +155,17 @@ def test_collator_with_parts(clouds):
         np.testing.assert_array_equal(batch["points"], flat[batch["part_labels"].numpy()])
 
 
+def test_collator_for_segmentation(clouds):
+    parts = np.arange(120).reshape(6, 20)
+    dataset = PointCloudDataset(clouds, LABELS, NAMES, part_labels=parts, class_parts=[list(range(120))] * 3)
+    batch = PointCloudCollator(segmentation=True)([dataset[1], dataset[3]])
+    assert set(batch) == {"points", "labels", "category_ids", "sample_ids"}
+    np.testing.assert_array_equal(batch["labels"], parts[[1, 3]])
+    assert batch["category_ids"].tolist() == [LABELS[1], LABELS[3]]
+    with pytest.raises(ValueError, match="needs a label for each point, but the items have none"):
+        PointCloudCollator(segmentation=True)([PointCloudDataset(clouds, LABELS, NAMES)[0]])
+
+
 def test_pickled_data_set_is_the_same(clouds):
     dataset = pickle.loads(pickle.dumps(PointCloudDataset(clouds, LABELS, NAMES)))
     np.testing.assert_array_equal(dataset[3]["points"], clouds[3])

@@ -10,6 +10,7 @@ import trimesh
 
 from point_peft_hf.data import READERS, PointCloudError, read_point_cloud, write_point_cloud
 from point_peft_hf.data.formats.mesh import sample_surface
+from point_peft_hf.data.part_files import read_labelled_cloud
 
 POINTS = np.array([[0, 0, 0], [1, 2, 3], [-4, 5.5, 6.25], [1, 1, 1]], dtype=np.float32)
 
@@ -49,6 +50,20 @@ def test_write_errors_leave_nothing(tmp_path, files_under, name, points, colors,
     with pytest.raises(PointCloudError, match=message):
         write_point_cloud(tmp_path / name, points, colors)
     assert files_under(tmp_path) == []
+
+
+def test_labels_are_written_and_wrong_ones_refused(tmp_path):
+    labels = np.arange(len(POINTS)) - 1
+    for name in ("a.ply", "a.npy"):
+        write_point_cloud(tmp_path / name, POINTS, labels=torch.from_numpy(labels))
+        read = read_labelled_cloud(tmp_path / name)
+        np.testing.assert_array_equal(read[:, :3], POINTS)
+        assert read[:, 3].tolist() == [-100, *labels[1:]]
+        np.testing.assert_array_equal(read_point_cloud(tmp_path / name), POINTS)
+    for wrong in (labels[1:], labels.astype(float)):
+        with pytest.raises(PointCloudError, match="b.ply: labels must be integers of shape"):
+            write_point_cloud(tmp_path / "b.ply", POINTS, labels=wrong)
+    assert not (tmp_path / "b.ply").exists()
 
 
 def test_failed_write_keeps_the_old_file(tmp_path, files_under, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from point_peft_hf.data import write_point_cloud
+from point_peft_hf.data import read_point_cloud, write_point_cloud
 from point_peft_hf.pretrained import backbone_folder
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -61,6 +61,30 @@ def test_benchmark(script, tmp_path, capsys):
     rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
     assert {row["section"] for row in rows} == {"embedding", "block", "inference", "step", "memory"}
     assert all(value > 0 for row in rows for value in row["values"].values())
+
+
+def test_train_on_parts_then_predict_them(script, tmp_path, capsys):
+    generator = np.random.default_rng(0)
+    for index in range(12):
+        points = generator.normal(size=(300, 3)).astype(np.float32)
+        folder = tmp_path / "scans" / ("lamp", "mug")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_point_cloud(folder / f"{index}.ply", points, labels=(points[:, 1] > 0).astype(int))
+    script(
+        *["train.py", "--task", "segmentation", "--data", "scans", "--method", "linear", "--epochs", 1],
+        *["--output_dir", "runs", "--batch_size", 4, "--num_points", 128, "--model_config", '{"num_groups": 8}'],
+    )
+    assert "| test mIoU | category mIoU |" in capsys.readouterr().out
+
+    script("predict.py", "scans/mug/1.ply", "--adapter", "runs/linear", "--category", "mug", "--output_dir", "parts")
+    line = capsys.readouterr().out.strip()
+    assert line.startswith("scans/mug/1.ply: part ")
+    assert line.endswith("-> parts/1_parts.ply")
+    np.testing.assert_array_equal(
+        read_point_cloud(tmp_path / "parts/1_parts.ply"), read_point_cloud(tmp_path / "scans/mug/1.ply")
+    )
+    with pytest.raises(SystemExit, match=r"error: .*categories lamp, mug.*none was given"):
+        script("predict.py", "scans/mug/1.ply", "--adapter", "runs/linear")
 
 
 def test_a_file_that_is_not_there_ends_with_its_name_not_with_a_traceback(script):

@@ -30,6 +30,13 @@ SHARED = {
     "label_smoothing": 0.2,
     "skip_near_origin": True,
     "initializer_range": 0.03,
+    "num_categories": 2,
+    "category_names": ["mug", "lamp"],
+    "category_parts": [[0, 1], [2, 3]],
+    "segmentation_token_size": 0,
+    "segmentation_propagation_sizes": [10, 12],
+    "segmentation_hidden_sizes": [9, 8],
+    "segmentation_dropout": 0.1,
 }
 SINGLE_STAGE = {
     "hidden_size": 20,
@@ -38,6 +45,7 @@ SINGLE_STAGE = {
     "group_size": 6,
     "patch_hidden_sizes": [4, 6, 8],
     "position_hidden_size": 10,
+    "segmentation_layers": [1],
 }
 FIELDS = {
     PointBertConfig: {**SHARED, **SINGLE_STAGE, "patch_embedding_size": 14},

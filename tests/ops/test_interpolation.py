@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from point_peft_hf.ops import inverse_distance_weights
+from point_peft_hf.ops import interpolate_features, inverse_distance_weights
 
 
 def naive_weights(targets, sources, num_neighbors, power, eps):
@@ -131,3 +131,38 @@ def test_reference(reference_dir):
             torch.from_numpy(data[key]) for key in ("center", "center2", "propagation_weights")
         )
     torch.testing.assert_close(inverse_distance_weights(targets, sources), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_neighbors", [1, 3, 5, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_interpolation_equals_the_product_with_the_weights(num_neighbors, dtype):
+    generator = torch.Generator().manual_seed(7)
+    targets, sources, features = (
+        torch.randn(2, *s, dtype=dtype, generator=generator) for s in ((9, 3), (5, 3), (5, 4))
+    )
+    targets[0, 0] = sources[0, 2]
+    features.requires_grad_()
+    weights = inverse_distance_weights(targets, sources, num_neighbors=min(num_neighbors, 5))
+    spread = interpolate_features(targets, sources, features, num_neighbors)
+    torch.testing.assert_close(spread, weights @ features)
+    grad = torch.randn(spread.shape, dtype=dtype, generator=generator)
+    torch.testing.assert_close(
+        torch.autograd.grad(spread, features, grad)[0], torch.autograd.grad(weights @ features, features, grad)[0]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_interpolation_of_half_precision_features(dtype):
+    generator = torch.Generator().manual_seed(8)
+    targets, sources, features = (torch.randn(1, *s, generator=generator) for s in ((9, 3), (5, 3), (5, 4)))
+    spread = interpolate_features(targets, sources, features.to(dtype))
+    assert spread.dtype == dtype
+    torch.testing.assert_close(spread.float(), interpolate_features(targets, sources, features), rtol=0.03, atol=0.03)
+
+
+def test_interpolation_of_wrong_features():
+    targets, sources = torch.zeros(2, 4, 3), torch.zeros(2, 5, 3)
+    with pytest.raises(ValueError, match=r"as in sources, \(2, 5\), got \(2, 4, 7\)"):
+        interpolate_features(targets, sources, torch.zeros(2, 4, 7))
+    with pytest.raises(ValueError, match="k must be within"):
+        interpolate_features(targets, sources, torch.zeros(2, 5, 7), 0)

@@ -43,6 +43,31 @@ def read_npz(path: Path) -> tuple[np.ndarray, None]:
     return _cloud(array, path, f"array {name!r}"), None
 
 
+def load_npz_array(path: Path, names: tuple[str, ...]) -> np.ndarray:
+    """Load the array of an .npz file that has one of some names, upper and lower case aside.
+
+    Args:
+        path: The file, one that `read_npz` has read.
+        names: The names.
+
+    Returns:
+        The array.
+
+    Raises:
+        PointCloudError: If there is none, or it holds Python objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = next((name for name in archive.files if name.lower() in names), None)
+            if found is None:
+                raise PointCloudError(f"{path}: has no array named {', '.join(names)}; it has {sorted(archive.files)}")
+            return archive[found]
+    except PointCloudError:
+        raise
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise PointCloudError(f"{path}: not a readable .npz file: {_reason(error)}") from None
+
+
 def read_h5(path: Path) -> tuple[np.ndarray, None]:
     """Read the cloud in an .h5 file of one cloud; a file of many clouds is a data set, for `load_dataset`."""
     with open_h5(path) as file:

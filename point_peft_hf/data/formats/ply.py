@@ -33,6 +33,11 @@ class _Element:
     name: str
     count: int
     properties: list[_Property] = field(default_factory=list)
+    more: list[int] = field(default_factory=list)  # columns that are read beside x, y and z
+
+    @property
+    def vertex_columns(self) -> list[int | None]:
+        return [*(self.column((axis,)) for axis in "xyz"), *self.more]
 
     @property
     def has_lists(self) -> bool:
@@ -42,17 +47,20 @@ class _Element:
         return next((index for index, item in enumerate(self.properties) if item.name in names), None)
 
 
-def read_ply(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+def read_ply(path: Path, label_names: tuple[str, ...] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """Read a .ply file.
 
     Args:
         path: The file: ascii, binary little endian or binary big endian.
+        label_names: Also read the vertex property that has one of these names, upper and lower case aside.
 
     Returns:
-        Points or vertices of shape `(num_points, 3)`, and triangles of shape `(num_triangles, 3)` or None.
+        Points or vertices of shape `(num_points, 3)`, with labels `(num_points, 4)`; and triangles of shape
+        `(num_triangles, 3)` or None.
 
     Raises:
-        PointCloudError: If the header is broken, x, y, z are missing, or the data are shorter than it promises.
+        PointCloudError: If the header is broken, x, y, z or the label are missing, or the data are shorter than it
+            promises.
     """
     data = path.read_bytes()
     kind, elements, body = _read_header(data, path)
@@ -60,6 +68,14 @@ def read_ply(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     if vertex is None or any(vertex.column((axis,)) is None for axis in "xyz"):
         found = {element.name: [item.name for item in element.properties] for element in elements}
         raise PointCloudError(f"{path}: no element 'vertex' with properties x, y and z; its header has {found}")
+    if label_names is not None:
+        found = [item.name for item in vertex.properties]
+        wanted = tuple(name for name in found if name.lower() in label_names)
+        if not wanted:
+            raise PointCloudError(
+                f"{path}: no vertex property of a label's name ({', '.join(label_names)}); its header has {found}"
+            )
+        vertex.more.append(vertex.column(wanted))
     if kind == "ascii":
         return _read_ascii(data[body:], elements, path, data[:body].count(b"\n") + 1)
     return _read_binary(data, body, elements, "<" if kind == "binary_little_endian" else ">", path)
@@ -116,7 +132,7 @@ def _read_ascii(
         line = first_line + start
         start += element.count
         if element.name == "vertex":
-            columns = [element.column((axis,)) for axis in "xyz"]
+            columns = element.vertex_columns
             if any(item.count_type for item in element.properties[: max(columns)]):
                 raise PointCloudError(f"{path}: list properties before x, y and z are not read in ascii .ply")
             points = parse_rows(rows, columns, path, line)
@@ -144,7 +160,7 @@ def _read_binary(
                 raise _truncated(path, element, (len(data) - offset) // max(dtype.itemsize, 1))
             if element.name == "vertex":
                 rows = np.frombuffer(data, dtype, element.count, offset)
-                points = np.stack([rows[str(element.column((axis,)))] for axis in "xyz"], axis=1)
+                points = np.stack([rows[str(column)] for column in element.vertex_columns], axis=1)
                 points = points.astype(points.dtype.newbyteorder("="))
             offset += size
             continue
@@ -154,7 +170,7 @@ def _read_binary(
             if element.name == "face" and element.column(_FACE_NAMES) is not None:
                 faces = triangulate(faces_rows)
             continue
-        wanted = [element.column((axis,)) for axis in "xyz"] if element.name == "vertex" else None
+        wanted = element.vertex_columns if element.name == "vertex" else None
         if element.name == "face":
             wanted = [element.column(_FACE_NAMES)]
         columns, offset = _read_lists(data, offset, element, order, path, wanted or [])

@@ -61,6 +61,7 @@ class _Plan:
     columns: list[int]
     delimiter: str | None
     promised: int | None  # number of points, when the file says it
+    names: list[str] | None  # of the columns, when the file names them, in the order of `columns`
 
 
 def read_table(path: Path) -> np.ndarray:
@@ -102,6 +103,11 @@ def read_table(path: Path) -> np.ndarray:
     return table
 
 
+def read_column_names(path: Path) -> list[str] | None:
+    """Read the names of the columns that `read_table` gives, in lower case; None when the file does not name them."""
+    return _make_plan(read_text_lines(path, _HEAD), path).names
+
+
 def _make_plan(lines: list[str], path: Path) -> _Plan:
     """Look at the first lines of a text file."""
     numbers = (i for i, line in enumerate(lines) if line.strip() and not line.lstrip().startswith(_COMMENTS))
@@ -123,7 +129,10 @@ def _make_plan(lines: list[str], path: Path) -> _Plan:
             f"{path}: line {first + 1}: a point needs 3 numbers (x y z), got {len(tokens)} columns: "
             f"{shorten(lines[first].strip())}"
         )
-    return _Plan(first, _column_order(names, tokens), delimiter, promised)
+    columns = _column_order(names, tokens)
+    if names is not None:
+        names = [names[column] if column < len(names) else "" for column in columns]
+    return _Plan(first, columns, delimiter, promised, names)
 
 
 def _parse_lines(lines: list[str], plan: _Plan, path: Path) -> np.ndarray:

@@ -6,6 +6,7 @@ from .encoder import PointTransformerEncoder
 from .frozen import check_frozen, is_pretrained, pretrained_behavior
 from .patch_embedding import PatchEmbedding
 from .position_embedding import PositionEmbedding
+from .segmentation_head import SegmentationHead, TokenFusion, TokenPyramid
 from .transformer import PointAttention, PointMLP, PointTransformerLayer
 
 __all__ = [
@@ -17,8 +18,11 @@ __all__ = [
     "PointTransformerEncoder",
     "PointTransformerLayer",
     "PositionEmbedding",
+    "SegmentationHead",
     "ShallowClassificationHead",
     "check_frozen",
+    "TokenFusion",
+    "TokenPyramid",
     "is_pretrained",
     "pretrained_behavior",
 ]

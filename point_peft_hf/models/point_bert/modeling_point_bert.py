@@ -7,6 +7,7 @@ from torch import nn
 
 from ..layers import ShallowClassificationHead
 from ..modeling import PointClassificationMixin, PointPreTrainedModel
+from ..segmentation import SingleStageSegmentationMixin
 from ..single_stage import SingleStageEncoderMixin
 from .configuration_point_bert import PointBertConfig
 
@@ -72,4 +73,25 @@ class PointBertForClassification(PointClassificationMixin, PointBertPreTrainedMo
         self.post_init()
 
 
-__all__ = ["PointBertForClassification", "PointBertModel", "PointBertPreTrainedModel"]
+class PointBertForSegmentation(SingleStageSegmentationMixin, PointBertPreTrainedModel):
+    """Point-BERT with a part segmentation head on the tokens of several depths.
+
+    Args:
+        config: Configuration; `num_labels` is the number of parts. Published with 128 groups of 32 for 2048 points.
+    """
+
+    task_module_names = ("segmentation_head", "class_token")
+
+    def __init__(self, config: PointBertConfig):
+        super().__init__(config)
+        self.point_bert = PointBertModel(config)
+        self.segmentation_head = self._build_head(self._build_fusion())
+        self.post_init()
+
+
+__all__ = [
+    "PointBertForClassification",
+    "PointBertForSegmentation",
+    "PointBertModel",
+    "PointBertPreTrainedModel",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,12 +15,14 @@ from ..layers import (
     PatchEmbedding,
     PointTransformerEncoder,
     PositionEmbedding,
+    TokenPyramid,
     check_frozen,
     is_pretrained,
     pretrained_behavior,
 )
 from ..modeling import PointClassificationMixin, PointPreTrainedModel
 from ..modeling_outputs import PointModelOutput
+from ..segmentation import PointSegmentationMixin
 from .configuration_point_m2ae import PointM2AEConfig
 from .hierarchy import PointHierarchy, group_nested, radius_mask
 
@@ -168,6 +170,7 @@ class PointM2AEModel(PointM2AEPreTrainedModel):
             hidden_states=(tokens, *all_hidden_states) if wants_hidden_states else None,
             attentions=tuple(attentions) if self._wants("output_attentions", output_attentions) else None,
             group_centers=hierarchy.centers[-1],
+            stage_centers=tuple(hierarchy.centers) if wants_hidden_states else None,
         )
         return output if self._wants("return_dict", return_dict) else output.to_tuple()
 
@@ -303,4 +306,33 @@ class PointM2AEForClassification(PointClassificationMixin, PointM2AEPreTrainedMo
         self.post_init()
 
 
-__all__ = ["PointM2AEForClassification", "PointM2AEModel", "PointM2AEPreTrainedModel"]
+class PointM2AEForSegmentation(PointSegmentationMixin, PointM2AEPreTrainedModel):
+    """Point-M2AE with a part segmentation head on the tokens of all stages, from the coarsest to the finest.
+
+    Args:
+        config: Configuration; `num_labels` is the number of parts.
+    """
+
+    task_module_names = ("segmentation_head",)
+
+    def __init__(self, config: PointM2AEConfig):
+        super().__init__(config)
+        self.point_m2ae = PointM2AEModel(config)
+        self.segmentation_head = self._build_head(
+            TokenPyramid(config.hidden_sizes, config.segmentation_token_size, config.layer_norm_eps)
+        )
+        self.post_init()
+
+    def _select_features(self, outputs: PointModelOutput) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
+        # The last block of each stage; the first of the hidden states is what enters the first block.
+        last_blocks = [sum(self.config.depths[: stage + 1]) for stage in range(self.config.num_stages)]
+        hidden_states = [outputs.hidden_states[block] for block in last_blocks[:-1]]
+        return [*hidden_states, outputs.last_hidden_state], outputs.stage_centers
+
+
+__all__ = [
+    "PointM2AEForClassification",
+    "PointM2AEForSegmentation",
+    "PointM2AEModel",
+    "PointM2AEPreTrainedModel",
+]

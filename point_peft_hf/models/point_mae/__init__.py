@@ -4,6 +4,7 @@ from .configuration_point_mae import PointMAEConfig
 from .modeling_point_mae import (
     PointMAEForClassification,
     PointMAEForPreTraining,
+    PointMAEForSegmentation,
     PointMAEModel,
     PointMAEPreTrainedModel,
 )
@@ -12,6 +13,7 @@ __all__ = [
     "PointMAEConfig",
     "PointMAEForClassification",
     "PointMAEForPreTraining",
+    "PointMAEForSegmentation",
     "PointMAEModel",
     "PointMAEPreTrainedModel",
 ]

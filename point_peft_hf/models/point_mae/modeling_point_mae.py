@@ -11,6 +11,7 @@ from ...slots import BlockContext
 from ..layers import ClassificationHead, PointTransformerEncoder, PositionEmbedding
 from ..modeling import PointClassificationMixin, PointPreTrainedModel
 from ..modeling_outputs import PointReconstructionOutput
+from ..segmentation import SingleStageSegmentationMixin
 from ..single_stage import SingleStageEncoderMixin
 from .configuration_point_mae import PointMAEConfig
 
@@ -54,6 +55,27 @@ class PointMAEForClassification(PointClassificationMixin, PointMAEPreTrainedMode
         self.classifier = ClassificationHead(
             2 * config.hidden_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout
         )
+        self.post_init()
+
+
+class PointMAEForSegmentation(SingleStageSegmentationMixin, PointMAEPreTrainedModel):
+    """Point-MAE with a part segmentation head on the tokens of several depths, without a class token.
+
+    Args:
+        config: Configuration; `num_labels` is the number of parts. Published with 128 groups of 32 for 2048 points.
+    """
+
+    task_module_names = ("segmentation_head",)
+    _keys_to_ignore_on_load_unexpected = [
+        *PointMAEPreTrainedModel._keys_to_ignore_on_load_unexpected,
+        r"class_token",
+        r"^classifier",
+    ]
+
+    def __init__(self, config: PointMAEConfig):
+        super().__init__(config)
+        self.point_mae = PointMAEModel(config, use_class_token=False)
+        self.segmentation_head = self._build_head(self._build_fusion())
         self.post_init()
 
 
@@ -170,6 +192,7 @@ class PointMAEForPreTraining(PointMAEPreTrainedModel):
 __all__ = [
     "PointMAEForClassification",
     "PointMAEForPreTraining",
+    "PointMAEForSegmentation",
     "PointMAEModel",
     "PointMAEPreTrainedModel",
 ]
