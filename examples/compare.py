@@ -54,7 +54,7 @@ def compare_with_record(output_dir: Path, row: str, seed: int) -> None:
         raise ValueError(f"{output_dir}/runs.jsonl has no run of {row!r} with seed {seed}.")
     again = rerun(found[-1])
     for name, record in (("recorded", found[-1]), ("again", again)):
-        print(f"{name}: validation {record['validation_accuracy']:.6f}, test {record['test']['accuracy']:.6f}")
+        print(f"{name}: test accuracy {record['test']['accuracy']:.6f}")
     if again["test"] != found[-1]["test"]:
         sys.exit("The numbers differ. Versions of the record: " + ", ".join(map(str, found[-1]["versions"].items())))
 

@@ -250,7 +250,7 @@ def _recipe(facts: AdapterFacts) -> Iterator[str]:
         if any(parts):
             yield ", ".join(part for part in parts if part)
         score = f"validation_{run.get('score', 'accuracy')}"
-        if "best_epoch" in run and score in run:
+        if "best_epoch" in run and run.get(score) is not None:
             yield (
                 f"epoch {run['best_epoch']} was chosen on a validation split of the training clouds "
                 f"({_percent(run[score])})"
@@ -262,7 +262,7 @@ def _recipe(facts: AdapterFacts) -> Iterator[str]:
 
 
 def _results(facts: AdapterFacts) -> Iterator[str]:
-    runs = [run for run in facts.runs if "test" in run]
+    runs = [run for run in facts.runs if run.get("test")]
     if not runs:
         return
     seeds = [run["arguments"]["seed"] for run in runs if "seed" in run.get("arguments", {})]

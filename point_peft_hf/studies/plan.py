@@ -139,6 +139,11 @@ class Study:
             other = self.rows.get(row.learning_rate_from)
             if other is not None and other.learning_rate_from is not None:
                 raise ValueError(f"{row.name} in {path} takes its learning rate from {other.name}, which has none.")
+        if self.few_shot and self.learning_rates:
+            raise ValueError(
+                f"{path} has `few_shot` and `learning_rates`, but a few-shot fold has no validation split to choose "
+                "by. Give each row its `learning_rate`."
+            )
         if shared := sorted(set(self.seeds) & set(self.search_seeds)):
             raise ValueError(
                 f"The seeds {shared} in {path} choose learning rates and count in the table. Use other seeds for one."

@@ -23,7 +23,7 @@ class RowSummary:
         learning_rate: Learning rate of its runs.
         trainable: Number of trainable parameters.
         file_bytes: Size of what a run saves.
-        validation: Validation accuracy over the seeds.
+        validation: Validation accuracy over the seeds; `None` under the few-shot protocol, which has no such split.
         test: Test accuracy over the seeds.
         difference: Paired difference of the test accuracy to the reference; `None` for the reference itself.
         seconds_per_epoch: Median.
@@ -34,7 +34,7 @@ class RowSummary:
     learning_rate: float
     trainable: int
     file_bytes: int
-    validation: Interval
+    validation: Interval | None
     test: Interval
     difference: Interval | None
     seconds_per_epoch: float
@@ -63,7 +63,9 @@ def summarize(study: Study, book: RunBook, rates: dict[str, float | None]) -> li
             # The parameters and the file are the same for every seed.
             trainable=records[min(records)]["parameters"]["trainable"],
             file_bytes=records[min(records)]["file_bytes"],
-            validation=mean_interval([record["validation_accuracy"] for record in records.values()]),
+            validation=None
+            if study.few_shot
+            else mean_interval([record["validation_accuracy"] for record in records.values()]),
             test=mean_interval(list(accuracies[name].values())),
             difference=paired_difference(accuracies[name], accuracies[study.reference])
             if study.reference in accuracies and name != study.reference
@@ -87,7 +89,7 @@ def study_table(rows: list[RowSummary], reference: str | None = None) -> str:
             f"{row.trainable:,}",
             f"{row.file_bytes / 1e6:.2f} MB",
             f"{row.learning_rate:g}",
-            f"{100 * row.validation.mean:.1f}",
+            f"{100 * row.validation.mean:.1f}" if row.validation else "",
             _percent(row.test),
         ]
         cells += [_percent(row.difference, sign=True) if row.difference else ""] if reference else []

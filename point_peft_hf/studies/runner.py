@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from accelerate.utils import release_memory
 
 from ..data import few_shot_fold, load_dataset
-from ..training import ClassificationTask, FinetuneArguments, Finetuning
+from ..training import ClassificationTask, FinetuneArguments, Finetuning, task_from_arguments
 from .book import RunBook
 from .plan import FewShot, PlannedRun, Study
 
@@ -95,9 +96,8 @@ def _run_all(
     threads = max((os.cpu_count() or 1) // jobs, 1)
     for done, record in enumerate(_results(pending, output_dir, jobs, threads), 1):
         book.add(record)
-        score = f"validation {100 * record['validation_accuracy']:.1f} %"
-        if record["test"] is not None:
-            score += f", test {100 * record['test']['accuracy']:.1f} %"
+        scores = {"validation": record["validation_accuracy"], "test": record["test"].get("accuracy")}
+        score = ", ".join(f"{split} {100 * value:.1f} %" for split, value in scores.items() if value is not None)
         name = f"{record['row']}, {record['stage']}, seed {record['seed']}, learning rate {record['learning_rate']:g}"
         report(f"[{done}/{len(pending)}] {name}: {score}")
 
@@ -124,7 +124,13 @@ def _execute(run: PlannedRun, output_dir: Path, threads: int) -> dict[str, Any]:
     arguments = FinetuneArguments(
         **run.arguments, seed=run.seed, output_dir=str(work_dir), resume_from_checkpoint="latest"
     )
-    task = None if run.few_shot is None else few_shot_task(arguments.data, run.few_shot, fold=run.seed)
+    if run.few_shot is None:
+        task = task_from_arguments(arguments)
+    else:
+        task = few_shot_task(arguments.data, run.few_shot, fold=run.seed)
+    if run.stage == "search":
+        # What chooses a learning rate must not know the test split.
+        task = replace(task, test=task.test.select([]))
     finetuning = Finetuning(arguments, task, report=lambda line: None)
     record = finetuning.run()
     folder = finetuning.output_dir

@@ -4,7 +4,7 @@ from .arguments import FinetuneArguments
 from .batch_norm import SyncFreezableBatchNorm1d, synchronize_batch_norms
 from .batches import EpochSampler, TrainingCollator, evaluation_loader, training_loader
 from .checkpoints import Checkpoints, load_model, register_adapter_checkpoints, save_model
-from .finetune import Finetuning
+from .finetune import Finetuning, task_from_arguments
 from .interruption import TrainingInterrupted, TrainingStopped
 from .methods import METHODS, load_backbone, method_config, prepare_method
 from .metrics import ClassificationMetrics
@@ -50,5 +50,6 @@ __all__ = [
     "synchronize_batch_norms",
     "training_loader",
     "share_weights",
+    "task_from_arguments",
     "warmup_cosine",
 ]

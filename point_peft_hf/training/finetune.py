@@ -45,7 +45,7 @@ from .task import ClassificationTask, load_task
 Task = ClassificationTask | SegmentationTask
 
 
-def _load_task(args: FinetuneArguments) -> Task:
+def task_from_arguments(args: FinetuneArguments) -> Task:
     """Load the data of a run."""
     options = {
         "validation_fraction": args.validation_fraction,
@@ -95,7 +95,7 @@ class Finetuning:
         self.memory.start()
         set_seed(args.seed)
         with self.accelerator.main_process_first():
-            self.task = task or _load_task(args)
+            self.task = task or task_from_arguments(args)
         self.processor = PointCloudProcessor.from_pretrained(backbone_folder(args.model))
         if args.num_points is not None:
             self.processor = PointCloudProcessor.from_dict({**self.processor.to_dict(), "num_points": args.num_points})
@@ -318,24 +318,25 @@ class Finetuning:
         """Look at the validation split, keep the model if it is the best so far, and save a checkpoint."""
         args, progress = self.args, self.progress
         epoch, seconds = progress.epoch, progress.seconds
-        scores = self._evaluate(self.validation_loader)
+        scores = self._evaluate(self.validation_loader) if len(self.task.validation) else {}
         row = {
             "epoch": epoch,
             **progress.means(),
             **{f"validation_{name}": value for name, value in scores.items()},
             "seconds": seconds,
         }
-        is_best = progress.end_epoch(row, scores[self.task.score])
+        # Without a validation split the last epoch is taken.
+        is_best = progress.end_epoch(row, scores.get(self.task.score, float(epoch)))
         if is_best:
             self.folder.save_best(self.whole_model.gather(self.model), self.processor)
         self.folder.log_metrics("epoch", {"step": progress.step, **row})
         self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=progress.step)
         self.folder.save_checkpoint(progress)
-        name, best = self.task.score, " (best)" if is_best else ""
-        self.folder.tell(
-            f"epoch {epoch}/{args.epochs}: loss {row['loss']:.4f}, validation {name.replace('_', ' ')} "
-            f"{100 * scores[name]:.1f} %{best}, {seconds:.1f} s"
-        )
+        text = f"epoch {epoch}/{args.epochs}: loss {row['loss']:.4f}"
+        if scores:
+            name, best = self.task.score, " (best)" if is_best else ""
+            text += f", validation {name.replace('_', ' ')} {100 * scores[name]:.1f} %{best}"
+        self.folder.tell(f"{text}, {seconds:.1f} s")
 
     @torch.no_grad()
     def _evaluate(self, loader: DataLoader) -> dict[str, float]:
@@ -362,8 +363,8 @@ class Finetuning:
             "parameters": self.progress.parameters,
             "best_epoch": self.progress.best["epoch"],
             "score": self.task.score,
-            f"validation_{self.task.score}": self.progress.best["score"],
-            "test": self._evaluate(test_loader),
+            f"validation_{self.task.score}": self.progress.best["score"] if len(self.task.validation) else None,
+            "test": self._evaluate(test_loader) if len(self.task.test) else {},
             "file_bytes": folder_bytes(self.output_dir),
             "seconds_per_epoch": seconds / len(history),
             "clouds_per_second": clouds / seconds,

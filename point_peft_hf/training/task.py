@@ -25,8 +25,8 @@ class ClassificationTask:
     Attributes:
         class_names: Names of the classes.
         train: Training clouds.
-        validation: Clouds that choose the epoch; never trained on.
-        test: Clouds that are looked at once, at the end.
+        validation: Clouds that choose the epoch; never trained on. If there are none, the last epoch is taken.
+        test: Clouds that are looked at once, at the end. There may be none.
     """
 
     class_names: list[str]

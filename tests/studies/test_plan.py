@@ -67,6 +67,7 @@ def test_overrides(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"few_shot": {"way": 5, "shot": 10}}, "no validation split to choose by"),
         ({"rows": {}}, "needs the key `rows`"),
         ({"seed": [0]}, r"unknown keys \['seed'\]"),
         ({"reference": "best"}, "reference .* is 'best'"),

@@ -1,0 +1,90 @@
+import json
+
+import pytest
+import torch
+
+from point_peft_hf.data import few_shot_fold
+from point_peft_hf.studies import Study, rerun, run_study, runner, summarize, write_report
+from point_peft_hf.training import ClassificationTask, FinetuneArguments, Finetuning, load_task
+
+STUDY = """
+description: Tiny.
+arguments: {data: procedural, clouds_per_class: 4, epochs: 1, max_test_clouds: 24, batch_size: 12, num_points: 128}
+seeds: [0, 1]
+reference: linear
+learning_rates: {values: [1.0e-3, 4.0e-3], seeds: [9]}
+rows:
+  linear: {}
+  prompts: {method: deep_prompts, learning_rate_from: linear}
+"""
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, tiny_backbone):
+    """A study that was run, its book and the folder of both."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "study.yaml").write_text(STUDY)
+    study = Study.from_yaml(folder / "study.yaml", model=tiny_backbone)
+    threads = torch.get_num_threads()
+    book, rates = run_study(study, folder / "out", report=lambda line: None)
+    yield study, book, rates, folder / "out"
+    torch.set_num_threads(threads)
+
+
+def test_every_run_is_in_the_book_once(done):
+    study, book, rates, folder = done
+    lines = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    assert [(line["row"], line["stage"], line["seed"]) for line in lines] == [
+        *[("linear", "search", 9)] * 2,
+        *[(row, "final", seed) for seed in (0, 1) for row in ("linear", "prompts")],
+    ]
+    # The rate was chosen without a look at the test split.
+    assert [line["test"] for line in lines[:2]] == [{}, {}]
+    chosen = max(lines[:2], key=lambda line: (line["validation_accuracy"], -line["learning_rate"]))
+    assert rates == dict.fromkeys(study.rows, chosen["learning_rate"])
+    assert {path.parent.name + "/" + path.name for path in folder.glob("adapters/*/*")} == {
+        f"{row}/seed-{seed}" for row in study.rows for seed in study.seeds
+    }
+    assert not list((folder / "unfinished").iterdir())
+
+
+def test_nothing_is_run_twice(done, monkeypatch):
+    study, book, _, folder = done
+    monkeypatch.setattr(runner, "_execute", lambda *args: pytest.fail("was run again"))
+    again, _ = run_study(study, folder, report=lambda line: None)
+    assert again.records == book.records
+
+
+def test_a_run_can_be_done_again_from_its_record(done):
+    record = done[1].of_stage("final")[-1]
+    again = rerun(json.loads(json.dumps(record)))
+    assert again["test"] == record["test"]
+    assert [row["loss"] for row in again["history"]] == [row["loss"] for row in record["history"]]
+
+
+def test_the_report(done):
+    study, book, rates, folder = done
+    rows = summarize(study, book, rates)
+    table = write_report(study, rows, folder)
+    tests = {(r["row"], r["seed"]): r["test"]["accuracy"] for r in book.of_stage("final")}
+    mean = (tests["prompts", 0] + tests["prompts", 1]) / 2
+    assert rows[1].test.mean == pytest.approx(mean)
+    assert rows[1].difference.mean == pytest.approx(mean - (tests["linear", 0] + tests["linear", 1]) / 2)
+    assert f"| {100 * mean:.1f} ± " in table
+    assert (folder / "table.md").read_text() == f"Tiny.\n\n{table}\n"
+    assert json.loads((folder / "summary.json").read_text())["rows"][1]["trainable"] == rows[1].trainable
+
+
+def test_without_a_validation_split_the_last_epoch_is_taken(tiny_backbone, tmp_path):
+    shapes = load_task(num_points=128, clouds_per_class=6, max_test_clouds=24)
+    folds = few_shot_fold(shapes.train, way=3, shot=2, query=1, fold=0)
+    task = ClassificationTask(
+        list(folds["train"].class_names), folds["train"], folds["train"].select([]), folds["test"]
+    )
+    arguments = FinetuneArguments(method="linear", model=tiny_backbone, output_dir=str(tmp_path), epochs=3)
+    record = Finetuning(arguments, task, report=lambda line: None).run()
+    assert record["best_epoch"] == 3
+    assert record["validation_accuracy"] is None
+    assert "validation_accuracy" not in record["history"][0]
+    assert 0 <= record["test"]["accuracy"] <= 1
+    assert "chosen on a validation split" not in (tmp_path / "linear" / "README.md").read_text()
