@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from point_peft_hf import (
     PointMAEConfig,
     PointMAEForClassification,
-    PointPeftConfig,
     PointPriorBank,
     set_point_prior_bank,
 )
@@ -142,17 +141,13 @@ def make_model(setting: Setting, shape: Shape, method: str, **options) -> nn.Mod
 def set_bank(model: nn.Module, bank_size: int, hidden_size: int) -> None:
     """Give a prompt adapter a bank of random entries."""
     unknown = torch.full((bank_size,), -1)
-    set_point_prior_bank(model, PointPriorBank(random_bank(bank_size, hidden_size), unknown, unknown))
-
-
-def has_single_pass() -> bool:
-    """Whether adapters can ask their bank with the tokens of the main pass."""
-    return "query" in PointPeftConfig.__dataclass_fields__
+    query = model.active_peft_config.query
+    set_point_prior_bank(model, PointPriorBank(random_bank(bank_size, hidden_size), unknown, unknown, query=query))
 
 
 def compared_methods() -> list[str]:
     """All that is compared at a shape."""
-    return [*METHODS, *([SINGLE_PASS] if has_single_pass() else []), PUBLISHED]
+    return [*METHODS, SINGLE_PASS, PUBLISHED]
 
 
 def loss_of(model: nn.Module, points: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -179,9 +179,9 @@ class SlotTuner(BaseTuner):
             # Every part is switched off: an adapter that is nothing but a head. PEFT knows this by a name of its own.
             peft_config.target_modules = DUMMY_TARGET_MODULES
         self._check_targets(peft_config, model)
+        # First whether it is the backbone that the adapter was made for: that says more than a module it lacks.
+        peft_config.attach_to(describe_backbone(model, peft_config.modules_to_save or ()))
         _check_modules_to_save(peft_config, model)
-        modules = peft_config.modules_to_save or ()
-        peft_config.attach_to(describe_backbone(model, modules))
         check_saved_modules(model, peft_config)
 
     def _check_targets(self, peft_config: PointTunerConfig, model: nn.Module) -> None:

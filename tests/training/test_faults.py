@@ -56,6 +56,15 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, code, st
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+@pytest.fixture
+def listening():
+    """Listen to Ctrl-C, which a process that was started in the background by a script ignores."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("listening")
 def test_a_second_ctrl_c_ends_at_once_but_not_under_a_launcher():
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
