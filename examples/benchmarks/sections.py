@@ -18,6 +18,7 @@ from point_peft_hf.slots import BlockContext, prepare_context
 from point_peft_hf.tuners.point_prior_prompt import retrieve
 
 from . import models, published
+from .bank import bank
 from .measuring import Clock, Report, alternate, peak_memory, saved_for_backward
 from .models import FROZEN, PUBLISHED, SHAPES, SINGLE_PASS, Setting, Shape
 
@@ -318,6 +319,7 @@ SECTIONS: dict[str, Callable[[Run], None]] = {
     "embedding": embedding,
     "block": block,
     "retrieval": retrieval,
+    "bank": bank,
     "inference": inference,
     "step": step,
     "memory": memory,
