@@ -15,7 +15,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from point_peft_hf.studies import RunBook, Study, rerun, run_study, summarize, write_report
+from point_peft_hf.studies import (
+    RunBook,
+    Study,
+    rerun,
+    run_study,
+    score_name,
+    summarize,
+    validation_score,
+    write_report,
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -48,14 +57,17 @@ def main() -> None:
 
 def compare_with_record(output_dir: Path, row: str, seed: int) -> None:
     """Do a recorded run again and print both results."""
-    records = RunBook(output_dir / "runs.jsonl").of_stage("final")
-    found = [record for record in records if (record["row"], record["seed"]) == (row, seed)]
+    records = RunBook(output_dir / "runs.jsonl").records.values()
+    found = [r for r in records if (r["row"], r["seed"]) == (row, seed) and r["stage"] != "search"]
     if not found:
         raise ValueError(f"{output_dir}/runs.jsonl has no run of {row!r} with seed {seed}.")
     again = rerun(found[-1])
     for name, record in (("recorded", found[-1]), ("again", again)):
-        print(f"{name}: test accuracy {record['test']['accuracy']:.6f}")
-    if again["test"] != found[-1]["test"]:
+        score = score_name(record)
+        for split, value in (("validation", validation_score(record)), ("test", record["test"].get(score))):
+            if value is not None:
+                print(f"{name}: {split} {score.replace('_', ' ')} {value:.6f}")
+    if (again["test"], validation_score(again)) != (found[-1]["test"], validation_score(found[-1])):
         sys.exit("The numbers differ. Versions of the record: " + ", ".join(map(str, found[-1]["versions"].items())))
 
 

@@ -1,6 +1,6 @@
 """Studies: methods x seeds on a task, with learning rates chosen on validation and intervals over the seeds."""
 
-from .book import RunBook
+from .book import RunBook, score_name, validation_score
 from .plan import FewShot, PlannedRun, Study, StudyRow
 from .report import RowSummary, study_table, summarize, write_report
 from .runner import few_shot_task, rerun, run_study
@@ -19,7 +19,9 @@ __all__ = [
     "paired_difference",
     "rerun",
     "run_study",
+    "score_name",
     "study_table",
     "summarize",
+    "validation_score",
     "write_report",
 ]

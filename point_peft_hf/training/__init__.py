@@ -15,6 +15,7 @@ from .record import results_table
 from .resident import load_resident, share_weights
 from .segmentation import SegmentationMetrics, SegmentationTask, load_segmentation_task, predict_parts
 from .task import ClassificationTask, load_task
+from .verbosity import show_only_own_messages
 
 __all__ = [
     "METHODS",
@@ -47,6 +48,7 @@ __all__ = [
     "register_adapter_checkpoints",
     "results_table",
     "save_model",
+    "show_only_own_messages",
     "synchronize_batch_norms",
     "training_loader",
     "share_weights",

@@ -68,12 +68,19 @@ class Finetuning:
         args: What to fine-tune, and how.
         task: The data; loaded from the arguments by default (pass it to share it between runs).
         report: Called with each line that a person should see.
+        progress: Whether to show progress bars where there is a terminal for them.
 
     Raises:
         ValueError: If an argument does not fit, the output folder cannot be written, or an unfinished run lies there.
     """
 
-    def __init__(self, args: FinetuneArguments, task: Task | None = None, report: Callable[[str], None] = print):
+    def __init__(
+        self,
+        args: FinetuneArguments,
+        task: Task | None = None,
+        report: Callable[[str], None] = print,
+        progress: bool = True,
+    ):
         args.check()
         check_tracker(args.report_to)
         self.args = args
@@ -90,6 +97,7 @@ class Finetuning:
             project_dir=self.output_dir.parent / args.report_to,
         )
         self.report = report
+        self.show_bars = progress and sys.stderr.isatty()
         self.folder = RunFolder(self.output_dir, args, self.accelerator, self._show)
         self.memory = PeakMemory()
         self.memory.start()
@@ -120,7 +128,7 @@ class Finetuning:
             model.to(accelerator.device)
             # The bank holds classes of whole clouds, also where parts are told apart.
             clouds = self._evaluation_loader(self.task.train, segmentation=False)
-            build_point_prior_bank(model, clouds, accelerator=accelerator)
+            build_point_prior_bank(model, clouds, accelerator=accelerator, progress=self.show_bars)
         if args.sync_batch_norm:
             synchronize_batch_norms(model)
         train_loader = training_loader(
@@ -219,7 +227,7 @@ class Finetuning:
             total=self.total_steps,
             initial=self.progress.step,
             unit="step",
-            disable=not self.accelerator.is_main_process or not sys.stderr.isatty(),
+            disable=not self.accelerator.is_main_process or not self.show_bars,
             leave=False,
         )
 
