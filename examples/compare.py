@@ -6,7 +6,8 @@
 
 A study is one yaml file: the methods, what differs from one line to the next, the seeds, and the learning rates that
 are tried. It can be stopped at any time; started again, it goes on with what is missing. Each run is one line of JSON
-in "runs.jsonl"; "table.md" has the means with Student's t interval and the paired differences to a reference.
+in "runs.jsonl"; "table.md" has the means with Student's t interval and the paired differences to a reference. With
+matplotlib both are drawn as well, with the learning curves.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from point_peft_hf.studies import (
     RunBook,
     Study,
+    draw_report,
     rerun,
     run_study,
     score_name,
@@ -52,6 +54,8 @@ def main() -> None:
         return
     book, rates = run_study(study, args.output_dir, jobs=args.jobs)
     print(f"\n{write_report(study, summarize(study, book, rates), args.output_dir)}\n")
+    if not draw_report(study, book, rates, args.output_dir):
+        print("No plots: they need matplotlib (pip install 'point-peft-hf[viz]').")
     print(f"Saved to {args.output_dir}/.")
 
 

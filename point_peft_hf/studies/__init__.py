@@ -2,6 +2,7 @@
 
 from .book import RunBook, score_name, validation_score
 from .plan import FewShot, PlannedRun, Study, StudyRow
+from .plots import draw_report
 from .report import RowSummary, study_table, summarize, write_report
 from .runner import few_shot_task, rerun, run_study
 from .statistics import Interval, mean_interval, paired_difference
@@ -14,6 +15,7 @@ __all__ = [
     "RunBook",
     "Study",
     "StudyRow",
+    "draw_report",
     "few_shot_task",
     "mean_interval",
     "paired_difference",

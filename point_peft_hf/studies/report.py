@@ -53,8 +53,8 @@ class RowSummary:
         return self.test or self.validation
 
 
-def summarize(study: Study, book: RunBook, rates: dict[str, float | None]) -> list[RowSummary]:
-    """Sum up the final runs of a study; lines without a run are left out.
+def final_records(study: Study, book: RunBook, rates: dict[str, float | None]) -> dict[str, dict[int, dict[str, Any]]]:
+    """The records of a study's table that are in its book, by line and seed.
 
     Args:
         study: The study.
@@ -65,6 +65,12 @@ def summarize(study: Study, book: RunBook, rates: dict[str, float | None]) -> li
     for run in study.final_runs(rates):
         if run.key in book:
             found.setdefault(run.row, {})[run.seed] = book.records[run.key]
+    return {name: found[name] for name in study.rows if name in found}
+
+
+def summarize(study: Study, book: RunBook, rates: dict[str, float | None]) -> list[RowSummary]:
+    """Sum up the runs of [`final_records`]; lines without a run are left out."""
+    found = final_records(study, book, rates)
     compared = {
         name: {seed: _compared_score(study, record) for seed, record in records.items()}
         for name, records in found.items()

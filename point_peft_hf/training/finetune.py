@@ -38,24 +38,9 @@ from .optimization import parameter_groups, warmup_cosine
 from .record import check_tracker, data_fingerprint, describe_environment
 from .resources import PeakMemory, count_parameters, folder_bytes
 from .run_folder import Progress, RunFolder
-from .segmentation import SegmentationTask, load_segmentation_task
 from .sharding import WholeModel
-from .task import ClassificationTask, load_task
-
-Task = ClassificationTask | SegmentationTask
-
-
-def task_from_arguments(args: FinetuneArguments) -> Task:
-    """Load the data of a run."""
-    options = {
-        "validation_fraction": args.validation_fraction,
-        "max_train_clouds": args.max_train_clouds,
-        "max_test_clouds": args.max_test_clouds,
-        "seed": args.data_seed,
-    }
-    if args.task == "segmentation":
-        return load_segmentation_task(args.data, **options)
-    return load_task(args.data, clouds_per_class=args.clouds_per_class, corruption=args.corruption, **options)
+from .tasks import Task, task_from_arguments
+from .voting import judge_by_votes
 
 
 class Finetuning:
@@ -361,7 +346,6 @@ class Finetuning:
         model = self.whole_model.gather(self.model)
         load_model(model, self.output_dir)
         self.whole_model.scatter(model, self.model)
-        test_loader = self.accelerator.prepare(self._evaluation_loader(self.task.test))
         history = self.progress.history
         seconds = sum(row["seconds"] for row in history)
         clouds = len(history) * len(self.train_loader) * self.train_loader.total_batch_size
@@ -372,7 +356,7 @@ class Finetuning:
             "best_epoch": self.progress.best["epoch"],
             "score": self.task.score,
             f"validation_{self.task.score}": self.progress.best["score"] if len(self.task.validation) else None,
-            "test": self._evaluate(test_loader) if len(self.task.test) else {},
+            "test": self._test() if len(self.task.test) else {},
             "file_bytes": folder_bytes(self.output_dir),
             "seconds_per_epoch": seconds / len(history),
             "clouds_per_second": clouds / seconds,
@@ -385,6 +369,11 @@ class Finetuning:
                 if isinstance(model, PeftModel):
                     write_model_card(self.output_dir)
         return record
+
+    def _test(self) -> dict[str, float]:
+        if self.args.test_votes > 1:
+            return judge_by_votes(self.model, self.task, self.processor, self.args, self.accelerator)
+        return self._evaluate(self.accelerator.prepare(self._evaluation_loader(self.task.test)))
 
     # -- Telling ------------------------------------------------------------------------------------------------------
 

@@ -1,11 +1,12 @@
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from point_peft_hf.data import few_shot_fold
-from point_peft_hf.studies import Study, StudyRow, rerun, run_study, runner, summarize, write_report
+from point_peft_hf.studies import Study, StudyRow, draw_report, rerun, run_study, runner, summarize, write_report
 from point_peft_hf.training import ClassificationTask, FinetuneArguments, Finetuning, load_task
 
 STUDY = """
@@ -74,6 +75,19 @@ def test_the_report(done):
     assert f"| {100 * mean:.1f} ± " in table
     assert (folder / "table.md").read_text() == f"Tiny.\n\n{table}\n"
     assert json.loads((folder / "summary.json").read_text())["rows"][1]["trainable"] == rows[1].trainable
+
+
+def test_the_pictures(done, tmp_path):
+    study, book, rates, _ = done
+    files = draw_report(study, book, rates, tmp_path)
+    assert [file.name for file in files] == ["scores.png", "parameters.png", "differences.png", "learning_curves.png"]
+    assert all(file.stat().st_size > 5000 for file in files)
+
+
+def test_without_matplotlib_there_are_none(done, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert draw_report(*done[:3], tmp_path) == []
 
 
 def test_what_a_search_was_before_the_study_was_changed_does_not_count(done):
