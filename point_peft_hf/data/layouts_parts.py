@@ -60,8 +60,8 @@ def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDa
         num_parts = 1 + max(map(max, class_parts))
         if len(part_names) < num_parts:
             raise PointCloudError(
-                f"{names_file}: has {len(part_names)} names, but the labels go up to {num_parts - 1}; write a name for "
-                "each part from 0 on, one a line"
+                f"{names_file}: has {len(part_names)} names, but the labels go up to {num_parts - 1}; write a name "
+                "for each part from 0 on, one a line"
             )
     for dataset, _ in opened:
         dataset.set_parts(class_parts, part_names)
