@@ -153,6 +153,8 @@ def build_page(predictors: dict[str, Predictor | PartPredictor]):
                 viewer = gradio.HTML(elem_classes="viewer")
                 neighbors = gradio.Dataframe(
                     headers=NEIGHBOR_COLUMNS,
+                    column_widths=["34%", "22%", "24%", "20%"],
+                    wrap=True,
                     label="Nearest training clouds, from the bank of the adapter",
                     interactive=False,
                     visible=False,

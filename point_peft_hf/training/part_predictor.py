@@ -12,7 +12,7 @@ from torch import nn
 
 from ..data import PointCloudProcessor, read_point_cloud, write_point_cloud
 from ..ops import knn_indices
-from ..visualization.palette import category_colors, to_rgb
+from ..visualization.palette import part_colors, to_rgb
 from .segmentation import predict_parts
 
 
@@ -24,11 +24,13 @@ class PartPrediction:
         points: All points of the cloud, of shape `(num_points, 3)`, in the unit of the file.
         labels: The part of each, int64, of shape `(num_points,)`.
         part_names: Names of all parts, by label.
+        own_parts: The parts that objects of its category can have; `None` if that is not known.
     """
 
     points: np.ndarray
     labels: np.ndarray
     part_names: list[str]
+    own_parts: list[int] | None = None
 
     def shares(self) -> dict[str, float]:
         """The share of the points that each part has, by its name; parts that do not occur are left out."""
@@ -37,7 +39,7 @@ class PartPrediction:
 
     def colors(self) -> np.ndarray:
         """A colour for each point, uint8 of shape `(num_points, 3)`: that of its part in pictures."""
-        palette = (255 * to_rgb(category_colors(len(self.part_names)))).round().astype(np.uint8)
+        palette = (255 * to_rgb(part_colors(len(self.part_names), self.own_parts))).round().astype(np.uint8)
         return palette[self.labels]
 
     def save(self, path: str | Path) -> None:
@@ -124,4 +126,6 @@ class PartPredictor:
         labels = predict_parts(logits, category_ids, self.model.config.category_parts)
         sampled = points[batch["part_labels"][0]]
         nearest = knn_indices(points[None], sampled[None], 1)[0, :, 0]
-        return PartPrediction(points.numpy(), labels[0].cpu()[nearest].numpy(), self.part_names)
+        category_parts = self.model.config.category_parts
+        own_parts = None if index is None or category_parts is None else list(category_parts[index])
+        return PartPrediction(points.numpy(), labels[0].cpu()[nearest].numpy(), self.part_names, own_parts)

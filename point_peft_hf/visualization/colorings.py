@@ -9,7 +9,7 @@ import torch
 
 from ..ops import knn_indices
 from .inspection import CloudInspection
-from .palette import category_colors
+from .palette import category_colors, part_colors
 from .scene import Markers, PointColoring, check_points
 
 _PLAIN = "#b8b8b2"
@@ -94,7 +94,9 @@ def inspection_colorings(
 def _prediction(inspection: CloudInspection, class_names: Sequence[str], points: np.ndarray) -> PointColoring:
     best = inspection.logits.argmax(axis=-1)
     if inspection.logits.ndim == 2:
-        return PointColoring("predicted part", best[nearest(points, inspection.points)], class_names)
+        own = np.flatnonzero(np.isfinite(inspection.logits).all(axis=0)).tolist()
+        values = best[nearest(points, inspection.points)]
+        return PointColoring("predicted part", values, class_names, colors=part_colors(len(class_names), own))
     return PointColoring("predicted class", np.full(len(points), best), class_names)
 
 
