@@ -1,4 +1,4 @@
-"""A page to try adapters on: drop a cloud, see it turn, what it is, and which training clouds it is like.
+"""A page to try adapters on: drop a cloud, see what it or its parts are, and which training clouds it is like.
 
     python examples/demo.py outputs/point_peft outputs/lora
     python examples/demo.py you/my-adapter --port 7861
@@ -19,7 +19,7 @@ import numpy as np
 
 from point_peft_hf import visualization
 from point_peft_hf.data import HELD_OUT_CLASSES, READERS, sample_shape
-from point_peft_hf.training import Predictor, load_resident, show_only_own_messages
+from point_peft_hf.training import PartPredictor, Predictor, load_resident, show_only_own_messages
 
 TITLE = "Point clouds, adapters on one backbone"
 SAMPLE_POINTS = 20_000
@@ -40,7 +40,7 @@ class Answer:
 
     Attributes:
         page: The cloud to look at, as an HTML page.
-        scores: Probability of each class, or share of the points of each part.
+        scores: Probability of each class, or share of the points of each part that occurs.
         neighbors: Rows of `NEIGHBOR_COLUMNS`, from the most similar training cloud down; none without a bank.
     """
 
@@ -49,13 +49,16 @@ class Answer:
     neighbors: list[list[str]]
 
 
-def answer(predictor: Predictor, cloud: str | np.ndarray, title: str) -> Answer:
+def answer(
+    predictor: Predictor | PartPredictor, cloud: str | np.ndarray, title: str, category: str | None = None
+) -> Answer:
     """Let a model look at a cloud.
 
     Args:
         predictor: The model.
         cloud: A file, or coordinates of shape `(num_points, 3)`.
         title: What the cloud is called.
+        category: Category of the object, for a model of parts that is told.
 
     Returns:
         What it says.
@@ -63,27 +66,35 @@ def answer(predictor: Predictor, cloud: str | np.ndarray, title: str) -> Answer:
     Raises:
         ValueError: If the cloud cannot be read or used.
     """
+    has_parts = isinstance(predictor, PartPredictor)
+    names = predictor.part_names if has_parts else predictor.class_names
+    bank_names = predictor.category_names if has_parts else names
+    category_index = predictor.category_index(category) if has_parts else None
     points, model_points = visualization.prepare_for_display(cloud, predictor.processor)
-    inspection = visualization.inspect_cloud(predictor.model, model_points)
-    names = predictor.class_names
-    if inspection.logits.ndim == 1:
-        shares = np.exp(inspection.logits - inspection.logits.max())
+    inspection = visualization.inspect_cloud(predictor.model, model_points, category_index)
+    colorings = visualization.inspection_colorings(inspection, names, points, bank_names)
+    if has_parts:
+        shares = np.bincount(colorings[0].values, minlength=len(names)).astype(float)
     else:
-        shares = np.bincount(inspection.logits.argmax(axis=-1), minlength=len(names)).astype(float)
-    scores = {name: float(share) for name, share in zip(names, shares / shares.sum(), strict=True)}
+        shares = np.exp(inspection.logits - inspection.logits.max())
+    scores = {name: share for name, share in zip(names, (shares / shares.sum()).tolist(), strict=True) if share > 0}
     neighbors = []
     for bank in inspection.bank.values():
         for label, sample, similarity, weight in zip(
             bank.labels, bank.sample_ids, bank.similarities, bank.weights, strict=True
         ):
-            name = names[label] if 0 <= label < len(names) else "unknown"
+            name = bank_names[label] if 0 <= label < len(bank_names) else "unknown"
             number = str(sample) if sample >= 0 else "unknown"
             neighbors.append([name, f"{similarity:.3f}", f"{100 * weight:.1f} %", number])
-    colorings = visualization.inspection_colorings(inspection, names, points)
     return Answer(visualization.cloud_page(points, colorings, title), scores, neighbors)
 
 
-def build_page(predictors: dict[str, Predictor]):
+def categories_of(predictor: Predictor | PartPredictor) -> list[str]:
+    """Names of the categories that a person has to choose from; none where the model does not ask."""
+    return predictor.category_names if isinstance(predictor, PartPredictor) and predictor.needs_category else []
+
+
+def build_page(predictors: dict[str, Predictor | PartPredictor]):
     """Build the page.
 
     Args:
@@ -96,13 +107,20 @@ def build_page(predictors: dict[str, Predictor]):
 
     first_sample = HELD_OUT_CLASSES[0]
 
-    def show(adapter: str, source: tuple[str, str]):
+    def choose_categories(adapter: str, category: str | None):
+        names = categories_of(predictors[adapter])
+        # What was chosen stays where the next adapter knows it as well.
+        value = category if category in names else next(iter(names), None)
+        return gradio.Dropdown(names, value=value, visible=bool(names))
+
+    def show(adapter: str, source: tuple[str, str], category: str | None):
         kind, what = source
         try:
             # Another teapot for everybody would be no help in comparing adapters.
             cloud = what if kind == "file" else sample_shape(what, SAMPLE_POINTS, rng=0)
             title = Path(what).name if kind == "file" else f"{what} (built-in shape)"
-            result = answer(predictors[adapter], cloud, f"{title} · {adapter}")
+            chosen = category if categories_of(predictors[adapter]) else None
+            result = answer(predictors[adapter], cloud, f"{title} · {adapter}", chosen)
         except (ImportError, OSError, ValueError) as error:
             # Uploads lie in folders of the server, which nobody wants to read.
             problem = html.escape(str(error).replace(what, Path(what).name))
@@ -118,7 +136,12 @@ def build_page(predictors: dict[str, Predictor]):
         source = gradio.State(("sample", first_sample))
         with gradio.Row():
             with gradio.Column(scale=1, min_width=300):
-                adapter = gradio.Dropdown(list(predictors), value=next(iter(predictors)), label="Adapter")
+                first = next(iter(predictors))
+                names = categories_of(predictors[first])
+                adapter = gradio.Dropdown(list(predictors), value=first, label="Adapter")
+                category = gradio.Dropdown(
+                    names, value=next(iter(names), None), visible=bool(names), label="Category of the object"
+                )
                 sample = gradio.Dropdown(list(HELD_OUT_CLASSES), value=first_sample, label="Built-in shape")
                 file = gradio.File(label="Or a file of yours", height=130)
                 gradio.Markdown(f"<small>Read are {', '.join(sorted(READERS))}</small>")
@@ -128,6 +151,8 @@ def build_page(predictors: dict[str, Predictor]):
                 viewer = gradio.HTML(elem_classes="viewer")
                 neighbors = gradio.Dataframe(
                     headers=NEIGHBOR_COLUMNS,
+                    column_widths=["34%", "22%", "24%", "20%"],
+                    wrap=True,
                     label="Nearest training clouds, from the bank of the adapter",
                     interactive=False,
                     visible=False,
@@ -136,14 +161,15 @@ def build_page(predictors: dict[str, Predictor]):
         # One at a time: a model is looked into by hooks, which see whatever runs.
         shown = {
             "fn": show,
-            "inputs": [adapter, source],
+            "inputs": [adapter, source, category],
             "outputs": outputs,
             "api_name": False,
             "concurrency_limit": 1,
             "concurrency_id": "models",
         }
         page.load(**shown)
-        adapter.change(**shown)
+        adapter.change(choose_categories, [adapter, category], category, api_name=False).then(**shown)
+        category.input(**shown)
         sample.input(lambda name: (("sample", name), None), sample, [source, file], api_name=False).then(**shown)
         file.upload(lambda path: ("file", path), file, source, api_name=False).then(**shown)
         file.clear(lambda name: ("sample", name), sample, source, api_name=False).then(**shown)

@@ -2,6 +2,7 @@
 
     python examples/visualize.py scan.ply --adapter outputs/point_peft
     python examples/visualize.py --adapter outputs/point_peft --projection tsne --output_dir pictures
+    python examples/visualize.py chair.ply --adapter outputs/parts --category chair
 
 Needs `pip install 'point-peft-hf[viz]'`. Writes to the output folder
 
@@ -27,7 +28,7 @@ from point_peft_hf import visualization
 from point_peft_hf.adapter_files import find_file, read_json
 from point_peft_hf.data import PointCloudCollator, sample_shape
 from point_peft_hf.hub.facts import RECORD_NAME
-from point_peft_hf.training import Predictor, load_task, show_only_own_messages
+from point_peft_hf.training import PartPredictor, Predictor, load_predictor, load_task, show_only_own_messages
 
 # What an argument of training is called where the data are loaded.
 DATA_ARGUMENTS = ("data", "clouds_per_class", "corruption", "validation_fraction", "max_train_clouds")
@@ -39,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("file", nargs="?", metavar="FILE", help="Point cloud or mesh (default: a built-in shape).")
     parser.add_argument("--adapter", required=True, help="Folder or Hub repository of the adapter.")
     parser.add_argument("--model", help="Backbone: a name, a folder or a Hub repository (default: the adapter's).")
+    parser.add_argument("--category", help="Parts: category of the object in the file.")
     parser.add_argument("--data", help="Folder of the data set (default: what the adapter was trained on).")
     parser.add_argument("--max_clouds", type=int, default=240, help="Test clouds to draw at most (default: 240).")
     parser.add_argument("--projection", choices=visualization.features.PROJECTIONS, default="pca")
@@ -46,19 +48,24 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def draw_cloud(args: argparse.Namespace, predictor: Predictor) -> tuple[list[Path], bool]:
-    """Draw the cloud, coloured by all that the model makes of it; also give whether it is one of parts."""
+def draw_cloud(args: argparse.Namespace, predictor: Predictor | PartPredictor) -> list[Path]:
+    """Draw the cloud, coloured by all that the model makes of it."""
+    if isinstance(predictor, PartPredictor):
+        category, names = predictor.category_index(args.category), predictor.part_names
+        bank_names = predictor.category_names
+    else:
+        category, names, bank_names = None, predictor.class_names, predictor.class_names
     cloud, title = args.file, Path(args.file or "teapot (built-in shape)").name
     points, model_points = visualization.prepare_for_display(
         sample_shape("teapot", 8192, rng=0) if cloud is None else cloud, predictor.processor
     )
-    inspection = visualization.inspect_cloud(predictor.model, model_points)
-    colorings = visualization.inspection_colorings(inspection, predictor.class_names, points)
+    inspection = visualization.inspect_cloud(predictor.model, model_points, category)
+    colorings = visualization.inspection_colorings(inspection, names, points, bank_names)
     files = [visualization.save_cloud_page(points, colorings, args.output_dir / "cloud.html", title)]
     for coloring in colorings:
         path = args.output_dir / f"cloud_{coloring.name.replace(' ', '_')}.png"
         files.append(visualization.save_cloud_image(points, coloring, path, title))
-    return files, inspection.logits.ndim == 2
+    return files
 
 
 def draw_training(args: argparse.Namespace, runs: list[dict]) -> list[Path]:
@@ -92,15 +99,15 @@ def main() -> None:
     """Draw everything there is, and say where it is."""
     args = parse_arguments()
     show_only_own_messages()
-    predictor = Predictor.from_pretrained(args.adapter, args.model)
-    files, has_parts = draw_cloud(args, predictor)
+    predictor = load_predictor(args.adapter, args.model)
+    files = draw_cloud(args, predictor)
     path = find_file(args.adapter, RECORD_NAME)
     if path is not None:
         record = read_json(path)
         # A repository of several seeds has the record of each.
         runs = record.get("runs", [record])
         files += draw_training(args, runs)
-        if not has_parts:
+        if isinstance(predictor, Predictor):
             files += draw_test_clouds(args, predictor, runs[0]["arguments"])
     else:
         print(f"{args.adapter} has no {RECORD_NAME}: no learning curves, features and confusion matrix.")

@@ -1,15 +1,61 @@
-"""The Python code of the README runs, but for blocks that say why they cannot."""
+"""What README and docs say holds: their Python code runs, but for blocks that say why they cannot."""
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).resolve().parents[1] / "README.md"
-BLOCKS = re.findall(r"(?<!-->\n)```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+import point_peft_hf
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+BLOCKS = {
+    f"{name} {index}": block
+    for name, path in PAGES.items()
+    for index, block in enumerate(
+        re.findall(r"(?<!-->\n)```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    )
+}
 
 
-@pytest.mark.parametrize("index", range(len(BLOCKS)))
-def test_code_block(index, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.filterwarnings("ignore:.*1 of 11 files are skipped")
+def test_code_block(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(BLOCKS[index], f"README block {index}", "exec"), {"__name__": "readme"})
+    exec(compile(BLOCKS[name], f"block {name}", "exec"), {"__name__": "readme"})
+
+
+def anchors(path: Path) -> set[str]:
+    """What headings are called in links, as GitHub has it."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name):
+    path = PAGES[name]
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if link.startswith("http"):
+            continue
+        target, _, anchor = link.partition("#")
+        target = path.parent / target if target else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_quoted_messages_are_those_of_the_code():
+    """Troubleshooting quotes the fixed parts of messages, with an ellipsis for the others."""
+    texts = []
+    for file in Path(point_peft_hf.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(part.value for part in node.values if isinstance(part, ast.Constant)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    page = " ".join(PAGES["troubleshooting.md"].read_text(encoding="utf-8").split())
+    quotes = re.findall(r'\*\*"(.*?)"', page)
+    assert len(quotes) > 10
+    for quote in quotes:
+        parts = [part.strip() for part in quote.split("...") if part.strip()]
+        assert any(all(part in text for part in parts) for text in texts), quote

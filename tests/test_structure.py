@@ -21,8 +21,8 @@ ALLOWED = {
     "pretrained": set(),
     "hub": {"adapter_files", "models", "pretrained", "tuners"},
     "studies": {"adapter_files", "data", "training", "visualization"},
-    "training": {"adapter_files", "layers", "ops", "data", "hub", "models", "tuners", "pretrained"},
-    "visualization": {"data", "ops", "slots", "tuners"},
+    "training": {"adapter_files", "layers", "ops", "data", "hub", "models", "tuners", "pretrained", "visualization"},
+    "visualization": {"data", "models", "ops", "slots", "tuners"},
 }
 
 

@@ -13,7 +13,7 @@ from .errors import PointCloudError
 from .formats.text import read_text_lines
 from .layouts_files import SPLIT_NAMES, find_classes, find_folders, has_files, list_clouds, load_classes, subfolders
 from .layouts_hdf5 import parts_of_classes
-from .part_files import read_labelled_cloud
+from .part_files import LABEL_SUFFIX, read_labelled_cloud
 from .sources import LoadOptions, open_files
 
 NAMES_FILE = "parts.txt"
@@ -37,7 +37,7 @@ def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDa
         files: list[Path], labels: list[int], names: list[str], root: Path, options: LoadOptions
     ) -> PointCloudDataset:
         reader = partial(read_labelled_cloud, drop_invalid=options.drop_invalid)
-        clouds, kept = open_files(files, root, reader, options.files)
+        clouds, kept = open_files(files, root, reader, options.files, beside=LABEL_SUFFIX)
         labels = np.array(labels, dtype=np.int64)[kept]
         dataset = PointCloudDataset(clouds, labels, names, num_points=options.num_points, seed=options.seed)
         opened.append((dataset, clouds))
@@ -57,6 +57,12 @@ def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDa
     part_names = None
     if names_file.is_file():
         part_names = [line.strip() for line in read_text_lines(names_file) if line.strip()]
+        num_parts = 1 + max(map(max, class_parts))
+        if len(part_names) < num_parts:
+            raise PointCloudError(
+                f"{names_file}: has {len(part_names)} names, but the labels go up to {num_parts - 1}; write a name "
+                "for each part from 0 on, one a line"
+            )
     for dataset, _ in opened:
         dataset.set_parts(class_parts, part_names)
     return splits

@@ -128,7 +128,7 @@ class LoadOptions:
 
 
 def open_files(
-    files: Sequence[Path], root: Path, reader: CloudReader, options: FileOptions
+    files: Sequence[Path], root: Path, reader: CloudReader, options: FileOptions, beside: str | None = None
 ) -> tuple[Sequence, np.ndarray]:
     """Open the files of a data set, through the cache when there is one.
 
@@ -137,6 +137,7 @@ def open_files(
         root: Folder of the data set, for names in the cache.
         reader: `functools.partial` of a function of this package with its options, which become part of the cache key.
         options: Cache, skipping, workers, bar.
+        beside: Ending of files that the reader looks for beside the clouds; when one changes, its cloud is read again.
 
     Returns:
         The clouds, a sequence of arrays, and the indices of the files that they come from.
@@ -148,7 +149,7 @@ def open_files(
     if cache_dir is not None:
         cache_dir = default_cache_dir() if cache_dir == "auto" else Path(cache_dir)
         try:
-            return _open_cache(files, root, reader, options, cache_dir)
+            return _open_cache(files, root, reader, options, cache_dir, beside)
         except OSError as error:
             if options.cache_dir != "auto":
                 raise PointCloudError(
@@ -231,7 +232,12 @@ def _report_bad(bad: list[str], number: int, root: Path) -> None:
 
 
 def _open_cache(
-    files: Sequence[Path], root: Path, reader: CloudReader, options: FileOptions, cache_dir: Path
+    files: Sequence[Path],
+    root: Path,
+    reader: CloudReader,
+    options: FileOptions,
+    cache_dir: Path,
+    beside: str | None,
 ) -> tuple[Sequence, np.ndarray]:
     settings = [_CACHE_VERSION, options.skip_bad_files]
     if isinstance(reader, partial):
@@ -239,6 +245,8 @@ def _open_cache(
     root = Path(os.path.abspath(root))
     names = [os.path.relpath(file, root) for file in files]
     stats = [_stat(file) for file in files]
+    if beside is not None:
+        stats += [_stat(file.with_suffix(beside)) for file in files]
     place = f"{root.name or 'clouds'}-{_hash([str(root), names, settings])}"
     fingerprint = _hash([settings, names, stats])
     index_path = cache_dir / f"{place}.json"

@@ -145,6 +145,27 @@ def check_category_ids(
     return category_ids.to(points.device).long()
 
 
+def leave_out_other_parts(
+    logits: torch.Tensor, category_ids: torch.Tensor | None, category_parts: Sequence[Sequence[int]] | None
+) -> torch.Tensor:
+    """Leave only the parts that the category of each object can have.
+
+    Args:
+        logits: Part scores of shape `(batch_size, num_points, num_labels)`.
+        category_ids: Category of each object, of shape `(batch_size,)`; `None` to leave all parts.
+        category_parts: The parts of each category; `None` likewise.
+
+    Returns:
+        The scores, minus infinity for the other parts.
+    """
+    if category_ids is None or category_parts is None:
+        return logits
+    allowed = torch.zeros(len(category_parts), logits.shape[-1], dtype=torch.bool, device=logits.device)
+    for category, parts in enumerate(category_parts):
+        allowed[category, list(parts)] = True
+    return logits.masked_fill(~allowed[category_ids][:, None], -torch.inf)
+
+
 def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, config: PointTransformerConfig) -> torch.Tensor:
     """Cross-entropy of the labelled points with the label smoothing of the configuration.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,8 @@ from torch import nn
 
 from ..data import PointCloudProcessor, read_point_cloud, write_point_cloud
 from ..ops import knn_indices
+from ..visualization.palette import part_colors, to_rgb
 from .segmentation import predict_parts
-
-# The colours of Okabe and Ito, which the colour-blind can tell apart, without black.
-_COLORS = (
-    *((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167)),
-    *((86, 180, 233), (213, 94, 0), (240, 228, 66)),
-)
 
 
 @dataclass
@@ -30,11 +24,13 @@ class PartPrediction:
         points: All points of the cloud, of shape `(num_points, 3)`, in the unit of the file.
         labels: The part of each, int64, of shape `(num_points,)`.
         part_names: Names of all parts, by label.
+        own_parts: The parts that objects of its category can have; `None` if that is not known.
     """
 
     points: np.ndarray
     labels: np.ndarray
     part_names: list[str]
+    own_parts: list[int] | None = None
 
     def shares(self) -> dict[str, float]:
         """The share of the points that each part has, by its name; parts that do not occur are left out."""
@@ -42,11 +38,9 @@ class PartPrediction:
         return {self.part_names[label]: count / len(self.labels) for label, count in zip(labels, counts, strict=True)}
 
     def colors(self) -> np.ndarray:
-        """A colour for each point, uint8 of shape `(num_points, 3)`: one for each part that occurs, then others."""
-        labels, places = np.unique(self.labels, return_inverse=True)
-        more = [colorsys.hsv_to_rgb(0.618 * index % 1, 0.5, 0.7) for index in range(len(labels) - len(_COLORS))]
-        palette = np.array([*_COLORS, *(np.array(more) * 255).astype(int).tolist()], dtype=np.uint8)
-        return palette[places]
+        """A colour for each point, uint8 of shape `(num_points, 3)`: that of its part in pictures."""
+        palette = (255 * to_rgb(part_colors(len(self.part_names), self.own_parts))).round().astype(np.uint8)
+        return palette[self.labels]
 
     def save(self, path: str | Path) -> None:
         """Write points and labels: .ply with a colour and a property "label", .npy with four columns.
@@ -77,6 +71,33 @@ class PartPredictor:
         self.part_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
         self.category_names = list(model.config.category_names or ())
 
+    @property
+    def needs_category(self) -> bool:
+        """Whether the model must know the category of an object."""
+        return self.model.config.num_categories > 0
+
+    def category_index(self, category: str | None) -> int | None:
+        """Number of a category.
+
+        Args:
+            category: Its name; `None` for a model that needs none.
+
+        Returns:
+            The number, which the model is told in `category_ids`; `None` for a model that needs none.
+
+        Raises:
+            ValueError: If the category is missing or unknown.
+        """
+        if category is None and not self.needs_category:
+            return None
+        if category is None or category not in self.category_names:
+            got = "none was given" if category is None else f"got {category!r}"
+            raise ValueError(
+                f"The model knows objects of the categories {', '.join(self.category_names) or '(none)'}, and must "
+                f"know which one a cloud is of: {got}. Pass `category` (--category) if it has any."
+            )
+        return self.category_names.index(category)
+
     @torch.no_grad()
     def predict(self, cloud: Any, category: str | None = None) -> PartPrediction:
         """Tell the parts of one cloud apart.
@@ -94,27 +115,17 @@ class PartPredictor:
         Raises:
             ValueError: If the cloud cannot be read or used, or the category is missing or unknown.
         """
-        category_ids = self._category_ids(category)
+        index = self.category_index(category)
+        category_ids = None if index is None else torch.tensor([index], device=next(self.model.parameters()).device)
         points = read_point_cloud(cloud) if isinstance(cloud, str | Path) else np.asarray(cloud)[:, :3]
         points = torch.as_tensor(points, dtype=torch.float32)
         # The numbers of the points go through the sampling as labels do, and say which were taken.
         batch = self.processor([points], part_labels=[torch.arange(len(points))])
         device = next(self.model.parameters()).device
-        if category_ids is not None:
-            category_ids = category_ids.to(device)
         logits = self.model(batch["points"].to(device), category_ids=category_ids).logits
         labels = predict_parts(logits, category_ids, self.model.config.category_parts)
         sampled = points[batch["part_labels"][0]]
         nearest = knn_indices(points[None], sampled[None], 1)[0, :, 0]
-        return PartPrediction(points.numpy(), labels[0].cpu()[nearest].numpy(), self.part_names)
-
-    def _category_ids(self, category: str | None) -> torch.Tensor | None:
-        if category is None and self.model.config.num_categories == 0:
-            return None
-        if category is None or category not in self.category_names:
-            got = "none was given" if category is None else f"got {category!r}"
-            raise ValueError(
-                f"The model knows objects of the categories {', '.join(self.category_names) or '(none)'}, and must "
-                f"know which one a cloud is of: {got}. Pass `category` (--category) if it has any."
-            )
-        return torch.tensor([self.category_names.index(category)])
+        category_parts = self.model.config.category_parts
+        own_parts = None if index is None or category_parts is None else list(category_parts[index])
+        return PartPrediction(points.numpy(), labels[0].cpu()[nearest].numpy(), self.part_names, own_parts)

@@ -8,10 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .predictor import Predictor
+from .part_predictor import PartPredictor
+from .predictor import Predictor, load_predictor
 
 
-def load_resident(adapters: Sequence[str], model: str | None = None, device: str = "cpu") -> dict[str, Predictor]:
+def load_resident(
+    adapters: Sequence[str], model: str | None = None, device: str = "cpu"
+) -> dict[str, Predictor | PartPredictor]:
     """Load several adapters; those of one backbone share its weights, whatever their types, tasks and classes are.
 
     PEFT's own `load_adapter` and `set_adapter` also switch on one backbone, but only among adapters of one type with
@@ -32,7 +35,7 @@ def load_resident(adapters: Sequence[str], model: str | None = None, device: str
     names = short_names(adapters)
     predictors = {}
     for name, adapter in zip(names, adapters, strict=True):
-        predictors[name] = Predictor.from_pretrained(adapter, model, device=device)
+        predictors[name] = load_predictor(adapter, model, device)
         share_weights([predictor.model for predictor in predictors.values()])
     return predictors
 

@@ -10,7 +10,7 @@ import torch
 
 from ..data import PointCloudDataset, load_dataset
 from ..models import AutoModelForPointCloudSegmentation
-from ..models.segmentation import IGNORE_INDEX
+from ..models.segmentation import IGNORE_INDEX, leave_out_other_parts
 from .task import PROCEDURAL, cut_splits
 
 
@@ -27,12 +27,7 @@ def predict_parts(
     Returns:
         Parts of shape `(batch_size, num_points)`.
     """
-    if category_ids is None or category_parts is None:
-        return logits.argmax(dim=-1)
-    allowed = logits.new_zeros(len(category_parts), logits.shape[-1], dtype=torch.bool)
-    for category, parts in enumerate(category_parts):
-        allowed[category, list(parts)] = True
-    return logits.masked_fill(~allowed[category_ids][:, None], -torch.inf).argmax(dim=-1)
+    return leave_out_other_parts(logits, category_ids, category_parts).argmax(dim=-1)
 
 
 class SegmentationMetrics:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def save_cloud_image(
     if coloring.categories is None:
         scale = _color_scale(coloring.values)
         colors = scale.to_rgba(coloring.values)[:, :3]
-        figure.colorbar(scale, ax=axes, label=coloring.label, shrink=0.7)
+        figure.colorbar(scale, ax=axes, label=textwrap.fill(coloring.label, 46), shrink=0.7)
     else:
         colors = to_rgb(coloring.colors)[coloring.values]
     _draw_points(axes, points, colors, coloring.markers, _rotation(yaw, pitch))

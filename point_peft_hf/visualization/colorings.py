@@ -9,7 +9,7 @@ import torch
 
 from ..ops import knn_indices
 from .inspection import CloudInspection
-from .palette import category_colors
+from .palette import category_colors, part_colors
 from .scene import Markers, PointColoring, check_points
 
 _PLAIN = "#b8b8b2"
@@ -30,7 +30,10 @@ def nearest(points: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def inspection_colorings(
-    inspection: CloudInspection, class_names: Sequence[str], points: np.ndarray | None = None
+    inspection: CloudInspection,
+    class_names: Sequence[str],
+    points: np.ndarray | None = None,
+    bank_names: Sequence[str] | None = None,
 ) -> list[PointColoring]:
     """Colour a cloud by what a model makes of it; what is known of tokens goes to the points nearest to their centres.
 
@@ -39,6 +42,8 @@ def inspection_colorings(
         class_names: Names of the classes, or of the parts.
         points: The cloud to colour, of shape `(num_points, 3)`, in the place and unit of the inspected one (usually
             the same cloud with more points); default: that itself.
+        bank_names: Names of the classes of the bank's entries, which for a part segmentation are categories; default:
+            `class_names`, unless these are of parts.
 
     Returns:
         Colourings by prediction, group, attention and, where there are such, by distance to the local centres and by
@@ -80,22 +85,26 @@ def inspection_colorings(
             )
         )
     if inspection.prompts:
-        colorings.append(_prompt_sources(inspection, class_names, len(points)))
+        if bank_names is None:
+            bank_names = class_names if inspection.logits.ndim == 1 else ()
+        colorings.append(_prompt_sources(inspection, bank_names, len(points)))
     return colorings
 
 
 def _prediction(inspection: CloudInspection, class_names: Sequence[str], points: np.ndarray) -> PointColoring:
     best = inspection.logits.argmax(axis=-1)
     if inspection.logits.ndim == 2:
-        return PointColoring("predicted part", best[nearest(points, inspection.points)], class_names)
+        own = np.flatnonzero(np.isfinite(inspection.logits).all(axis=0)).tolist()
+        values = best[nearest(points, inspection.points)]
+        return PointColoring("predicted part", values, class_names, colors=part_colors(len(class_names), own))
     return PointColoring("predicted class", np.full(len(points), best), class_names)
 
 
-def _prompt_sources(inspection: CloudInspection, class_names: Sequence[str], num_points: int) -> PointColoring:
+def _prompt_sources(inspection: CloudInspection, bank_names: Sequence[str], num_points: int) -> PointColoring:
     places: dict[str, list[np.ndarray]] = {}
     for prompts in inspection.prompts:
         for coordinates, source, label in zip(prompts.coordinates, prompts.sources, prompts.labels, strict=True):
-            name = f"from the bank: {class_names[label]}" if 0 <= label < len(class_names) else source
+            name = f"from the bank: {bank_names[label]}" if 0 <= label < len(bank_names) else source
             places.setdefault(f"prompt: {name}", []).append(coordinates)
     markers = [
         Markers(name, np.stack(rows), color, on_top=True)

@@ -40,7 +40,7 @@ def plot_learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]],
         axes[0].plot(epochs, [row["loss"] for row in rows], **style)
         axes[1].plot(epochs, [100 * row[scores] for row in rows], **style)
     axes[0].set(xlabel="epoch", ylabel="training loss")
-    axes[1].set(xlabel="epoch", ylabel=f"{scores.replace('_', ' ')} (%)")
+    axes[1].set(xlabel="epoch", ylabel=f"{scores.replace('_', ' ').replace('miou', 'mIoU')} (%)")
     for panel in axes:
         panel.grid(color=GRID, linewidth=0.6)
         panel.xaxis.get_major_locator().set_params(integer=True)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..models.segmentation import leave_out_other_parts
 from ..slots import BlockContext
 from ..tuners import explain_retrieval
 from ..tuners.geometry_adapter.layer import table_points
@@ -56,7 +57,8 @@ class CloudInspection:
 
     Attributes:
         points: The cloud, of shape `(num_points, 3)`.
-        logits: Scores of shape `(num_labels,)`, or `(num_points, num_labels)` from a part segmentation.
+        logits: Scores of shape `(num_labels,)`, or `(num_points, num_labels)` from a part segmentation; minus infinity
+            for parts that the category of the object does not have.
         group_centers: Centres of the patch tokens, of shape `(num_groups, 3)`.
         attention: How much attention of the last block each patch token gets, mean over the heads, of shape
             `(num_groups,)`.
@@ -84,12 +86,13 @@ class CloudInspection:
 
 
 @torch.no_grad()
-def inspect_cloud(model: nn.Module, points: np.ndarray) -> CloudInspection:
+def inspect_cloud(model: nn.Module, points: np.ndarray, category: int | None = None) -> CloudInspection:
     """Run a model on one cloud and keep what it did on the way.
 
     Args:
         model: A classifier or part segmentation of this package, with or without adapters.
         points: The cloud, of shape `(num_points, 3)`, as the model's processor prepared it.
+        category: Number of the object's category, for a part segmentation that is told.
 
     Returns:
         What it did.
@@ -105,13 +108,16 @@ def inspect_cloud(model: nn.Module, points: np.ndarray) -> CloudInspection:
             "with or without adapters."
         )
     batch = torch.from_numpy(points)[None].to(next(model.parameters()).device)
+    category_ids = None if category is None else torch.tensor([category], device=batch.device)
     was_training = model.training
     model.eval()
     try:
         with _recording(backbone) as record:
-            logits = model(points=batch).logits
+            inputs = {} if category_ids is None else {"category_ids": category_ids}
+            logits = model(points=batch, **inputs).logits
     finally:
         model.train(was_training)
+    logits = leave_out_other_parts(logits, category_ids, backbone.config.category_parts)
     context, attention = record["context"], record["attention"].float()
     num_groups, has_class_token = context.group_centers.shape[1], context.num_prefix_tokens > 0
     # Prefix tokens and prompts come before the patch tokens.

@@ -17,6 +17,9 @@ import numpy as np
 from .palette import VIRIDIS
 from .scene import Markers, PointColoring, check_scene
 
+# The script of a page, in the order in which its parts need each other.
+SCRIPTS = ("scene.js", "drawing.js", "legend.js", "pointing.js", "page.js")
+
 
 def cloud_page(points: np.ndarray, colorings: Sequence[PointColoring], title: str = "Point cloud") -> str:
     """A page on which a person turns and zooms a cloud, and chooses what it is coloured by.
@@ -44,14 +47,14 @@ def cloud_page(points: np.ndarray, colorings: Sequence[PointColoring], title: st
     }
     # "<" would let a name such as "</script>" end the data.
     data = json.dumps(scene, allow_nan=False).replace("<", "\\u003c")
-    folder = resources.files(__package__)
+    folder = resources.files(__package__) / "viewer"
     parts = {
         "TITLE": html.escape(title),
-        "SCRIPT": (folder / "viewer.js").read_text(encoding="utf-8"),
+        "SCRIPT": "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS),
         "DATA": data,
     }
     # In one pass, so that nothing in a part is taken for a placeholder.
-    template = (folder / "viewer.html").read_text(encoding="utf-8")
+    template = (folder / "page.html").read_text(encoding="utf-8")
     return re.sub("__(TITLE|SCRIPT|DATA)__", lambda match: parts[match[1]], template)
 
 

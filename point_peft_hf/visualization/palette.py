@@ -30,6 +30,23 @@ def category_colors(count: int) -> list[str]:
     return [_shade(OKABE_ITO[i % len(OKABE_ITO)], _SHADES[i // len(OKABE_ITO) % len(_SHADES)]) for i in range(count)]
 
 
+def part_colors(count: int, own: Sequence[int] | None = None) -> list[str]:
+    """Colours of parts, where an object can have only some of them: these get the first colours.
+
+    Args:
+        count: Number of parts.
+        own: The parts that the object can have; default: all.
+
+    Returns:
+        Colours as "#rrggbb", one for each part.
+    """
+    own = list(range(count) if own is None else own)
+    colors = category_colors(count)
+    for part, color in zip([*own, *sorted(set(range(count)) - set(own))], category_colors(count), strict=True):
+        colors[part] = color
+    return colors
+
+
 def to_rgb(colors: Sequence[str]) -> np.ndarray:
     """Colours as numbers.
 

@@ -143,8 +143,23 @@ def test_names_of_parts(tmp_path, rng):
     assert train.part_names == ["foot", "shade", "body", "handle", "lid"]
     assert train.num_parts == 5
     (tmp_path / "parts.txt").write_text("foot\nshade\n")
-    with pytest.raises(PointCloudError, match="there are 2 names for 4 parts"):
+    with pytest.raises(PointCloudError, match=r"parts.txt: has 2 names, but the labels go up to 3"):
         load_dataset(tmp_path, "part_folder", progress=False)
+
+
+def test_labels_that_were_corrected_are_read_again(tmp_path, rng):
+    """They are in a file of their own, so the clouds in the cache are as old as their files."""
+    for index in range(4):
+        write(tmp_path / "objects" / f"beside.{index}.xyz", rng.normal(size=(10, 3)), np.zeros(10))
+
+    def parts():
+        splits = load_dataset(tmp_path / "objects", parts=True, progress=False, cache_dir=tmp_path / "cache")
+        return splits["train"].class_parts
+
+    before = parts()
+    for file in (tmp_path / "objects").rglob("*.seg"):
+        np.savetxt(file, np.full(10, 7), "%d")
+    assert (before, parts()) == ([[0]], [[7]])
 
 
 def test_wrong_folders(tmp_path, rng):

@@ -14,10 +14,11 @@ from point_peft_hf import (
     PointCloudProcessor,
     PointMAEConfig,
     PointMAEForClassification,
+    PointMAEForSegmentation,
     PointPeftConfig,
     build_point_prior_bank,
 )
-from point_peft_hf.training import Predictor
+from point_peft_hf.training import PartPredictor, Predictor
 
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo.py"
 CLOUD = np.random.default_rng(0).normal(size=(300, 3))
@@ -31,24 +32,45 @@ def demo():
     return module
 
 
+SIZES = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_groups": 8,
+    "group_size": 8,
+    "patch_hidden_sizes": (8, 16, 16),
+    "classifier_hidden_size": 16,
+}
+
+
+def adapt(backbone):
+    model = get_peft_model(backbone, PointPeftConfig(num_prompt_tokens=4, num_retrieved=2))
+    batch = {"points": torch.randn(6, 64, 3), "labels": torch.tensor([0, 1] * 3), "sample_ids": torch.arange(6)}
+    build_point_prior_bank(model, [batch], progress=False)
+    return model
+
+
 @pytest.fixture(scope="module")
 def predictor():
     torch.manual_seed(0)
+    names = {0: "cup", 1: "<b>chair</b>"}
+    config = PointMAEConfig(**SIZES, id2label=names, label2id={name: index for index, name in names.items()})
+    return Predictor(adapt(PointMAEForClassification(config)), PointCloudProcessor(num_points=128))
+
+
+@pytest.fixture(scope="module")
+def part_predictor():
+    torch.manual_seed(0)
+    names = dict(enumerate(["back", "seat", "lid", "body"]))
     config = PointMAEConfig(
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_groups=8,
-        group_size=8,
-        patch_hidden_sizes=(8, 16, 16),
-        classifier_hidden_size=16,
-        id2label={0: "cup", 1: "<b>chair</b>"},
-        label2id={"cup": 0, "<b>chair</b>": 1},
+        **SIZES,
+        id2label=names,
+        label2id={name: index for index, name in names.items()},
+        num_categories=2,
+        category_names=["chair", "vase"],
+        category_parts=[[0, 1], [2, 3]],
     )
-    model = get_peft_model(PointMAEForClassification(config), PointPeftConfig(num_prompt_tokens=4, num_retrieved=2))
-    batch = {"points": torch.randn(6, 64, 3), "labels": torch.tensor([0, 1] * 3), "sample_ids": torch.arange(6)}
-    build_point_prior_bank(model, [batch], progress=False)
-    return Predictor(model, PointCloudProcessor(num_points=128))
+    return PartPredictor(adapt(PointMAEForSegmentation(config)), PointCloudProcessor(num_points=128))
 
 
 def test_classes_and_nearest_training_clouds(demo, predictor):
@@ -62,11 +84,31 @@ def test_classes_and_nearest_training_clouds(demo, predictor):
     assert sum(float(row[2].rstrip(" %")) for row in result.neighbors) == pytest.approx(100, abs=0.2)
 
 
+def test_shares_of_parts_and_nearest_training_clouds(demo, part_predictor):
+    result = demo.answer(part_predictor, CLOUD, "my vase", "vase")
+    assert result.scores == pytest.approx(part_predictor.predict(CLOUD, "vase").shares(), abs=0.05)
+    assert set(result.scores) <= {"lid", "body"}
+    assert {row[0] for row in result.neighbors} <= {"chair", "vase"}
+
+
+def test_the_page_asks_for_a_category_where_the_adapter_needs_one(demo, predictor, part_predictor):
+    pytest.importorskip("gradio")
+    page = demo.build_page({"classes": predictor, "parts": part_predictor})
+    functions = {function.fn.__name__: function.fn for function in page.fns.values()}
+    choose, show = functions["choose_categories"], functions["show"]
+    shown = choose("parts", None)
+    assert ([value for _, value in shown.choices], shown.value, shown.visible) == (["chair", "vase"], "chair", True)
+    assert choose("parts", "vase").value == "vase"
+    assert choose("classes", "vase").visible is False
+    assert set(show("parts", ("sample", "teapot"), "vase")[2]) <= {"lid", "body"}
+    assert set(show("classes", ("sample", "teapot"), "vase")[2]) == {"cup", "<b>chair</b>"}
+
+
 def test_the_page_answers_and_says_what_is_wrong_with_a_file(demo, predictor, tmp_path):
     pytest.importorskip("gradio")
     page = demo.build_page({"mine": predictor})
     show = next(function.fn for function in page.fns.values() if function.fn.__name__ == "show")
-    message, frame, scores, neighbors = show("mine", ("sample", "teapot"))
+    message, frame, scores, neighbors = show("mine", ("sample", "teapot"), None)
     assert message.visible is False
     assert re.match(r'<iframe sandbox="allow-scripts" title="Point cloud" srcdoc="[^"]+"></iframe>$', frame)
     assert list(scores) == ["cup", "<b>chair</b>"]
@@ -74,7 +116,7 @@ def test_the_page_answers_and_says_what_is_wrong_with_a_file(demo, predictor, tm
 
     file = tmp_path / "<i>scan.ply"
     file.write_text("this is no ply\n")
-    message, frame, scores, neighbors = show("mine", ("file", str(file)))
+    message, frame, scores, neighbors = show("mine", ("file", str(file)), None)
     assert message.visible is True
     assert "This cloud cannot be shown.</b> &lt;i&gt;scan.ply: " in message.value
     assert str(tmp_path) not in message.value

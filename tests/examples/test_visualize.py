@@ -9,22 +9,28 @@ import pytest
 
 from point_peft_hf import PointCloudProcessor, PointMAEConfig, PointMAEModel
 from point_peft_hf.data import write_point_cloud
-from point_peft_hf.training import FinetuneArguments, Finetuning
+from point_peft_hf.training import FinetuneArguments, Finetuning, load_segmentation_task
 
 pytest.importorskip("matplotlib")
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "visualize.py"
 
 
 @pytest.fixture(scope="module")
-def adapter(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
+def backbone(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("backbone")
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_groups": 8, "group_size": 8}
     config = PointMAEConfig(**sizes, patch_hidden_sizes=(8, 16, 16), classifier_hidden_size=16)
-    PointMAEModel(config, use_class_token=False).save_pretrained(folder / "backbone")
-    PointCloudProcessor(num_points=128).save_pretrained(folder / "backbone")
+    PointMAEModel(config, use_class_token=False).save_pretrained(folder)
+    PointCloudProcessor(num_points=128).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(backbone, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
     arguments = FinetuneArguments(
         "point_peft",
-        str(folder / "backbone"),
+        str(backbone),
         output_dir=str(folder),
         epochs=1,
         clouds_per_class=4,
@@ -53,6 +59,25 @@ def test_everything_is_drawn(script, adapter, tmp_path, capsys):
     names = {file.stem for file in printed}
     assert {"cloud", "features", "confusion_matrix", "learning_curves", "cloud_source_of_the_prompts"} <= names
     assert "scan.ply" in (tmp_path / "pictures" / "cloud.html").read_text()
+
+
+def test_parts_are_drawn(script, backbone, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for category, first in (("lamp", 0), ("mug", 2)):
+        (tmp_path / "data" / category).mkdir(parents=True)
+        for index in range(6):
+            points = rng.normal(size=(150, 3))
+            write_point_cloud(tmp_path / f"data/{category}/{index}.ply", points, labels=first + (points[:, 1] > 0))
+    arguments = FinetuneArguments(
+        "linear", str(backbone), task="segmentation", output_dir=str(tmp_path), epochs=1, mixed_precision="no"
+    )
+    Finetuning(arguments, load_segmentation_task(str(tmp_path / "data")), report=lambda line: None).run()
+    script("data/mug/0.ply", "--adapter", tmp_path / "linear", "--category", "mug")
+    names = {Path(line).stem for line in capsys.readouterr().out.splitlines()}
+    assert {"cloud", "cloud_predicted_part", "learning_curves"} <= names
+    assert not {"features", "confusion_matrix"} & names
+    with pytest.raises(SystemExit, match="error: The model knows objects of the categories lamp, mug"):
+        script("data/mug/0.ply", "--adapter", tmp_path / "linear")
 
 
 def test_data_of_other_classes_are_refused(script, adapter, tmp_path):

@@ -204,7 +204,7 @@ def test_predicted_files_are_labelled_data(adapter, tmp_path):
 
 def test_colors(adapter):
     prediction = load_predictor(adapter).predict(objects(1)[0][0], "table")
-    prediction.labels = np.arange(160) % 20
+    prediction.labels, prediction.part_names = np.arange(160) % 20, [f"part {index}" for index in range(20)]
     colors = prediction.colors()
     assert colors.dtype == np.uint8
     assert len(np.unique(colors, axis=0)) == 20

@@ -7,6 +7,7 @@ from torch import nn
 import point_peft_hf as pp
 from point_peft_hf.visualization import (
     CloudInspection,
+    category_colors,
     classify_clouds,
     inspect_cloud,
     inspection_colorings,
@@ -131,6 +132,28 @@ def test_parts_go_to_the_nearest_point():
     parts = inspection_colorings(found, NAMES, np.array([[0.2, 0, 0], [4, 0, 0], [1, 1, 0], [0.9, 0, 0]]))[0]
     assert parts.name == "predicted part"
     assert parts.values.tolist() == [0, 2, 1, 1]
+
+
+def test_parts_of_the_objects_category():
+    """Only these are predicted, they get the first colours, and the bank's entries go by the names of categories."""
+    torch.manual_seed(0)
+    fields = SINGLE_STAGE | {"num_labels": 4, "num_categories": 2, "category_parts": [[0, 1], [2, 3]]}
+    model = get_peft_model(
+        pp.PointMAEForSegmentation(pp.PointMAEConfig(**fields)).eval(), pp.PointPeftConfig(num_prompt_tokens=4)
+    )
+    batch = {"points": torch.randn(6, 80, 3), "labels": torch.tensor([0, 1] * 3)}
+    pp.build_point_prior_bank(model, [batch], progress=False)
+    found = inspect_cloud(model, CLOUD, category=1)
+    with torch.no_grad():
+        logits = model.eval()(points=torch.from_numpy(CLOUD)[None], category_ids=torch.tensor([1])).logits[0]
+    assert np.isinf(found.logits[:, :2]).all()
+    assert np.allclose(found.logits[:, 2:], logits[:, 2:], atol=1e-5)
+    parts, *_, sources = inspection_colorings(found, ["back", "seat", "body", "lid"], bank_names=["chair", "vase"])
+    assert set(parts.present) <= {2, 3}
+    assert [parts.colors[index] for index in (2, 3, 0, 1)] == category_colors(4)
+    assert {markers.name.rpartition(": ")[2] for markers in sources.markers[2:]} <= {"chair", "vase"}
+    *_, unnamed = inspection_colorings(found, ["back", "seat", "body", "lid"])
+    assert [markers.name for markers in unnamed.markers[2:]] == ["prompt: single entry"]
 
 
 def test_names_must_be_those_of_the_model():
