@@ -66,6 +66,16 @@ def group(points: torch.Tensor, num_groups: int, group_size: int) -> tuple[torch
     return take(points, nearest_by_sorting(centers, points, group_size)) - centers[:, :, None], centers
 
 
+def retrieve_by_sorting(query: torch.Tensor, bank: torch.Tensor, num_rows: int, num_averaged: int) -> torch.Tensor:
+    """Own feature, average and single entries for queries `(batch_size, hidden_size)`, one sample at a time."""
+    rows = []
+    for own in query:
+        similarities, order = (bank @ F.normalize(own, dim=-1)).sort(descending=True)
+        mean = similarities[:num_averaged].softmax(-1) @ bank[order[:num_averaged]]
+        rows.append(torch.cat([own[None], mean[None], bank[order[: num_rows - 2]]]))
+    return torch.stack(rows)
+
+
 class ConvPatchEmbedding(nn.Module):
     """The mini-PointNet of 1x1 convolutions.
 
