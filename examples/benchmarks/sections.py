@@ -22,7 +22,7 @@ from point_peft_hf.tuners.point_prior_prompt.retrieval import Entries
 from . import models, published
 from .bank import bank
 from .measuring import Clock, Report, alternate, peak_memory, saved_for_backward
-from .models import FROZEN, PUBLISHED, SHAPES, SINGLE_PASS, Setting, Shape
+from .models import FROZEN, PUBLISHED, PUBLISHED_FULL, SHAPES, SINGLE_PASS, Setting, Shape
 
 # Clouds, points of each, and centres: the shapes of the two data sets, and one large.
 GEOMETRY_SHAPES = ((32, 1024, 64), (32, 2048, 128), (8, 8192, 512))
@@ -39,7 +39,6 @@ class Run:
         rounds: How often each thing is timed.
         clock: The clock.
         report: Where the results go.
-        checkpointing: Whether memory is also measured with gradient checkpointing.
     """
 
     setting: Setting
@@ -192,8 +191,8 @@ def retrieval(run: Run) -> None:
 def inference(run: Run) -> None:
     """Forward passes in eval mode."""
     for shape, batch_size, case in run.cases():
-        methods = [FROZEN, *models.compared_methods()]
-        methods.remove("full")
+        # Nothing but its weights tells a model that was fine-tuned as a whole from the backbone.
+        methods = [FROZEN, *(m for m in models.compared_methods() if m not in ("full", PUBLISHED_FULL))]
         points = run.setting.clouds(batch_size, shape.num_points)
         functions = {
             m: models.prediction(run.setting, models.make_model(run.setting, shape, m), points) for m in methods
