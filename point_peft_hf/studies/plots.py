@@ -41,7 +41,7 @@ def draw_report(study: Study, book: RunBook, rates: dict[str, float | None], out
         files.append(plot_accuracy_against_parameters(scores, output_dir / "parameters.png", label))
     differences = [{"name": row.name, **_percent(row.difference)} for row in rows if row.difference]
     if differences:
-        label = f"difference to {study.reference} (points)"
+        label = f"difference to {study.reference} (points)" if study.reference else "difference (points)"
         files.append(plot_intervals(differences, output_dir / "differences.png", label, baseline=0.0))
     if not study.few_shot:
         histories = {
