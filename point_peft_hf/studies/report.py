@@ -131,14 +131,15 @@ def _score_columns(rows: list[RowSummary]) -> list[str]:
     parts = any(row.score == "instance_miou" for row in rows)
     if any(row.test is None for row in rows):
         return ["validation mIoU" if parts else "validation accuracy"]
-    return ["validation", *(("test mIoU", "category mIoU") if parts else ("test accuracy", "mean class"))]
+    validation = ["validation"] if any(row.validation for row in rows) else []
+    return [*validation, *(("test mIoU", "category mIoU") if parts else ("test accuracy", "mean class"))]
 
 
 def _score_cells(row: RowSummary) -> list[str]:
     if row.test is None:
         return [_percent(row.validation)]
-    validation = f"{100 * row.validation.mean:.1f}" if row.validation else ""
-    return [validation, _percent(row.test), _percent(row.test_by_class)]
+    validation = [f"{100 * row.validation.mean:.1f}"] if row.validation else []
+    return [*validation, _percent(row.test), _percent(row.test_by_class)]
 
 
 def write_report(study: Study, rows: list[RowSummary], output_dir: str | Path) -> str:
