@@ -6,7 +6,8 @@
 
 A study is one yaml file: the methods, what differs from one line to the next, the seeds, and the learning rates that
 are tried. It can be stopped at any time; started again, it goes on with what is missing. Each run is one line of JSON
-in "runs.jsonl"; "table.md" has the means with Student's t interval and the paired differences to a reference.
+in "runs.jsonl"; "table.md" has the means with Student's t interval and the paired differences to a reference. With
+matplotlib both are drawn as well, with the learning curves.
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from point_peft_hf.studies import RunBook, Study, rerun, run_study, summarize, write_report
+from point_peft_hf.studies import (
+    RunBook,
+    Study,
+    draw_report,
+    rerun,
+    run_study,
+    score_name,
+    summarize,
+    validation_score,
+    write_report,
+)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,19 +54,24 @@ def main() -> None:
         return
     book, rates = run_study(study, args.output_dir, jobs=args.jobs)
     print(f"\n{write_report(study, summarize(study, book, rates), args.output_dir)}\n")
+    if not draw_report(study, book, rates, args.output_dir):
+        print("No plots: they need matplotlib (pip install 'point-peft-hf[viz]').")
     print(f"Saved to {args.output_dir}/.")
 
 
 def compare_with_record(output_dir: Path, row: str, seed: int) -> None:
     """Do a recorded run again and print both results."""
-    records = RunBook(output_dir / "runs.jsonl").of_stage("final")
-    found = [record for record in records if (record["row"], record["seed"]) == (row, seed)]
+    records = RunBook(output_dir / "runs.jsonl").records.values()
+    found = [r for r in records if (r["row"], r["seed"]) == (row, seed) and r["stage"] != "search"]
     if not found:
         raise ValueError(f"{output_dir}/runs.jsonl has no run of {row!r} with seed {seed}.")
     again = rerun(found[-1])
     for name, record in (("recorded", found[-1]), ("again", again)):
-        print(f"{name}: test accuracy {record['test']['accuracy']:.6f}")
-    if again["test"] != found[-1]["test"]:
+        score = score_name(record)
+        for split, value in (("validation", validation_score(record)), ("test", record["test"].get(score))):
+            if value is not None:
+                print(f"{name}: {split} {score.replace('_', ' ')} {value:.6f}")
+    if (again["test"], validation_score(again)) != (found[-1]["test"], validation_score(found[-1])):
         sys.exit("The numbers differ. Versions of the record: " + ", ".join(map(str, found[-1]["versions"].items())))
 
 

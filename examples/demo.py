@@ -12,16 +12,14 @@ from __future__ import annotations
 import argparse
 import html
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import transformers
 
 from point_peft_hf import visualization
 from point_peft_hf.data import HELD_OUT_CLASSES, READERS, sample_shape
-from point_peft_hf.training import PartPredictor, Predictor, load_resident
+from point_peft_hf.training import PartPredictor, Predictor, load_resident, show_only_own_messages
 
 TITLE = "Point clouds, adapters on one backbone"
 SAMPLE_POINTS = 20_000
@@ -197,9 +195,7 @@ def main() -> None:
         raise ImportError(
             "The demo needs gradio, which is not installed: pip install 'point-peft-hf[demo]'"
         ) from error
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    show_only_own_messages()
     predictors = load_resident(args.adapters, args.model)
     build_page(predictors).launch(
         server_name=args.host,

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from point_peft_hf.studies import FewShot, Study, run_study, summarize, write_report
+from point_peft_hf.studies import FewShot, Study, draw_report, run_study, summarize, write_report
 
 SETTINGS = ("5x10", "5x20", "10x10", "10x20")
 
@@ -45,6 +45,7 @@ def main() -> None:
         output_dir = args.output_dir / setting
         book, rates = run_study(study, output_dir, jobs=args.jobs)
         print(f"\n{study.description}\n\n{write_report(study, summarize(study, book, rates), output_dir)}\n")
+        draw_report(study, book, rates, output_dir)
 
 
 if __name__ == "__main__":

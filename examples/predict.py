@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 
 import torch
-import transformers
 
-from point_peft_hf.training import PartPredictor, load_predictor
+from point_peft_hf.training import PartPredictor, load_predictor, show_only_own_messages
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,9 +36,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the top classes of each file, or write its parts."""
     args = parse_arguments()
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    show_only_own_messages()
     predictor = load_predictor(args.adapter, args.model, device=args.device)
     for file in args.files:
         if isinstance(predictor, PartPredictor):

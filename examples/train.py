@@ -16,14 +16,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import warnings
 from dataclasses import fields
 
-import transformers
 from accelerate import PartialState
 from accelerate.utils import release_memory
 
-from point_peft_hf.training import METHODS, FinetuneArguments, Finetuning, TrainingStopped, results_table
+from point_peft_hf.training import (
+    METHODS,
+    FinetuneArguments,
+    Finetuning,
+    TrainingStopped,
+    results_table,
+    show_only_own_messages,
+)
 
 
 def parse_arguments() -> tuple[list[str], FinetuneArguments]:
@@ -55,10 +60,7 @@ def parse_arguments() -> tuple[list[str], FinetuneArguments]:
 def main() -> None:
     """Train each method, then print the table."""
     methods, args = parse_arguments()
-    # That a backbone from pre-training has no head yet is no news here, nor what PEFT still asks of transformers.
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    show_only_own_messages()
     task, records = None, []
     for method in methods:
         args.method = method

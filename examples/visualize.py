@@ -20,17 +20,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 
-import transformers
 from torch.utils.data import DataLoader
 
 from point_peft_hf import visualization
 from point_peft_hf.adapter_files import find_file, read_json
 from point_peft_hf.data import PointCloudCollator, sample_shape
 from point_peft_hf.hub.facts import RECORD_NAME
-from point_peft_hf.training import PartPredictor, Predictor, load_predictor, load_task
+from point_peft_hf.training import PartPredictor, Predictor, load_predictor, load_task, show_only_own_messages
 
 # What an argument of training is called where the data are loaded.
 DATA_ARGUMENTS = ("data", "clouds_per_class", "corruption", "validation_fraction", "max_train_clouds")
@@ -100,9 +98,7 @@ def draw_test_clouds(args: argparse.Namespace, predictor: Predictor, arguments: 
 def main() -> None:
     """Draw everything there is, and say where it is."""
     args = parse_arguments()
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    show_only_own_messages()
     predictor = load_predictor(args.adapter, args.model)
     files = draw_cloud(args, predictor)
     path = find_file(args.adapter, RECORD_NAME)

@@ -20,7 +20,7 @@ ALLOWED = {
     "foreign": {"models", "slots"},
     "pretrained": set(),
     "hub": {"adapter_files", "models", "pretrained", "tuners"},
-    "studies": {"adapter_files", "data", "training"},
+    "studies": {"adapter_files", "data", "training", "visualization"},
     "training": {"adapter_files", "layers", "ops", "data", "hub", "models", "tuners", "pretrained", "visualization"},
     "visualization": {"data", "models", "ops", "slots", "tuners"},
 }

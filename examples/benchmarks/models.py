@@ -128,7 +128,9 @@ def make_model(setting: Setting, shape: Shape, method: str, **options) -> nn.Mod
         return backbone.to(setting.device)
     name = "point_peft" if method == SINGLE_PASS else method
     if name in ("prompt", "point_peft"):
-        options = {"num_prompt_tokens": shape.num_prompts, "prompt_depth": depth} | options
+        # The whole bank, as published, not the part that is kept of a large one.
+        sizes = {"num_prompt_tokens": shape.num_prompts, "prompt_depth": depth, "max_bank_size": None}
+        options = sizes | options
     if method == SINGLE_PASS:
         options["query"] = "tokens"
     model = prepare_method(name, backbone, **options)

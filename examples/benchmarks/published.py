@@ -30,6 +30,19 @@ def sample_farthest(points: torch.Tensor, num_samples: int) -> torch.Tensor:
     return picked
 
 
+def sample_farthest_leanly(points: torch.Tensor, num_samples: int) -> torch.Tensor:
+    """The same loop with a minimum instead of a masked assignment, the best that plain PyTorch does."""
+    batch_size, num_points, _ = points.shape
+    clouds = torch.arange(batch_size, device=points.device)
+    picked = torch.zeros(batch_size, num_samples, dtype=torch.long, device=points.device)
+    nearest = torch.full((batch_size, num_points), torch.inf, device=points.device)
+    for step in range(1, num_samples):
+        distance = ((points - points[clouds, picked[:, step - 1]][:, None]) ** 2).sum(-1)
+        nearest = torch.minimum(nearest, distance)
+        picked[:, step] = nearest.argmax(-1)
+    return picked
+
+
 def squared_distances(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """All squared distances, of shape `(batch_size, num_left, num_right)`."""
     products = left @ right.transpose(1, 2)

@@ -18,6 +18,7 @@ from point_peft_hf.slots import BlockContext, prepare_context
 from point_peft_hf.tuners.point_prior_prompt import retrieve
 
 from . import models, published
+from .bank import bank
 from .measuring import Clock, Report, alternate, peak_memory, saved_for_backward
 from .models import FROZEN, PUBLISHED, SHAPES, SINGLE_PASS, Setting, Shape
 
@@ -67,22 +68,28 @@ def ops(run: Run) -> None:
         case = f"{batch_size}x{num_points}->{num_centers}"
         if not torch.equal(published.sample_farthest(points, num_centers), farthest_point_sample(points, num_centers)):
             raise RuntimeError(f"The two ways of sampling differ at {case}.")
-        pairs = {
-            "farthest points": (
-                lambda p=points, n=num_centers: published.sample_farthest(p, n),
-                lambda p=points, n=num_centers: farthest_point_sample(p, n),
-            ),
-            "neighbours": (
-                lambda p=points, c=centers: published.nearest_by_sorting(c, p, 32),
-                lambda p=points, c=centers: knn_indices(c, p, 32),
-            ),
-            "grouping": (
-                lambda p=points, n=num_centers: published.group(p, n, 32),
-                lambda p=points, n=num_centers: group_points(p, n, 32),
-            ),
-        }
-        for name, (plain, fast) in pairs.items():
-            run.time("ops", case, {f"{name}, {PUBLISHED}": plain, name: fast})
+        for functions in _ways_to_group(points, centers):
+            run.time("ops", case, functions)
+
+
+def _ways_to_group(points: torch.Tensor, centers: torch.Tensor) -> list[dict[str, Callable[[], object]]]:
+    """The published way and ours, by piece."""
+    num_centers = centers.shape[1]
+    return [
+        {
+            f"farthest points, {PUBLISHED}": lambda: published.sample_farthest(points, num_centers),
+            "farthest points, lean loop": lambda: published.sample_farthest_leanly(points, num_centers),
+            "farthest points": lambda: farthest_point_sample(points, num_centers),
+        },
+        {
+            f"neighbours, {PUBLISHED}": lambda: published.nearest_by_sorting(centers, points, 32),
+            "neighbours": lambda: knn_indices(centers, points, 32),
+        },
+        {
+            f"grouping, {PUBLISHED}": lambda: published.group(points, num_centers, 32),
+            "grouping": lambda: group_points(points, num_centers, 32),
+        },
+    ]
 
 
 def embedding(run: Run) -> None:
@@ -312,6 +319,7 @@ SECTIONS: dict[str, Callable[[Run], None]] = {
     "embedding": embedding,
     "block": block,
     "retrieval": retrieval,
+    "bank": bank,
     "inference": inference,
     "step": step,
     "memory": memory,

@@ -269,7 +269,10 @@ def _results(facts: AdapterFacts) -> Iterator[str]:
     score = runs[0].get("score", "accuracy")
     values = [run["test"][score] for run in runs]
     clouds = runs[0].get("clouds", {}).get("test")
+    votes = runs[0].get("arguments", {}).get("test_votes", 1)
     text = f"test {_SCORES[score]} {_percent(mean(values))}"
+    if votes > 1:
+        text += f", averaged over {votes} views of each cloud"
     if len(runs) > 1:
         text += f", mean over {len(runs)} seeds, from {_percent(min(values))} to {_percent(max(values))}"
     if clouds and score == "accuracy":

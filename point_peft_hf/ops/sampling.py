@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .differences import squared_differences
+
 _NEAR_ORIGIN = 1e-3
 # Points handled together on the CPU: few enough for their working arrays (7 numbers a point) to stay in the cache and
 # for PyTorch to use one thread (its grain size); thousands of short parallel sections would gain little on a quiet
@@ -39,18 +41,23 @@ def farthest_point_sample(points: Tensor, num_samples: int, *, skip_near_origin:
         )
     if points.dtype != torch.float64:
         points = points.float()
-    return _farthest_point_sample(points.detach(), num_samples, skip_near_origin)
+    # A call through the operator takes as long as several picks from a small batch.
+    sample = _opaque_sample if torch.compiler.is_compiling() else _sample
+    return sample(points.detach(), num_samples, skip_near_origin)
 
 
-# An operator of its own: torch.compile keeps it as one opaque call, where it would unroll the loop otherwise.
-@torch.library.custom_op("point_peft_hf::farthest_point_sample", mutates_args=())
-def _farthest_point_sample(points: Tensor, num_samples: int, skip_near_origin: bool) -> Tensor:
+def _sample(points: Tensor, num_samples: int, skip_near_origin: bool) -> Tensor:
+    """Sample in the way that suits the device; arguments as `farthest_point_sample`."""
     if points.device.type == "cpu":
         return _sample_cpu(points, num_samples, skip_near_origin)
     return _sample_torch(points, num_samples, skip_near_origin)
 
 
-@_farthest_point_sample.register_fake
+# torch.compile keeps an operator as one opaque call, where it would unroll the loop otherwise.
+_opaque_sample = torch.library.custom_op("point_peft_hf::farthest_point_sample", _sample, mutates_args=())
+
+
+@_opaque_sample.register_fake
 def _(points: Tensor, num_samples: int, skip_near_origin: bool) -> Tensor:
     return points.new_empty((points.shape[0], num_samples), dtype=torch.int64)
 
@@ -68,8 +75,7 @@ def _sample_torch(points: Tensor, num_samples: int, skip_near_origin: bool) -> T
     picked = torch.zeros((num_samples, batch), dtype=torch.int64, device=points.device)
     for step in range(1, num_samples):
         last = picked[step - 1].view(1, batch, 1).expand(3, batch, 1)
-        torch.sub(planes, planes.gather(2, last), out=squared)
-        squared.mul_(squared)
+        squared_differences(planes, planes.gather(2, last), out=squared)
         distance = squared[0].add_(squared[1]).add_(squared[2])
         torch.minimum(nearest, distance, out=nearest)
         picked[step] = nearest.argmax(dim=1)
@@ -79,38 +85,35 @@ def _sample_torch(points: Tensor, num_samples: int, skip_near_origin: bool) -> T
 def _sample_cpu(points: Tensor, num_samples: int, skip_near_origin: bool) -> Tensor:
     """Sample on the CPU, a few clouds at a time; arguments as `farthest_point_sample`."""
     batch, num_points, _ = points.shape
-    picked = torch.zeros((batch, num_samples), dtype=torch.int64)
+    picked = torch.zeros((num_samples, batch), dtype=torch.int64)
     blocks = max(1, -(-batch * num_points // _BLOCK_POINTS))
-    for part, target in zip(points.chunk(blocks), picked.chunk(blocks), strict=True):
+    for part, target in zip(points.chunk(blocks), picked.chunk(blocks, dim=1), strict=True):
         _sample_block(part, target.numpy(), skip_near_origin)
-    return picked
+    return picked.t().contiguous()
 
 
 def _sample_block(points: Tensor, picked: np.ndarray, skip_near_origin: bool) -> None:
-    """Fill `picked` (b, num_samples), which holds zeros, for clouds (b, N, 3) whose arrays fit the cache.
+    """Fill `picked` (num_samples, b), which holds zeros, for clouds (b, N, 3) whose arrays fit the cache.
 
-    The differences are taken by PyTorch, which broadcasts several times faster; the rest by NumPy, whose argmax is
-    many times faster on the CPU. Both work in place on the same memory.
+    The squared differences are taken by PyTorch, in one pass; the rest by NumPy, whose calls cost less and whose
+    argmax is many times faster on the CPU. Both work in place on the same memory.
     """
     batch, num_points, _ = points.shape
     planes = points.permute(2, 0, 1).contiguous()
     rows = points.reshape(-1, 3).numpy()
-    offsets = np.arange(batch) * num_points
-    differences = planes * planes
-    squared = differences.numpy()
-    x, y, z = squared
-    nearest = np.full((batch, num_points), np.inf, dtype=squared.dtype)
+    squared = planes * planes
+    x, y, z = squared.numpy()
+    nearest = np.full((batch, num_points), np.inf, dtype=x.dtype)
     if skip_near_origin:
         nearest[(x + y + z).astype(np.float64) <= _NEAR_ORIGIN] = -1.0  # as in _sample_torch
+    offsets, last = np.arange(batch) * num_points, np.empty(batch, dtype=np.int64)
     centers = torch.empty((batch, 3), dtype=points.dtype)
     centers_numpy, center_planes = centers.numpy(), centers.t().unsqueeze(-1)
-    last = picked[:, 0]
-    for step in range(1, picked.shape[1]):
-        np.take(rows, offsets + last, axis=0, out=centers_numpy, mode="clip")  # "raise" would buffer the output
-        torch.sub(planes, center_planes, out=differences)
-        np.square(squared, out=squared)
+    for before, now in zip(picked, picked[1:], strict=False):
+        np.add(offsets, before, out=last)
+        rows.take(last, axis=0, out=centers_numpy, mode="clip")  # "raise" would buffer the output
+        squared_differences(planes, center_planes, out=squared)
         np.add(x, y, out=x)
         np.add(x, z, out=x)
         np.minimum(nearest, x, out=nearest)
-        last = nearest.argmax(axis=1)
-        picked[:, step] = last
+        nearest.argmax(axis=1, out=now)

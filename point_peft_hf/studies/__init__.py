@@ -1,7 +1,8 @@
 """Studies: methods x seeds on a task, with learning rates chosen on validation and intervals over the seeds."""
 
-from .book import RunBook
+from .book import RunBook, score_name, validation_score
 from .plan import FewShot, PlannedRun, Study, StudyRow
+from .plots import draw_report
 from .report import RowSummary, study_table, summarize, write_report
 from .runner import few_shot_task, rerun, run_study
 from .statistics import Interval, mean_interval, paired_difference
@@ -14,12 +15,15 @@ __all__ = [
     "RunBook",
     "Study",
     "StudyRow",
+    "draw_report",
     "few_shot_task",
     "mean_interval",
     "paired_difference",
     "rerun",
     "run_study",
+    "score_name",
     "study_table",
     "summarize",
+    "validation_score",
     "write_report",
 ]

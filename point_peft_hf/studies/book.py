@@ -8,6 +8,16 @@ from pathlib import Path
 from typing import Any
 
 
+def score_name(record: dict[str, Any]) -> str:
+    """Name of the measure that a run of a book is judged by: "accuracy", or "instance_miou" for parts."""
+    return record.get("score", "accuracy")
+
+
+def validation_score(record: dict[str, Any]) -> float | None:
+    """The score on the validation split, from 0 to 1; `None` if there is no such split."""
+    return record[f"validation_{score_name(record)}"]
+
+
 class RunBook:
     """Records of runs in a file, one JSON object a line, only ever appended to.
 

@@ -26,11 +26,13 @@ class StudyRow:
         name: Name of the line.
         arguments: Fields of [`~point_peft_hf.training.FinetuneArguments`], those of the whole study included.
         learning_rate_from: Name of a line whose learning rate is taken over.
+        learning_rates: Rates that are tried for this line instead of those of the study; as many.
     """
 
     name: str
     arguments: dict[str, Any]
     learning_rate_from: str | None = None
+    learning_rates: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class PlannedRun:
 
     Attributes:
         row: Name of the line it belongs to.
-        stage: "search" (for the learning rate; the test split is not looked at) or "final".
+        stage: "search" (for the learning rate), "final" (for the table), or "validation" (for a table of validation
+            scores). Only "final" looks at the test split.
         seed: Seed of everything: weights, order, and, unless `data_seed` is among the arguments, the splits.
         arguments: Fields of [`~point_peft_hf.training.FinetuneArguments`].
         few_shot: The few-shot protocol, if the study follows it.
@@ -80,6 +83,8 @@ class Study:
         learning_rates: Rates that are tried for each line without a rate of its own.
         search_seeds: Seeds of that search; other than `seeds`, so that no final run is chosen by its own luck.
         few_shot: The few-shot protocol.
+        compare_on: The split whose scores are compared: "test", or "validation" where the study itself is to choose
+            something (a recipe, say), which must not know the test split.
     """
 
     rows: dict[str, StudyRow]
@@ -89,14 +94,16 @@ class Study:
     learning_rates: list[float] = field(default_factory=list)
     search_seeds: list[int] = field(default_factory=list)
     few_shot: FewShot | None = None
+    compare_on: str = "test"
 
     @classmethod
     def from_yaml(cls, path: str | Path, **overrides: Any) -> Study:
         """Read a study.
 
         The keys: `description`, `arguments` (for all lines), `seeds`, `reference`, `learning_rates` with `values` and
-        `seeds`, `few_shot` with `way`, `shot` and `query`, and `rows`: by name, the arguments of a line, where
-        `method` is by default the name, and `learning_rate_from` takes over the rate of another line.
+        `seeds`, `few_shot` with `way`, `shot` and `query`, `compare_on` (`test` or `validation`), and `rows`: by name,
+        the arguments of a line, where `method` is by default the name, `learning_rates` are tried for this line
+        instead of those of the study, and `learning_rate_from` takes over the rate of another line.
 
         Args:
             path: The yaml file.
@@ -108,7 +115,7 @@ class Study:
         content = yaml.safe_load(Path(path).read_text())
         if not isinstance(content, dict) or not isinstance(content.get("rows"), dict) or not content["rows"]:
             raise ValueError(f"{path} is not a study: it needs the key `rows`, with name and arguments of each line.")
-        known = {"description", "arguments", "seeds", "reference", "learning_rates", "few_shot", "rows"}
+        known = {"description", "arguments", "seeds", "reference", "learning_rates", "few_shot", "compare_on", "rows"}
         if unknown := sorted(content.keys() - known):
             raise ValueError(f"{path} has unknown keys {unknown}. A study has {sorted(known)}.")
         search = content.get("learning_rates") or {}
@@ -124,6 +131,7 @@ class Study:
             learning_rates=[float(value) for value in search.get("values", ())],
             search_seeds=list(search.get("seeds", ())),
             few_shot=FewShot(**content["few_shot"]) if content.get("few_shot") else None,
+            compare_on=content.get("compare_on", "test"),
         )
         study._check(path)
         return study
@@ -139,6 +147,11 @@ class Study:
             other = self.rows.get(row.learning_rate_from)
             if other is not None and other.learning_rate_from is not None:
                 raise ValueError(f"{row.name} in {path} takes its learning rate from {other.name}, which has none.")
+            self._check_rates(path, row)
+        if self.compare_on not in ("test", "validation"):
+            raise ValueError(f"`compare_on` in {path} must be test or validation, got {self.compare_on!r}.")
+        if self.few_shot and self.compare_on == "validation":
+            raise ValueError(f"{path} compares on validation, but a few-shot fold has no validation split.")
         if self.few_shot and self.learning_rates:
             raise ValueError(
                 f"{path} has `few_shot` and `learning_rates`, but a few-shot fold has no validation split to choose "
@@ -150,6 +163,17 @@ class Study:
             )
         for run in self.final_runs(dict.fromkeys(self.rows)):
             FinetuneArguments(**run.arguments, seed=run.seed).check()
+
+    def _check_rates(self, path: str | Path, row: StudyRow) -> None:
+        if not row.learning_rates:
+            return
+        if row.learning_rate_from is not None or row.arguments.get("learning_rate") is not None:
+            raise ValueError(f"{row.name} in {path} has `learning_rates` to try and one that is fixed. Give it one.")
+        if len(set(row.learning_rates)) != len(set(self.learning_rates)):
+            raise ValueError(
+                f"{row.name} in {path} has {len(set(row.learning_rates))} `learning_rates` and the study "
+                f"{len(set(self.learning_rates))}. Give every row as many: who may try more often finds more."
+            )
 
     def only(self, names: Iterable[str]) -> Study:
         """The study with some of its lines.
@@ -167,7 +191,7 @@ class Study:
         """The runs that choose learning rates: each line without a rate, at each rate, over the search's seeds."""
         for row in self.rows.values():
             if row.learning_rate_from is None and row.arguments.get("learning_rate") is None:
-                for rate in self.learning_rates:
+                for rate in row.learning_rates or self.learning_rates:
                     for seed in self.search_seeds:
                         yield self._run(row, "search", seed, rate)
 
@@ -179,7 +203,7 @@ class Study:
         """
         for seed in self.seeds:
             for row in self.rows.values():
-                yield self._run(row, "final", seed, rates[row.name])
+                yield self._run(row, "final" if self.compare_on == "test" else "validation", seed, rates[row.name])
 
     def chosen_rates(self, validation: dict[str, dict[float, list[float]]]) -> dict[str, float | None]:
         """The learning rate of each line: its own, that of another line, the best on validation, or the default.
@@ -208,6 +232,7 @@ class Study:
 def _row(path: str | Path, name: str, common: dict[str, Any], line: dict[str, Any]) -> StudyRow:
     line = dict(line)
     learning_rate_from = line.pop("learning_rate_from", None)
+    learning_rates = tuple(float(value) for value in line.pop("learning_rates", ()))
     arguments = {"method": name} | common | line
     if unknown := sorted(arguments.keys() - _ARGUMENT_NAMES):
         raise ValueError(
@@ -219,4 +244,4 @@ def _row(path: str | Path, name: str, common: dict[str, Any], line: dict[str, An
             f"The row {name!r} of {path} has the method {arguments['method']!r}. Give it `method`: one of "
             f"{', '.join(METHODS)}."
         )
-    return StudyRow(name, arguments, learning_rate_from)
+    return StudyRow(name, arguments, learning_rate_from, learning_rates)

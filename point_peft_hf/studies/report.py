@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..adapter_files import write_json
-from .book import RunBook
+from .book import RunBook, score_name, validation_score
 from .plan import Study
 from .statistics import Interval, mean_interval, paired_difference
+
+# Beside each score over all clouds, that over the classes or categories.
+_BY_CLASS = {"accuracy": "mean_class_accuracy", "instance_miou": "category_miou"}
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,11 @@ class RowSummary:
         learning_rate: Learning rate of its runs.
         trainable: Number of trainable parameters.
         file_bytes: Size of what a run saves.
-        validation: Validation accuracy over the seeds; `None` under the few-shot protocol, which has no such split.
-        test: Test accuracy over the seeds.
-        difference: Paired difference of the test accuracy to the reference; `None` for the reference itself.
+        score: Name of the measure: "accuracy", or "instance_miou" for parts.
+        validation: Validation score over the seeds; `None` under the few-shot protocol, which has no such split.
+        test: Test score over the seeds; `None` in a study that compares on validation.
+        test_by_class: Mean over the classes of their test accuracies, or over the categories of their mIoUs.
+        difference: Paired difference of the score that is compared to the reference; `None` for the reference itself.
         seconds_per_epoch: Median.
         peak_memory_mib: Median.
     """
@@ -34,15 +39,22 @@ class RowSummary:
     learning_rate: float
     trainable: int
     file_bytes: int
+    score: str
     validation: Interval | None
-    test: Interval
+    test: Interval | None
+    test_by_class: Interval | None
     difference: Interval | None
     seconds_per_epoch: float
     peak_memory_mib: float
 
+    @property
+    def compared(self) -> Interval:
+        """The score that rows are compared by."""
+        return self.test or self.validation
 
-def summarize(study: Study, book: RunBook, rates: dict[str, float | None]) -> list[RowSummary]:
-    """Sum up the final runs of a study; lines without a run are left out.
+
+def final_records(study: Study, book: RunBook, rates: dict[str, float | None]) -> dict[str, dict[int, dict[str, Any]]]:
+    """The records of a study's table that are in its book, by line and seed.
 
     Args:
         study: The study.
@@ -53,50 +65,74 @@ def summarize(study: Study, book: RunBook, rates: dict[str, float | None]) -> li
     for run in study.final_runs(rates):
         if run.key in book:
             found.setdefault(run.row, {})[run.seed] = book.records[run.key]
-    accuracies = {
-        name: {seed: record["test"]["accuracy"] for seed, record in records.items()} for name, records in found.items()
-    }
-    return [
-        RowSummary(
-            name=name,
-            learning_rate=records[min(records)]["learning_rate"],
-            # The parameters and the file are the same for every seed.
-            trainable=records[min(records)]["parameters"]["trainable"],
-            file_bytes=records[min(records)]["file_bytes"],
-            validation=None
-            if study.few_shot
-            else mean_interval([record["validation_accuracy"] for record in records.values()]),
-            test=mean_interval(list(accuracies[name].values())),
-            difference=paired_difference(accuracies[name], accuracies[study.reference])
-            if study.reference in accuracies and name != study.reference
-            else None,
-            seconds_per_epoch=statistics.median(r["seconds_per_epoch"] for r in records.values()),
-            peak_memory_mib=statistics.median(r["peak_memory_mib"] for r in records.values()),
-        )
+    return {name: found[name] for name in study.rows if name in found}
+
+
+def summarize(study: Study, book: RunBook, rates: dict[str, float | None]) -> list[RowSummary]:
+    """Sum up the runs of [`final_records`]; lines without a run are left out."""
+    found = final_records(study, book, rates)
+    compared = {
+        name: {seed: _compared_score(study, record) for seed, record in records.items()}
         for name, records in found.items()
-    ]
+    }
+    return [_summarize_row(study, name, records, compared) for name, records in found.items()]
+
+
+def _compared_score(study: Study, record: dict[str, Any]) -> float:
+    return validation_score(record) if study.compare_on == "validation" else record["test"][score_name(record)]
+
+
+def _summarize_row(
+    study: Study, name: str, records: dict[int, dict[str, Any]], compared: dict[str, dict[int, float]]
+) -> RowSummary:
+    # Learning rate, parameters and file are the same for every seed.
+    first = records[min(records)]
+    score, on_test = score_name(first), study.compare_on == "test"
+    by_class = [record["test"][_BY_CLASS[score]] for record in records.values()] if on_test else []
+    is_reference = name == study.reference or study.reference not in compared
+    return RowSummary(
+        name=name,
+        learning_rate=first["learning_rate"],
+        trainable=first["parameters"]["trainable"],
+        file_bytes=first["file_bytes"],
+        score=score,
+        validation=None if study.few_shot else mean_interval([validation_score(r) for r in records.values()]),
+        test=mean_interval(list(compared[name].values())) if on_test else None,
+        test_by_class=mean_interval(by_class) if on_test else None,
+        difference=None if is_reference else paired_difference(compared[name], compared[study.reference]),
+        seconds_per_epoch=statistics.median(r["seconds_per_epoch"] for r in records.values()),
+        peak_memory_mib=statistics.median(r["peak_memory_mib"] for r in records.values()),
+    )
 
 
 def study_table(rows: list[RowSummary], reference: str | None = None) -> str:
-    """The summary as a table in Markdown: accuracies in per cent, with 95 % intervals."""
-    header = ["", "trainable", "file", "learning rate", "validation", "test accuracy"]
-    header += [f"difference to {reference}"] if reference else []
-    header += ["seeds", "s/epoch", "peak memory"]
-    lines = [header]
+    """The summary as a table in Markdown: scores in per cent, with 95 % intervals."""
+    columns = ["", "trainable", "file", "learning rate", *_score_columns(rows)]
+    columns += [f"difference to {reference}"] if reference else []
+    lines = [[*columns, "seeds", "s/epoch", "peak memory"]]
     for row in rows:
-        cells = [
-            row.name,
-            f"{row.trainable:,}",
-            f"{row.file_bytes / 1e6:.2f} MB",
-            f"{row.learning_rate:g}",
-            f"{100 * row.validation.mean:.1f}" if row.validation else "",
-            _percent(row.test),
-        ]
+        cells = [row.name, f"{row.trainable:,}", f"{row.file_bytes / 1e6:.2f} MB", f"{row.learning_rate:g}"]
+        cells += _score_cells(row)
         cells += [_percent(row.difference, sign=True) if row.difference else ""] if reference else []
-        lines.append([*cells, str(row.test.count), f"{row.seconds_per_epoch:.1f}", f"{row.peak_memory_mib:.0f} MiB"])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+        cost = [f"{row.seconds_per_epoch:.1f}", f"{row.peak_memory_mib:.0f} MiB"]
+        lines.append([*cells, str(row.compared.count), *cost])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [f"| {' | '.join(cell.ljust(w) for cell, w in zip(line, widths, strict=True))} |" for line in lines]
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+
+
+def _score_columns(rows: list[RowSummary]) -> list[str]:
+    parts = any(row.score == "instance_miou" for row in rows)
+    if any(row.test is None for row in rows):
+        return ["validation mIoU" if parts else "validation accuracy"]
+    return ["validation", *(("test mIoU", "category mIoU") if parts else ("test accuracy", "mean class"))]
+
+
+def _score_cells(row: RowSummary) -> list[str]:
+    if row.test is None:
+        return [_percent(row.validation)]
+    validation = f"{100 * row.validation.mean:.1f}" if row.validation else ""
+    return [validation, _percent(row.test), _percent(row.test_by_class)]
 
 
 def write_report(study: Study, rows: list[RowSummary], output_dir: str | Path) -> str:
@@ -115,7 +151,7 @@ def _percent(interval: Interval, sign: bool = False) -> str:
 
 def _as_json(row: RowSummary) -> dict[str, Any]:
     content = dict(vars(row))
-    for name in ("validation", "test", "difference"):
+    for name in ("validation", "test", "test_by_class", "difference"):
         if content[name] is not None:
             # JSON has no word for "not a number".
             content[name] = {k: None if math.isnan(v) else v for k, v in content[name]._asdict().items()}

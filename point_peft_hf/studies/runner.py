@@ -16,8 +16,14 @@ import torch
 from accelerate.utils import release_memory
 
 from ..data import few_shot_fold, load_dataset
-from ..training import ClassificationTask, FinetuneArguments, Finetuning, task_from_arguments
-from .book import RunBook
+from ..training import (
+    ClassificationTask,
+    FinetuneArguments,
+    Finetuning,
+    show_only_own_messages,
+    task_from_arguments,
+)
+from .book import RunBook, score_name, validation_score
 from .plan import FewShot, PlannedRun, Study
 
 # What of a run's record goes into the book; the whole of it stays beside the adapter.
@@ -26,7 +32,7 @@ _KEPT_FIELDS = (
     "clouds",
     "parameters",
     "best_epoch",
-    "validation_accuracy",
+    "score",
     "test",
     "file_bytes",
     "seconds_per_epoch",
@@ -55,7 +61,7 @@ def run_study(
     output_dir.mkdir(parents=True, exist_ok=True)
     book = RunBook(output_dir / "runs.jsonl")
     _run_all(list(study.search_runs()), book, output_dir, jobs, report)
-    rates = study.chosen_rates(validation_by_rate(book))
+    rates = study.chosen_rates(validation_by_rate(study, book))
     for name, rate in rates.items():
         if study.learning_rates:
             report(f"{name}: learning rate {rate:g}" if rate is not None else f"{name}: the method's learning rate")
@@ -63,13 +69,13 @@ def run_study(
     return book, rates
 
 
-def validation_by_rate(book: RunBook) -> dict[str, dict[float, list[float]]]:
-    """The validation accuracies of a search, by line and learning rate."""
+def validation_by_rate(study: Study, book: RunBook) -> dict[str, dict[float, list[float]]]:
+    """The validation scores of a study's search, by line and learning rate."""
     scores: dict[str, dict[float, list[float]]] = {}
-    for record in book.of_stage("search"):
-        scores.setdefault(record["row"], {}).setdefault(record["learning_rate"], []).append(
-            record["validation_accuracy"]
-        )
+    for run in study.search_runs():
+        if run.key in book:
+            record = book.records[run.key]
+            scores.setdefault(run.row, {}).setdefault(record["learning_rate"], []).append(validation_score(record))
     return scores
 
 
@@ -96,7 +102,7 @@ def _run_all(
     threads = max((os.cpu_count() or 1) // jobs, 1)
     for done, record in enumerate(_results(pending, output_dir, jobs, threads), 1):
         book.add(record)
-        scores = {"validation": record["validation_accuracy"], "test": record["test"].get("accuracy")}
+        scores = {"validation": validation_score(record), "test": record["test"].get(score_name(record))}
         score = ", ".join(f"{split} {100 * value:.1f} %" for split, value in scores.items() if value is not None)
         name = f"{record['row']}, {record['stage']}, seed {record['seed']}, learning rate {record['learning_rate']:g}"
         report(f"[{done}/{len(pending)}] {name}: {score}")
@@ -106,7 +112,7 @@ def _results(runs: list[PlannedRun], output_dir: Path, jobs: int, threads: int) 
     """The records of runs, as they are done."""
     if jobs == 1:
         for run in runs:
-            yield _execute(run, output_dir, threads)
+            yield _execute(run, output_dir, threads, progress=True)
         return
     # Fresh processes: a fork would copy the locks of torch's threads.
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -118,7 +124,8 @@ def _results(runs: list[PlannedRun], output_dir: Path, jobs: int, threads: int) 
             pool.shutdown(cancel_futures=True)
 
 
-def _execute(run: PlannedRun, output_dir: Path, threads: int) -> dict[str, Any]:
+def _execute(run: PlannedRun, output_dir: Path, threads: int, progress: bool = False) -> dict[str, Any]:
+    show_only_own_messages()
     torch.set_num_threads(threads)
     work_dir = output_dir / "unfinished" / run.key
     arguments = FinetuneArguments(
@@ -128,10 +135,10 @@ def _execute(run: PlannedRun, output_dir: Path, threads: int) -> dict[str, Any]:
         task = task_from_arguments(arguments)
     else:
         task = few_shot_task(arguments.data, run.few_shot, fold=run.seed)
-    if run.stage == "search":
-        # What chooses a learning rate must not know the test split.
+    if run.stage != "final":
+        # What chooses must not know the test split.
         task = replace(task, test=task.test.select([]))
-    finetuning = Finetuning(arguments, task, report=lambda line: None)
+    finetuning = Finetuning(arguments, task, report=lambda line: None, progress=progress)
     record = finetuning.run()
     folder = finetuning.output_dir
     finetuning.accelerator.free_memory()
@@ -147,7 +154,7 @@ def _execute(run: PlannedRun, output_dir: Path, threads: int) -> dict[str, Any]:
         "arguments": run.arguments,
         "few_shot": run.few_shot and vars(run.few_shot),
         "threads": threads,
-        **{name: record[name] for name in _KEPT_FIELDS},
+        **{name: record[name] for name in (*_KEPT_FIELDS, f"validation_{record['score']}")},
     }
 
 

@@ -4,7 +4,7 @@ from .arguments import FinetuneArguments
 from .batch_norm import SyncFreezableBatchNorm1d, synchronize_batch_norms
 from .batches import EpochSampler, TrainingCollator, evaluation_loader, training_loader
 from .checkpoints import Checkpoints, load_model, register_adapter_checkpoints, save_model
-from .finetune import Finetuning, task_from_arguments
+from .finetune import Finetuning
 from .interruption import TrainingInterrupted, TrainingStopped
 from .methods import METHODS, load_backbone, method_config, prepare_method
 from .metrics import ClassificationMetrics
@@ -15,6 +15,8 @@ from .record import results_table
 from .resident import load_resident, share_weights
 from .segmentation import SegmentationMetrics, SegmentationTask, load_segmentation_task, predict_parts
 from .task import ClassificationTask, load_task
+from .tasks import task_from_arguments
+from .verbosity import show_only_own_messages
 
 __all__ = [
     "METHODS",
@@ -47,6 +49,7 @@ __all__ = [
     "register_adapter_checkpoints",
     "results_table",
     "save_model",
+    "show_only_own_messages",
     "synchronize_batch_norms",
     "training_loader",
     "share_weights",

@@ -15,7 +15,7 @@ from .task import PROCEDURAL
 FREE_FIELDS = frozenset(
     {
         *("model", "data", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "num_workers"),
-        *("checkpoint_every_steps", "keep_checkpoints", "log_every_steps"),
+        *("checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "test_votes"),
     }
 )
 
@@ -54,6 +54,10 @@ class FinetuneArguments:
     corruption: str = field(default="scan", metadata={"help": "Procedural data: clean, scan or hard_scan."})
     max_train_clouds: int | None = field(default=None, metadata={"help": "Use only so many training clouds."})
     max_test_clouds: int | None = field(default=None, metadata={"help": "Use only so many test clouds."})
+    test_votes: int = field(
+        default=1,
+        metadata={"help": "Average over so many views of a test cloud, drawn and augmented as in training."},
+    )
     validation_fraction: float = field(default=0.2, metadata={"help": "Share of training clouds for validation."})
     data_seed: int = field(default=0, metadata={"help": "Seed of the splits."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, order, augmentation and dropout."})
@@ -87,7 +91,7 @@ class FinetuneArguments:
             raise ValueError(f"--task must be one of {', '.join(TASKS)}, got {self.task!r}.")
         if self.method not in METHODS:
             raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}.")
-        names = ("epochs", "batch_size", "gradient_accumulation_steps", "clouds_per_class")
+        names = ("epochs", "batch_size", "gradient_accumulation_steps", "clouds_per_class", "test_votes")
         for name in (*names, "num_points", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -97,6 +101,11 @@ class FinetuneArguments:
         for name in ("validation_fraction", "warmup_ratio"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be between 0 and 1, got {getattr(self, name)}.")
+        if self.test_votes > 1 and self.task == "segmentation":
+            raise ValueError(
+                f"--test_votes {self.test_votes} is for classification: the views of a cloud have other points, so "
+                "that their parts cannot be averaged. Leave it out."
+            )
         get_augmentation(self.augmentation)
 
     def recipe(self) -> dict[str, Any]:

@@ -38,24 +38,9 @@ from .optimization import parameter_groups, warmup_cosine
 from .record import check_tracker, data_fingerprint, describe_environment
 from .resources import PeakMemory, count_parameters, folder_bytes
 from .run_folder import Progress, RunFolder
-from .segmentation import SegmentationTask, load_segmentation_task
 from .sharding import WholeModel
-from .task import ClassificationTask, load_task
-
-Task = ClassificationTask | SegmentationTask
-
-
-def task_from_arguments(args: FinetuneArguments) -> Task:
-    """Load the data of a run."""
-    options = {
-        "validation_fraction": args.validation_fraction,
-        "max_train_clouds": args.max_train_clouds,
-        "max_test_clouds": args.max_test_clouds,
-        "seed": args.data_seed,
-    }
-    if args.task == "segmentation":
-        return load_segmentation_task(args.data, **options)
-    return load_task(args.data, clouds_per_class=args.clouds_per_class, corruption=args.corruption, **options)
+from .tasks import Task, task_from_arguments
+from .voting import judge_by_votes
 
 
 class Finetuning:
@@ -68,12 +53,19 @@ class Finetuning:
         args: What to fine-tune, and how.
         task: The data; loaded from the arguments by default (pass it to share it between runs).
         report: Called with each line that a person should see.
+        progress: Whether to show progress bars where there is a terminal for them.
 
     Raises:
         ValueError: If an argument does not fit, the output folder cannot be written, or an unfinished run lies there.
     """
 
-    def __init__(self, args: FinetuneArguments, task: Task | None = None, report: Callable[[str], None] = print):
+    def __init__(
+        self,
+        args: FinetuneArguments,
+        task: Task | None = None,
+        report: Callable[[str], None] = print,
+        progress: bool = True,
+    ):
         args.check()
         check_tracker(args.report_to)
         self.args = args
@@ -90,6 +82,7 @@ class Finetuning:
             project_dir=self.output_dir.parent / args.report_to,
         )
         self.report = report
+        self.show_bars = progress and sys.stderr.isatty()
         self.folder = RunFolder(self.output_dir, args, self.accelerator, self._show)
         self.memory = PeakMemory()
         self.memory.start()
@@ -120,7 +113,7 @@ class Finetuning:
             model.to(accelerator.device)
             # The bank holds classes of whole clouds, also where parts are told apart.
             clouds = self._evaluation_loader(self.task.train, segmentation=False)
-            build_point_prior_bank(model, clouds, accelerator=accelerator)
+            build_point_prior_bank(model, clouds, accelerator=accelerator, progress=self.show_bars)
         if args.sync_batch_norm:
             synchronize_batch_norms(model)
         train_loader = training_loader(
@@ -219,7 +212,7 @@ class Finetuning:
             total=self.total_steps,
             initial=self.progress.step,
             unit="step",
-            disable=not self.accelerator.is_main_process or not sys.stderr.isatty(),
+            disable=not self.accelerator.is_main_process or not self.show_bars,
             leave=False,
         )
 
@@ -353,7 +346,6 @@ class Finetuning:
         model = self.whole_model.gather(self.model)
         load_model(model, self.output_dir)
         self.whole_model.scatter(model, self.model)
-        test_loader = self.accelerator.prepare(self._evaluation_loader(self.task.test))
         history = self.progress.history
         seconds = sum(row["seconds"] for row in history)
         clouds = len(history) * len(self.train_loader) * self.train_loader.total_batch_size
@@ -364,7 +356,7 @@ class Finetuning:
             "best_epoch": self.progress.best["epoch"],
             "score": self.task.score,
             f"validation_{self.task.score}": self.progress.best["score"] if len(self.task.validation) else None,
-            "test": self._evaluate(test_loader) if len(self.task.test) else {},
+            "test": self._test() if len(self.task.test) else {},
             "file_bytes": folder_bytes(self.output_dir),
             "seconds_per_epoch": seconds / len(history),
             "clouds_per_second": clouds / seconds,
@@ -377,6 +369,11 @@ class Finetuning:
                 if isinstance(model, PeftModel):
                     write_model_card(self.output_dir)
         return record
+
+    def _test(self) -> dict[str, float]:
+        if self.args.test_votes > 1:
+            return judge_by_votes(self.model, self.task, self.processor, self.args, self.accelerator)
+        return self._evaluate(self.accelerator.prepare(self._evaluation_loader(self.task.test)))
 
     # -- Telling ------------------------------------------------------------------------------------------------------
 

@@ -9,12 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from .figure import GRID, new_figure, save_figure
+from .figure import GRID, INK, new_figure, save_figure
 from .palette import MARKER_SHAPES, category_colors
 
 
 def plot_intervals(
-    rows: Sequence[Mapping[str, Any]], path: str | os.PathLike, label: str = "test accuracy (%)", title: str = ""
+    rows: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike,
+    label: str = "test accuracy (%)",
+    title: str = "",
+    baseline: float | None = None,
 ) -> Path:
     """Draw the score of each method with its interval.
 
@@ -23,6 +27,7 @@ def plot_intervals(
         path: The file.
         label: What the score is, with its unit.
         title: Title; default: none.
+        baseline: A value to draw a line at, for example 0 for differences; default: no line.
 
     Returns:
         The file.
@@ -32,6 +37,8 @@ def plot_intervals(
     """
     means, errors = _intervals(rows)
     figure, axes = new_figure(6.8, 1.3 + 0.42 * len(rows))
+    if baseline is not None:
+        axes.axvline(baseline, color=INK, linewidth=1.2)
     for place, (color, mean, error) in enumerate(zip(category_colors(len(rows)), means, errors.T, strict=True)):
         axes.errorbar(
             mean,

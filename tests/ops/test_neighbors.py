@@ -10,6 +10,14 @@ def distances(queries: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     return (queries.double().unsqueeze(2) - points.double().unsqueeze(1)).norm(dim=-1)
 
 
+def by_sorting(queries: torch.Tensor, points: torch.Tensor, k: int) -> torch.Tensor:
+    """Sort all distances, in the precision of `knn_indices`; what is equal stays in order."""
+    dtype = torch.promote_types(points.dtype, torch.float32)
+    differences = queries.to(dtype).unsqueeze(2) - points.to(dtype).unsqueeze(1)
+    x, y, z = (differences * differences).unbind(-1)
+    return ((x + y) + z).sort(dim=-1, stable=True).indices[..., :k]
+
+
 def test_eight_points_by_hand():
     # Points on the x axis at 0 1 3 6 10 15 21 28.
     # From 6 (index 3): 3 is 3 away (index 2), 10 is 4 away (index 4), 1 is 5 away (index 1).
@@ -31,20 +39,40 @@ def test_equals_naive(dtype):
         found = knn_indices(queries, points, k)
         assert found.shape == (batch, num_queries, k)
         assert found.dtype == torch.int64
+        assert torch.equal(found, by_sorting(queries, points, k))
         everything = distances(queries, points)
-        expected = everything.sort(dim=-1).values[..., :k]  # distances: ties may come in any order
+        expected = everything.sort(dim=-1).values[..., :k]
         torch.testing.assert_close(everything.gather(-1, found), expected, rtol=1e-6, atol=1e-7)
-        assert all(len(set(row)) == k for row in found.flatten(0, 1).tolist())
 
 
-@pytest.mark.parametrize("entries", [1, 7, 64, 200, 1000])
-def test_blocks_do_not_matter(entries, monkeypatch):
-    generator = torch.Generator().manual_seed(1)
-    queries = torch.randn(3, 11, 3, generator=generator)
-    points = torch.randn(3, 16, 3, generator=generator)
-    expected = knn_indices(queries, points, 5)
+@pytest.fixture
+def grid():
+    """Clouds on a coarse grid, full of equal distances and equal points."""
+    return torch.randint(-3, 4, (3, 100, 3), generator=torch.Generator().manual_seed(1)).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("k", [1, 5, 60, 100])
+def test_equal_distances_come_by_index(grid, dtype, k):
+    found = knn_indices(grid[:, :11].to(dtype), grid.to(dtype), k)
+    assert torch.equal(found, by_sorting(grid[:, :11], grid, k))
+
+
+@pytest.mark.parametrize("entries", [1, 7, 64, 200, 1000, 10000])
+def test_blocks_do_not_matter(grid, entries, monkeypatch):
+    expected = by_sorting(grid[:, :11], grid, 5)
     monkeypatch.setattr(neighbors_module, "_CPU_ENTRIES", entries)
-    assert torch.equal(knn_indices(queries, points, 5), expected)
+    assert torch.equal(knn_indices(grid[:, :11], grid, 5), expected)
+    for cloud in range(3):
+        assert torch.equal(knn_indices(grid[cloud : cloud + 1, :11], grid[cloud : cloud + 1], 5)[0], expected[cloud])
+
+
+def test_every_way_to_select_finds_the_same(grid, monkeypatch):
+    expected = by_sorting(grid[:, :11], grid, 20)
+    compiled = torch.compile(knn_indices, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(grid[:, :11], grid, 20), expected)
+    monkeypatch.setattr(neighbors_module, "_NUMPY_THREADS", 0)  # as with many threads, and as on a GPU
+    assert torch.equal(knn_indices(grid[:, :11], grid, 20), expected)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e3])
@@ -69,11 +97,10 @@ def test_small_cluster_in_a_large_cloud():
     torch.testing.assert_close(taken, everything.sort(dim=-1).values[..., :8], rtol=1e-6, atol=0)
 
 
-def test_duplicates_are_all_found():
+def test_duplicates_are_all_found_in_order():
     points = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]).repeat(4, 1)[None]
     found = knn_indices(points[:, :2], points, 4)
-    assert sorted(found[0, 0].tolist()) == [0, 2, 4, 6]
-    assert sorted(found[0, 1].tolist()) == [1, 3, 5, 7]
+    assert found.tolist() == [[[0, 2, 4, 6], [1, 3, 5, 7]]]
 
 
 def test_permutation():

@@ -70,9 +70,10 @@ def test_equals_naive(dtype, skip):
         assert picked.tolist() == [naive_fps(cloud, num_samples, skip) for cloud in points]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("skip", [False, True])
-def test_paths_agree(skip, monkeypatch):
-    points = torch.randn(5, 64, 3, generator=torch.Generator().manual_seed(1)) * 0.1
+def test_paths_agree(skip, dtype, monkeypatch):
+    points = (torch.randn(5, 64, 3, generator=torch.Generator().manual_seed(1)) * 0.1).to(dtype)
     points[1] = points[1].mul(10).round()  # many ties
     expected = _sample_torch(points, 32, skip)
     assert torch.equal(farthest_point_sample(points, 32, skip_near_origin=skip), expected)
@@ -127,6 +128,13 @@ def test_batch_does_not_matter_and_all_points_are_picked_once():
     for b in range(3):
         assert torch.equal(farthest_point_sample(points[b : b + 1], 30)[0], picked[b])
         assert sorted(picked[b].tolist()) == list(range(30))
+
+
+def test_autocast_does_not_matter():
+    points = torch.randn(2, 60, 3, generator=torch.Generator().manual_seed(5)) + 10
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        picked = farthest_point_sample(points, 20)
+    assert torch.equal(picked, farthest_point_sample(points, 20))
 
 
 def test_layout_and_gradient():

@@ -58,6 +58,22 @@ def test_keys_tell_runs_apart_and_stay(tmp_path):
     assert not set(first) & {run.key for run in longer.final_runs(rates)}
 
 
+def test_rates_of_a_row_are_tried_instead_of_those_of_the_study(tmp_path):
+    plan = study(tmp_path, rows={"full": {"learning_rates": [5e-4, 1e-3]}, "linear": None})
+    searched = {
+        row: {run.arguments["learning_rate"] for run in plan.search_runs() if run.row == row} for row in plan.rows
+    }
+    assert searched == {"full": {5e-4, 1e-3}, "linear": {1e-3, 4e-3}}
+
+
+def test_a_study_on_validation_has_runs_of_its_own(tmp_path):
+    rates = dict.fromkeys(CONTENT["rows"], 1e-3)
+    keys = {run.key for run in study(tmp_path).final_runs(rates)}
+    runs = list(study(tmp_path, compare_on="validation").final_runs(rates))
+    assert {run.stage for run in runs} == {"validation"}
+    assert not keys & {run.key for run in runs}
+
+
 def test_overrides(tmp_path):
     study(tmp_path)
     plan = Study.from_yaml(tmp_path / "study.yaml", data="clouds")
@@ -68,6 +84,13 @@ def test_overrides(tmp_path):
     ("changes", "message"),
     [
         ({"few_shot": {"way": 5, "shot": 10}}, "no validation split to choose by"),
+        ({"compare_on": "train"}, "must be test or validation, got 'train'"),
+        (
+            {"compare_on": "validation", "few_shot": {"way": 5, "shot": 10}, "learning_rates": None},
+            "a few-shot fold has no validation split",
+        ),
+        ({"rows": {"full": {"learning_rates": [1e-3, 2e-3, 3e-3]}}}, "has 3 `learning_rates` and the study 2"),
+        ({"rows": {"full": {"learning_rates": [1e-3, 2e-3], "learning_rate": 1e-3}}}, "and one that is fixed"),
         ({"rows": {}}, "needs the key `rows`"),
         ({"seed": [0]}, r"unknown keys \['seed'\]"),
         ({"reference": "best"}, "reference .* is 'best'"),

@@ -1,10 +1,12 @@
 import json
+import sys
 
+import numpy as np
 import pytest
 import torch
 
 from point_peft_hf.data import few_shot_fold
-from point_peft_hf.studies import Study, rerun, run_study, runner, summarize, write_report
+from point_peft_hf.studies import Study, StudyRow, draw_report, rerun, run_study, runner, summarize, write_report
 from point_peft_hf.training import ClassificationTask, FinetuneArguments, Finetuning, load_task
 
 STUDY = """
@@ -73,6 +75,78 @@ def test_the_report(done):
     assert f"| {100 * mean:.1f} ± " in table
     assert (folder / "table.md").read_text() == f"Tiny.\n\n{table}\n"
     assert json.loads((folder / "summary.json").read_text())["rows"][1]["trainable"] == rows[1].trainable
+
+
+def test_the_pictures(done, tmp_path):
+    study, book, rates, _ = done
+    files = draw_report(study, book, rates, tmp_path)
+    assert [file.name for file in files] == ["scores.png", "parameters.png", "differences.png", "learning_curves.png"]
+    assert all(file.stat().st_size > 5000 for file in files)
+
+
+def test_without_matplotlib_there_are_none(done, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert draw_report(*done[:3], tmp_path) == []
+
+
+def test_what_a_search_was_before_the_study_was_changed_does_not_count(done):
+    study, book, _, _ = done
+    assert {name: len(scores) for name, scores in runner.validation_by_rate(study, book).items()} == {"linear": 2}
+    longer = Study(**{**vars(study), "rows": {"linear": StudyRow("linear", {"method": "linear", "epochs": 3})}})
+    assert runner.validation_by_rate(longer, book) == {}
+
+
+def test_a_study_that_compares_on_validation_leaves_the_test_split_alone(done, tiny_backbone, tmp_path):
+    (tmp_path / "study.yaml").write_text(STUDY + "compare_on: validation\n")
+    study = Study.from_yaml(tmp_path / "study.yaml", model=tiny_backbone)
+    book, rates = run_study(study, tmp_path / "out", report=lambda line: None)
+    assert all(record["test"] == {} for record in book.records.values())
+    assert not (tmp_path / "out" / "adapters").exists()
+    rows = summarize(study, book, rates)
+    # The same trainings as with a look at the test split.
+    assert [row.validation for row in rows] == [row.validation for row in summarize(done[0], done[1], done[2])]
+    assert rows[1].difference.mean == pytest.approx(rows[1].validation.mean - rows[0].validation.mean)
+    table = write_report(study, rows, tmp_path)
+    assert "| validation accuracy |" in table
+    assert "test" not in table
+    assert rerun(book.of_stage("validation")[0])["test"] == {}
+
+
+@pytest.fixture
+def parts_folder(tmp_path):
+    """Poles (lower, upper) and slabs (one part): 12 of each to train on, 4 to test."""
+    generator = np.random.default_rng(0)
+    for index in range(32):
+        points = (
+            generator.uniform(-1, 1, size=(150, 3)) * (0.1, 1, 0.1) if index % 2 else generator.normal(size=(150, 3))
+        )
+        parts = (points[:, 1] > 0) * (index % 2)
+        folder = tmp_path / "parts" / ("test" if index < 8 else "train") / ("pole" if index % 2 else "slab")
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savetxt(folder / f"{index}.txt", np.column_stack([points, parts]))
+    return str(tmp_path / "parts")
+
+
+def test_a_study_of_parts(parts_folder, tiny_backbone, tmp_path):
+    (tmp_path / "study.yaml").write_text(
+        "arguments: {task: segmentation, augmentation: segmentation, epochs: 1, batch_size: 8, num_points: 128}\n"
+        "reference: full\n"
+        "learning_rates: {values: [1.0e-3], seeds: [9]}\n"
+        "rows: {full: {}, linear: {}}\n"
+    )
+    study, said = Study.from_yaml(tmp_path / "study.yaml", model=tiny_backbone, data=parts_folder), []
+    book, rates = run_study(study, tmp_path / "out", report=said.append)
+    record = book.of_stage("final")[0]
+    assert record["score"] == "instance_miou"
+    score = f"validation {100 * record['validation_instance_miou']:.1f} %"
+    assert f"full, final, seed 0, learning rate 0.001: {score}, test " in " ".join(said)
+    rows = summarize(study, book, rates)
+    assert (rows[0].test.mean, rows[0].test_by_class.mean) == (
+        record["test"]["instance_miou"],
+        record["test"]["category_miou"],
+    )
+    assert "| validation | test mIoU | category mIoU | difference to full |" in write_report(study, rows, tmp_path)
 
 
 def test_without_a_validation_split_the_last_epoch_is_taken(tiny_backbone, tmp_path):

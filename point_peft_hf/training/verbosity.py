@@ -1,0 +1,16 @@
+"""What of other libraries' messages reaches a person who trains or predicts."""
+
+from __future__ import annotations
+
+import warnings
+
+import transformers
+
+
+def show_only_own_messages() -> None:
+    """Mute in this process what is no news here: that a backbone from pre-training has no head yet, and the like."""
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    # What PEFT still asks of transformers, and what it says to every LN tuning.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    warnings.filterwarnings("ignore", message="Unsupported layer type .*LayerNorm")
