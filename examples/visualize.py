@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch.utils.data import DataLoader
@@ -29,6 +30,7 @@ from point_peft_hf.adapter_files import find_file, read_json
 from point_peft_hf.data import PointCloudCollator, sample_shape
 from point_peft_hf.hub.facts import RECORD_NAME
 from point_peft_hf.training import PartPredictor, Predictor, load_predictor, load_task, show_only_own_messages
+from point_peft_hf.training.task import PROCEDURAL
 
 # What an argument of training is called where the data are loaded.
 DATA_ARGUMENTS = ("data", "clouds_per_class", "corruption", "validation_fraction", "max_train_clouds")
@@ -48,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def draw_cloud(args: argparse.Namespace, predictor: Predictor | PartPredictor) -> list[Path]:
+def draw_cloud(args: argparse.Namespace, predictor: Predictor | PartPredictor) -> Iterator[Path]:
     """Draw the cloud, coloured by all that the model makes of it."""
     if isinstance(predictor, PartPredictor):
         category, names = predictor.category_index(args.category), predictor.part_names
@@ -61,24 +63,28 @@ def draw_cloud(args: argparse.Namespace, predictor: Predictor | PartPredictor) -
     )
     inspection = visualization.inspect_cloud(predictor.model, model_points, category)
     colorings = visualization.inspection_colorings(inspection, names, points, bank_names)
-    files = [visualization.save_cloud_page(points, colorings, args.output_dir / "cloud.html", title)]
+    yield visualization.save_cloud_page(points, colorings, args.output_dir / "cloud.html", title)
     for coloring in colorings:
         path = args.output_dir / f"cloud_{coloring.name.replace(' ', '_')}.png"
-        files.append(visualization.save_cloud_image(points, coloring, path, title))
-    return files
+        yield visualization.save_cloud_image(points, coloring, path, title)
 
 
-def draw_training(args: argparse.Namespace, runs: list[dict]) -> list[Path]:
+def draw_training(args: argparse.Namespace, runs: list[dict]) -> Iterator[Path]:
     """Draw how training went."""
     histories = {f"{run['method']}, seed {run['arguments']['seed']}": run["history"] for run in runs}
-    return [visualization.plot_learning_curves(histories, args.output_dir / "learning_curves.png")]
+    yield visualization.plot_learning_curves(histories, args.output_dir / "learning_curves.png")
 
 
-def draw_test_clouds(args: argparse.Namespace, predictor: Predictor, arguments: dict) -> list[Path]:
+def draw_test_clouds(args: argparse.Namespace, predictor: Predictor, arguments: dict) -> Iterator[Path]:
     """Draw what a classifier makes of the test clouds."""
     options = {name: arguments[name] for name in DATA_ARGUMENTS} | {"seed": arguments["data_seed"]}
+    options["skip_bad_files"] = arguments.get("skip_bad_files", False)
     if args.data is not None:
         options["data"] = args.data
+    elif options["data"] != PROCEDURAL and not Path(options["data"]).exists():
+        # An adapter from the Hub knows what its data were called, but does not bring them.
+        print(f"No features and confusion matrix: the data {options['data']!r} are not here. Pass them: --data.")
+        return
     task = load_task(**options, max_test_clouds=args.max_clouds)
     if list(task.class_names) != predictor.class_names:
         raise ValueError(
@@ -89,29 +95,32 @@ def draw_test_clouds(args: argparse.Namespace, predictor: Predictor, arguments: 
     clouds = visualization.classify_clouds(predictor.model, loader)
     features, confusion = args.output_dir / "features.png", args.output_dir / "confusion_matrix.png"
     names = predictor.class_names
-    return [
-        visualization.plot_features(clouds.features, clouds.labels, names, features, method=args.projection),
-        visualization.plot_confusion_matrix(clouds.confusion, names, confusion),
-    ]
+    yield visualization.plot_features(clouds.features, clouds.labels, names, features, method=args.projection)
+    yield visualization.plot_confusion_matrix(clouds.confusion, names, confusion)
 
 
-def main() -> None:
-    """Draw everything there is, and say where it is."""
-    args = parse_arguments()
-    show_only_own_messages()
+def draw_all(args: argparse.Namespace) -> Iterator[Path]:
+    """Draw everything there is."""
     predictor = load_predictor(args.adapter, args.model)
-    files = draw_cloud(args, predictor)
+    yield from draw_cloud(args, predictor)
     path = find_file(args.adapter, RECORD_NAME)
     if path is not None:
         record = read_json(path)
         # A repository of several seeds has the record of each.
         runs = record.get("runs", [record])
-        files += draw_training(args, runs)
+        yield from draw_training(args, runs)
         if isinstance(predictor, Predictor):
-            files += draw_test_clouds(args, predictor, runs[0]["arguments"])
+            yield from draw_test_clouds(args, predictor, runs[0]["arguments"])
     else:
         print(f"{args.adapter} has no {RECORD_NAME}: no learning curves, features and confusion matrix.")
-    print("\n".join(map(str, files)))
+
+
+def main() -> None:
+    """Draw, and say where each picture is as soon as it is there."""
+    args = parse_arguments()
+    show_only_own_messages()
+    for path in draw_all(args):
+        print(path, flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ FREE_FIELDS = frozenset(
     {
         *("model", "data", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "num_workers"),
         *("checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "test_votes"),
+        "skip_bad_files",
     }
 )
 
@@ -30,6 +31,9 @@ class FinetuneArguments:
     method: str = field(default="point_peft", metadata={"help": f"One of {', '.join(METHODS)}."})
     model: str = field(default=DEFAULT_BACKBONE, metadata={"help": "Backbone: a name, a folder or a Hub repository."})
     data: str = field(default=PROCEDURAL, metadata={"help": "'procedural', or a folder of a data set."})
+    skip_bad_files: bool = field(
+        default=False, metadata={"help": "Leave out files that cannot be read, and name them, instead of stopping."}
+    )
     task: str = field(default="classification", metadata={"help": "classification or segmentation (of parts)."})
     num_points: int | None = field(default=None, metadata={"help": "Points of a cloud; default: the backbone's."})
     output_dir: str = field(

@@ -137,6 +137,7 @@ def load_segmentation_task(
     validation_fraction: float = 0.2,
     max_train_clouds: int | None = None,
     max_test_clouds: int | None = None,
+    skip_bad_files: bool = False,
     seed: int = 0,
 ) -> SegmentationTask:
     """Load a part segmentation task, and cut a validation split from its training split where it has none.
@@ -146,6 +147,7 @@ def load_segmentation_task(
         validation_fraction: As in [`load_task`].
         max_train_clouds: As in [`load_task`].
         max_test_clouds: As in [`load_task`].
+        skip_bad_files: As in [`load_task`].
         seed: Seed of the splits.
 
     Returns:
@@ -160,7 +162,7 @@ def load_segmentation_task(
             "clouds with a label for each point (a file of the same name ending with .seg beside each, a vertex "
             "property 'label' in .ply, or a fourth column)."
         )
-    splits = load_dataset(data, parts=True, seed=seed)
+    splits = load_dataset(data, parts=True, seed=seed, skip_bad_files=skip_bad_files)
     train, validation, test = cut_splits(
         splits,
         data,

@@ -65,6 +65,7 @@ def load_task(
     validation_fraction: float = 0.2,
     max_train_clouds: int | None = None,
     max_test_clouds: int | None = None,
+    skip_bad_files: bool = False,
     seed: int = 0,
 ) -> ClassificationTask:
     """Load a task, and cut a validation split from its training split where it has none.
@@ -80,6 +81,7 @@ def load_task(
         validation_fraction: Share of the training clouds that becomes the validation split.
         max_train_clouds: Use at most so many training clouds (before the cut), stratified.
         max_test_clouds: Use at most so many test clouds, stratified.
+        skip_bad_files: Leave out files that cannot be read, with a warning that names them, instead of failing.
         seed: Seed of the splits and of the procedural shapes.
 
     Returns:
@@ -95,7 +97,7 @@ def load_task(
             "test": _in_memory(ProceduralShapes(clouds_per_class=PROCEDURAL_TEST_CLOUDS, split="test", **options)),
         }
     else:
-        splits = load_dataset(data, seed=seed)
+        splits = load_dataset(data, seed=seed, skip_bad_files=skip_bad_files)
     train, validation, test = cut_splits(
         splits,
         data,

@@ -15,6 +15,7 @@ def task_from_arguments(args: FinetuneArguments) -> Task:
         "validation_fraction": args.validation_fraction,
         "max_train_clouds": args.max_train_clouds,
         "max_test_clouds": args.max_test_clouds,
+        "skip_bad_files": args.skip_bad_files,
         "seed": args.data_seed,
     }
     if args.task == "segmentation":

@@ -81,7 +81,7 @@ def inspection_colorings(
                 "distance of the token to its nearest local centre",
                 inspection.local_distances[group],
                 unit="cloud radius = 1",
-                markers=[Markers("local centre", inspection.local_centers)],
+                markers=_center_markers(inspection),
             )
         )
     if inspection.prompts:
@@ -98,6 +98,16 @@ def _prediction(inspection: CloudInspection, class_names: Sequence[str], points:
         values = best[nearest(points, inspection.points)]
         return PointColoring("predicted part", values, class_names, colors=part_colors(len(class_names), own))
     return PointColoring("predicted class", np.full(len(points), best), class_names)
+
+
+def _center_markers(inspection: CloudInspection) -> list[Markers]:
+    centers, are_prompts = inspection.local_centers, inspection.prompt_centers
+    if are_prompts is None or not are_prompts.any():
+        return [Markers("local centre", centers)]
+    return [
+        Markers("local centre", centers[~are_prompts]),
+        Markers("local centre that is a prompt", centers[are_prompts], category_colors(2)[1], on_top=True),
+    ]
 
 
 def _prompt_sources(inspection: CloudInspection, bank_names: Sequence[str], num_points: int) -> PointColoring:

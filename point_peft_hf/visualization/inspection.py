@@ -64,6 +64,7 @@ class CloudInspection:
             `(num_groups,)`.
         attention_from: Whose attention: "the class token", or "all tokens" (their mean) in a model that has none.
         local_centers: Local centres of the geometry adapter, of shape `(num_local_centers, 3)`, or `None`.
+        prompt_centers: Which of them are prompts, which have places of their own, of shape `(num_local_centers,)`.
         prompts: Where the prompts are, if they have places.
         bank: What the bank answers, by adapter name.
     """
@@ -74,6 +75,7 @@ class CloudInspection:
     attention: np.ndarray
     attention_from: str
     local_centers: np.ndarray | None = None
+    prompt_centers: np.ndarray | None = None
     prompts: list[PromptPlaces] = field(default_factory=list)
     bank: dict[str, BankAnswer] = field(default_factory=dict)
 
@@ -123,13 +125,15 @@ def inspect_cloud(model: nn.Module, points: np.ndarray, category: int | None = N
     # Prefix tokens and prompts come before the patch tokens.
     rows = attention[0, :, 0] if has_class_token else attention[0, :, -num_groups:].mean(dim=1)
     bank = _ask_banks(backbone, batch)
+    local_centers, prompt_centers = _local_centers(context)
     return CloudInspection(
         points=points,
         logits=_numpy(logits[0]),
         group_centers=_numpy(context.group_centers[0]),
         attention=_numpy(rows.mean(dim=0)[-num_groups:]),
         attention_from="the class token" if has_class_token else "all tokens",
-        local_centers=_local_centers(context),
+        local_centers=local_centers,
+        prompt_centers=prompt_centers,
         prompts=_prompt_places(context, bank),
         bank=bank,
     )
@@ -165,13 +169,16 @@ def _recording(backbone: nn.Module) -> Iterator[dict[str, Any]]:
             handle.remove()
 
 
-def _local_centers(context: BlockContext) -> np.ndarray | None:
+def _local_centers(context: BlockContext) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The places of the local centres, and which of them are prompts."""
     if not context.neighborhoods:
-        return None
+        return None, None
     # The adapter's local centres among the fewest prompts: those of the blocks that have none, if there are any.
     (_, _), neighborhoods = min(context.neighborhoods.items(), key=lambda item: len(item[0][1]))
     table = table_points(context.group_centers, neighborhoods.prompt_coordinates)[0]
-    return _numpy(table[neighborhoods.center_indices[0]])
+    indices = neighborhoods.center_indices[0]
+    # Prompts come before the groups.
+    return _numpy(table[indices]), _numpy(indices < len(table) - context.group_centers.shape[1])
 
 
 def _prompt_places(context: BlockContext, bank: dict[str, BankAnswer]) -> list[PromptPlaces]:

@@ -1,6 +1,8 @@
 """examples/visualize.py, on what examples/train.py wrote."""
 
+import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -59,6 +61,25 @@ def test_everything_is_drawn(script, adapter, tmp_path, capsys):
     names = {file.stem for file in printed}
     assert {"cloud", "features", "confusion_matrix", "learning_curves", "cloud_source_of_the_prompts"} <= names
     assert "scan.ply" in (tmp_path / "pictures" / "cloud.html").read_text()
+
+
+def test_an_adapter_without_its_data(script, adapter, tmp_path, capsys):
+    """What a person has who pulled it from the Hub."""
+    shutil.copytree(adapter, tmp_path / "pulled")
+    record = json.loads((tmp_path / "pulled" / "run.json").read_text())
+    record["arguments"]["data"] = "scans"
+    (tmp_path / "pulled" / "run.json").write_text(json.dumps(record))
+    script("--adapter", tmp_path / "pulled")
+    printed = capsys.readouterr().out
+    assert "pictures/learning_curves.png" in printed
+    assert "No features and confusion matrix: the data 'scans' are not here. Pass them: --data." in printed
+
+
+def test_without_matplotlib_there_is_a_page(script, adapter, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit, match=r"error: Pictures need matplotlib.*point-peft-hf\[viz\]"):
+        script("--adapter", adapter)
+    assert capsys.readouterr().out.splitlines() == ["pictures/cloud.html"]
 
 
 def test_parts_are_drawn(script, backbone, tmp_path, capsys):

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from point_peft_hf.data import HELD_OUT_CLASSES, write_point_cloud
-from point_peft_hf.training import load_task
+from point_peft_hf.training import FinetuneArguments, load_task
+from point_peft_hf.training.tasks import task_from_arguments
 
 
 def test_the_validation_split_is_cut_from_the_training_clouds(tiny_task):
@@ -34,3 +35,21 @@ def test_a_folder_with_one_cloud_a_class_says_what_is_missing(tmp_path):
             write_point_cloud(tmp_path / split / name / "0.npy", np.random.default_rng(0).normal(size=(50, 3)))
     with pytest.raises(ValueError, match=r"validation split of .* is empty.*at least 2 training clouds"):
         load_task(str(tmp_path))
+
+
+def test_files_that_cannot_be_read_may_be_left_out(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("bolt", "nut"):
+        (tmp_path / name).mkdir()
+        for index in range(5):
+            labels = np.zeros(50, dtype=int)
+            write_point_cloud(tmp_path / name / f"{index}.ply", rng.normal(size=(50, 3)), labels=labels)
+    (tmp_path / "nut" / "broken.ply").write_text("no cloud")
+    for task in ("classification", "segmentation"):
+        arguments = FinetuneArguments(data=str(tmp_path), task=task)
+        with pytest.raises(ValueError, match="broken.ply: .* starts with 'ply'"):
+            task_from_arguments(arguments)
+        arguments.skip_bad_files = True
+        with pytest.warns(UserWarning, match=r"1 of 11 files are skipped:\n.*broken.ply"):
+            loaded = task_from_arguments(arguments)
+        assert len(loaded.train) + len(loaded.validation) + len(loaded.test) == 10

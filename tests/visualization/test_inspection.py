@@ -58,7 +58,12 @@ def test_what_a_model_does_with_a_cloud(name):
     # Centres are points of the cloud, and the local centres are centres or prompts.
     assert np.linalg.norm(found.group_centers[:, None] - CLOUD, axis=-1).min(axis=1).max() < 1e-6
     rows = np.concatenate([found.group_centers, found.prompts[0].coordinates])
-    assert np.linalg.norm(found.local_centers[:, None] - rows, axis=-1).min(axis=1).max() < 1e-6
+    nearest_rows = np.linalg.norm(found.local_centers[:, None] - rows, axis=-1)
+    assert nearest_rows.min(axis=1).max() < 1e-6
+    assert (found.prompt_centers == (nearest_rows.argmin(axis=1) >= len(found.group_centers))).all()
+    marked = {markers.name: len(markers.points) for markers in inspection_colorings(found, NAMES)[3].markers}
+    assert marked.get("local centre that is a prompt", 0) == found.prompt_centers.sum()
+    assert sum(marked.values()) == len(found.local_centers)
     assert found.attention_from == BACKBONES[name][3]
     assert found.attention.shape == (len(found.group_centers),)
     # The rest of it goes to the class token and to the prompts.
