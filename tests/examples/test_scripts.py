@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from point_peft_hf.data import read_point_cloud, write_point_cloud
 from point_peft_hf.pretrained import backbone_folder
@@ -22,7 +23,9 @@ def script(monkeypatch, tmp_path):
         monkeypatch.syspath_prepend(EXAMPLES)
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
-    return run
+    threads = torch.get_num_threads()
+    yield run
+    torch.set_num_threads(threads)  # which a study sets
 
 
 def test_pretrain_then_train_then_predict(script, tmp_path, capsys):
@@ -72,6 +75,33 @@ def test_pretrain_other_architectures_then_train(model_type, script, tmp_path, c
 def test_ablate_has_the_options_of_compare_and_says_what_is_wrong(script):
     with pytest.raises(SystemExit, match=r"error: results/runs.jsonl has no run of 'best' with seed 0"):
         script("ablate.py", "--output_dir", "results", "--rerun", "best")
+
+
+def test_compare_then_do_a_run_again_then_corrupt(script, tmp_path, tiny_backbone, capsys):
+    (tmp_path / "tiny.yaml").write_text(
+        "arguments: {epochs: 1, clouds_per_class: 3, batch_size: 12, num_points: 128, max_test_clouds: 12}\n"
+        "reference: full\nrows: {full: {}, linear: {}}\n"
+    )
+    script("compare.py", "tiny.yaml", "--model", tiny_backbone)
+    assert "| difference to full |" in capsys.readouterr().out
+    assert (tmp_path / "results" / "tiny" / "scores.png").exists()
+
+    script("compare.py", "tiny.yaml", "--rerun", "linear")
+    said = capsys.readouterr().out.splitlines()
+    recorded, again = (
+        [line.split(": ", 1)[1] for line in said if line.startswith(start)] for start in ("recorded", "again")
+    )
+    assert recorded == again
+    assert len(again) == 2
+
+    script("robustness.py", "results/tiny/adapters", "--rows", "full", "linear", "--max_test_clouds", 12)
+    table = (tmp_path / "results" / "robustness" / "table.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| full", "| linear"]
+    results = json.loads((tmp_path / "results" / "robustness" / "accuracies.json").read_text())
+    assert len(results) == 31 * 2
+    clean = {result["row"]: result["accuracy"] for result in results if result["corruption"] == "clean"}
+    records = map(json.loads, (tmp_path / "results" / "tiny" / "runs.jsonl").read_text().splitlines())
+    assert clean == pytest.approx({record["row"]: record["test"]["accuracy"] for record in records})
 
 
 def test_benchmark(script, tmp_path, capsys):
