@@ -44,8 +44,7 @@ def main() -> None:
     """Measure each model under each corruption, then write and print the table."""
     args = parse_arguments()
     show_only_own_messages()
-    # Of the procedural shapes as few training clouds as may be: nothing is trained here.
-    test = load_task(args.data, clouds_per_class=2, max_test_clouds=args.max_test_clouds).test
+    test = load_task(args.data, max_test_clouds=args.max_test_clouds).test
     models = {row: trained_models(args.folder / row) for row in args.rows}
     conditions = [(CLEAN, 0), *((name, strength) for name in CORRUPTIONS for strength in STRENGTHS)]
     results = []

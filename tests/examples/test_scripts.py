@@ -78,8 +78,15 @@ def test_ablate_has_the_options_of_compare_and_says_what_is_wrong(script):
 
 
 def test_compare_then_do_a_run_again_then_corrupt(script, tmp_path, tiny_backbone, capsys):
+    rng = np.random.default_rng(0)
+    for index in range(30):
+        folder = tmp_path / "clouds" / ("test" if index < 12 else "train") / ("ball", "plate", "stick")[index % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(
+            folder / f"{index}.npy", rng.normal(size=(150, 3)) * ((1, 1, 1), (1, 0.1, 1), (0.1, 1, 0.1))[index % 3]
+        )
     (tmp_path / "tiny.yaml").write_text(
-        "arguments: {epochs: 1, clouds_per_class: 3, batch_size: 12, num_points: 128, max_test_clouds: 12}\n"
+        "arguments: {data: clouds, epochs: 1, batch_size: 8, num_points: 128}\n"
         "reference: full\nrows: {full: {}, linear: {}}\n"
     )
     script("compare.py", "tiny.yaml", "--model", tiny_backbone)
@@ -94,7 +101,7 @@ def test_compare_then_do_a_run_again_then_corrupt(script, tmp_path, tiny_backbon
     assert recorded == again
     assert len(again) == 2
 
-    script("robustness.py", "results/tiny/adapters", "--rows", "full", "linear", "--max_test_clouds", 12)
+    script("robustness.py", "results/tiny/adapters", "--rows", "full", "linear", "--data", "clouds")
     table = (tmp_path / "results" / "robustness" / "table.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in table[2:]] == ["| full", "| linear"]
     results = json.loads((tmp_path / "results" / "robustness" / "accuracies.json").read_text())
