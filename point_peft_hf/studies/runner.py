@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -115,13 +116,24 @@ def _results(runs: list[PlannedRun], output_dir: Path, jobs: int, threads: int) 
             yield _execute(run, output_dir, threads, progress=True)
         return
     # Fresh processes: a fork would copy the locks of torch's threads.
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent) as pool:
         futures = [pool.submit(_execute, run, output_dir, threads) for run in runs]
         try:
             for future in as_completed(futures):
                 yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let a worker not outlive a study that was killed: it would wait for its next training for good."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _execute(run: PlannedRun, output_dir: Path, threads: int, progress: bool = False) -> dict[str, Any]:
