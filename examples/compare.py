@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from point_peft_hf.studies import (
@@ -29,8 +30,8 @@ from point_peft_hf.studies import (
 )
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line, or other arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="The yaml file.")
     parser.add_argument("--output_dir", type=Path, help="Default: results/ and the name of the yaml file.")
@@ -39,14 +40,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="Trainings side by side (default: %(default)s).")
     parser.add_argument("--rerun", metavar="ROW", help="Only do one run of the book again, and compare.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the run to do again (default: %(default)s).")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     args.output_dir = args.output_dir or Path("results") / args.study.stem
     return args
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, then write and print the table."""
-    args = parse_arguments()
+    args = parse_arguments(arguments)
     overrides = {name: getattr(args, name) for name in ("data", "model") if getattr(args, name)}
     study = Study.from_yaml(args.study, **overrides)
     if args.rerun:

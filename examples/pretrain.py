@@ -1,11 +1,17 @@
-"""Pre-train a Point-MAE backbone by masked autoencoding, on procedural shapes or on the training clouds of a data set.
+"""Pre-train a backbone by masked autoencoding, on procedural shapes or on the training clouds of a data set.
 
     accelerate launch examples/pretrain.py --output_dir outputs/point-mae-small --seed 0
     accelerate launch examples/pretrain.py --data path/to/modelnet40_ply_hdf5_2048 --output_dir outputs/backbone
+    accelerate launch examples/pretrain.py --model_type point_m2ae --output_dir outputs/point-m2ae-small
 
 The first is how the backbone that ships with the package was made (its model card has the exact command). Of the
 procedural shapes only the base classes are used, and only clean clouds: the held-out classes and the scan corruptions
 are kept for fine-tuning. Of a data set only the training split is used, and never its labels.
+
+The same options give backbones of similar size for `--model_type` point_mae, point_bert and point_m2ae, to compare the
+architectures. Point-BERT is pre-trained with Point-MAE's decoder, not with the tokens of a discrete autoencoder as
+published; its class token takes part. Point-M2AE has three stages with a third of the blocks each: of one, two and
+four thirds of the width, and with four times, twice and once the groups.
 """
 
 from __future__ import annotations
@@ -24,18 +30,34 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm.auto import tqdm
+from transformers import PreTrainedConfig, PreTrainedModel
 
 import point_peft_hf
-from point_peft_hf import PointCloudProcessor, PointMAEConfig, PointMAEForPreTraining
+from point_peft_hf import (
+    PointBertConfig,
+    PointBertModel,
+    PointCloudProcessor,
+    PointM2AEConfig,
+    PointM2AEForPreTraining,
+    PointMAEConfig,
+    PointMAEForPreTraining,
+)
 from point_peft_hf.data import BASE_CLASSES, PointCloudCollator, ProceduralShapes, get_augmentation, load_dataset
 from point_peft_hf.training import parameter_groups, warmup_cosine
 from point_peft_hf.training.task import PROCEDURAL
+
+ARCHITECTURES = {
+    "point_mae": ("Point-MAE", "2203.06604"),
+    "point_bert": ("Point-BERT", "2111.14819"),
+    "point_m2ae": ("Point-M2AE", "2205.14401"),
+}
 
 
 @dataclass
 class PretrainArguments:
     """Arguments of the script; each is a command-line option of the same name."""
 
+    model_type: str = "point_mae"
     output_dir: str = "outputs/point-mae-small-procedural"
     data: str = PROCEDURAL
     hidden_size: int = 144
@@ -63,6 +85,8 @@ def parse_arguments() -> PretrainArguments:
     for field in fields(PretrainArguments):
         if field.name == "patch_hidden_sizes":
             parser.add_argument("--patch_hidden_sizes", type=int, nargs=3, default=field.default)
+        elif field.name == "model_type":
+            parser.add_argument("--model_type", choices=ARCHITECTURES, default=field.default)
         else:
             parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     return PretrainArguments(**vars(parser.parse_args()))
@@ -84,24 +108,27 @@ def model_card(record: dict) -> str:
     if args["data"] == PROCEDURAL:
         classes = ", ".join(record["classes"])
         data = f"procedural shapes, clean, seed {args['seed']}, {len(record['classes'])} classes: {classes}"
+    untrained = "The head is not part of the pre-training; it is new in each classifier."
+    if args["model_type"] == "point_mae":
+        untrained = "The class token and the head are not part of the pre-training; they are new in each classifier."
     command = " ".join(["accelerate launch examples/pretrain.py", *options, f"--seed {args['seed']}"])
     return f"""---
 library_name: transformers
 license: apache-2.0
 tags:
 - point-cloud
-- point_mae
+- {args["model_type"]}
 - masked-autoencoding
 ---
 
 # {name}
 
-{introduction(args["data"], name)}
+{introduction(args["model_type"], args["data"], name)}
 
 | | |
 |---|---|
-| blocks | {args["num_hidden_layers"]} of width {args["hidden_size"]}, {args["num_attention_heads"]} heads |
-| input | {args["num_points"]} points, unit sphere, y up; {args["num_groups"]} groups of {args["group_size"]} |
+| blocks | {record["shape"]["blocks"]}, {args["num_attention_heads"]} heads |
+| input | {args["num_points"]} points, unit sphere, y up; {record["shape"]["groups"]} |
 | data | {data} |
 | training | {args["steps"]} steps of {args["batch_size"]} clouds, AdamW, learning rate {args["learning_rate"]} |
 | Chamfer distance of masked groups at the end | {record["final_chamfer_x1000"]:.3f} / 1000 |
@@ -113,15 +140,16 @@ Made by
 {command}
 ```
 
-The class token and the head are not part of the pre-training; they are new in each classifier. License: Apache-2.0.
+{untrained} License: Apache-2.0.
 """
 
 
-def introduction(data: str, name: str) -> str:
+def introduction(model_type: str, data: str, name: str) -> str:
     """The first lines of the card."""
+    architecture, paper = ARCHITECTURES[model_type]
     if data != PROCEDURAL:
-        return "A Point-MAE encoder (arXiv 2203.06604), pre-trained by masked autoencoding."
-    return f"""A small Point-MAE encoder (arXiv 2203.06604), pre-trained by masked autoencoding on procedural shapes.
+        return f"A {architecture} encoder (arXiv {paper}), pre-trained by masked autoencoding."
+    return f"""A small {architecture} encoder (arXiv {paper}), pre-trained by masked autoencoding on procedural shapes.
 Made for quick starts and tests; for real work use a backbone that was pre-trained on real shapes.
 
 ```python
@@ -130,6 +158,52 @@ from point_peft_hf.pretrained import backbone_folder
 
 model = AutoModelForPointCloudClassification.from_pretrained(backbone_folder("{name}"), num_labels=10)
 ```"""
+
+
+def build_model(args: PretrainArguments) -> PreTrainedModel:
+    """A model for masked autoencoding; its encoder is the attribute that its `base_model_prefix` names."""
+    common = {
+        "num_attention_heads": args.num_attention_heads,
+        "patch_hidden_sizes": list(args.patch_hidden_sizes),
+        "drop_path_rate": 0.0,
+    }
+    if args.model_type == "point_m2ae":
+        return PointM2AEForPreTraining(
+            PointM2AEConfig(
+                hidden_sizes=[thirds * args.hidden_size // 3 for thirds in (1, 2, 4)],
+                depths=[max(args.num_hidden_layers // 3, 1)] * 3,
+                num_groups=[times * args.num_groups for times in (4, 2, 1)],
+                group_sizes=[max(args.group_size // divisor, 1) for divisor in (2, 4, 4)],
+                **common,
+            )
+        )
+    common |= {
+        "hidden_size": args.hidden_size,
+        "num_hidden_layers": args.num_hidden_layers,
+        "num_groups": args.num_groups,
+        "group_size": args.group_size,
+    }
+    decoder = {
+        "decoder_num_hidden_layers": args.decoder_num_hidden_layers,
+        "decoder_num_attention_heads": args.num_attention_heads,
+    }
+    model = PointMAEForPreTraining(PointMAEConfig(**common, **decoder))
+    if args.model_type == "point_bert":
+        model.point_mae = PointBertModel(PointBertConfig(**common, patch_embedding_size=args.hidden_size))
+    return model
+
+
+def shape_of(config: PreTrainedConfig) -> dict[str, str]:
+    """Blocks and groups of a backbone in words."""
+    if isinstance(config, PointM2AEConfig):
+        return {
+            "blocks": f"{sum(config.depths)} in stages of width {', '.join(map(str, config.hidden_sizes))}",
+            "groups": f"{', '.join(map(str, config.num_groups))} groups of {', '.join(map(str, config.group_sizes))}",
+        }
+    return {
+        "blocks": f"{config.num_hidden_layers} of width {config.hidden_size}",
+        "groups": f"{config.num_groups} groups of {config.group_size}",
+    }
 
 
 def load_clouds(args: PretrainArguments) -> tuple[Dataset, PointCloudCollator | None]:
@@ -154,18 +228,7 @@ def main() -> None:
     args = parse_arguments()
     accelerator = Accelerator()
     set_seed(args.seed)
-    config = PointMAEConfig(
-        hidden_size=args.hidden_size,
-        num_hidden_layers=args.num_hidden_layers,
-        num_attention_heads=args.num_attention_heads,
-        patch_hidden_sizes=list(args.patch_hidden_sizes),
-        num_groups=args.num_groups,
-        group_size=args.group_size,
-        decoder_num_hidden_layers=args.decoder_num_hidden_layers,
-        decoder_num_attention_heads=args.num_attention_heads,
-        drop_path_rate=0.0,
-    )
-    model = PointMAEForPreTraining(config)
+    model = build_model(args)
     dataset, collate = load_clouds(args)
     sampler = RandomSampler(
         dataset,
@@ -203,12 +266,14 @@ def main() -> None:
             accelerator.print(f"step {step}: chamfer x 1000 = {1000 * mean:.3f}", flush=True)
 
     if accelerator.is_main_process:
-        backbone = accelerator.unwrap_model(model)
+        model = accelerator.unwrap_model(model)
+        backbone = getattr(model, model.base_model_prefix)
         backbone.config.dtype = "float32"
-        backbone.point_mae.save_pretrained(output_dir)
+        backbone.save_pretrained(output_dir)
         PointCloudProcessor(num_points=args.num_points).save_pretrained(output_dir)
         record = {
             "arguments": asdict(args),
+            "shape": shape_of(backbone.config),
             "clouds": len(dataset),
             "classes": list(BASE_CLASSES if args.data == PROCEDURAL else dataset.class_names),
             "final_chamfer_x1000": 1000 * sum(losses[-args.log_every :]) / len(losses[-args.log_every :]),

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 from point_peft_hf.data import CORRUPTIONS, PointCloudDataset, corrupt
 from point_peft_hf.data.corruptions import STRENGTHS
 from point_peft_hf.studies import mean_interval
-from point_peft_hf.training import Predictor, load_task
+from point_peft_hf.training import Predictor, load_task, show_only_own_messages
 from point_peft_hf.training.task import PROCEDURAL
 
 CLEAN = "clean"
@@ -44,25 +43,26 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure each model under each corruption, then write and print the table."""
     args = parse_arguments()
+    show_only_own_messages()
     test = load_task(args.data, max_test_clouds=args.max_test_clouds).test
-    models = {row: list(trained_models(args.folder / row)) for row in args.rows}
+    models = {row: trained_models(args.folder / row) for row in args.rows}
     conditions = [(CLEAN, 0), *((name, strength) for name in CORRUPTIONS for strength in STRENGTHS)]
     results = []
     for name, strength in tqdm(conditions, desc="Corruptions", disable=not sys.stderr.isatty()):
         # The same clouds, corrupted in the same way, for every model.
         clouds = [corrupted(test, index, name, strength) for index in range(len(test))]
-        for row, folders in models.items():
-            for folder in folders:
-                accuracy = measure(str(folder), clouds, test, args.batch_size)
+        for row, predictors in models.items():
+            for model, predictor in predictors.items():
+                accuracy = measure(predictor, clouds, test, args.batch_size)
                 results.append(
-                    {"row": row, "model": folder.name, "corruption": name, "strength": strength, "accuracy": accuracy}
+                    {"row": row, "model": model, "corruption": name, "strength": strength, "accuracy": accuracy}
                 )
     args.output.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\n{table(results)}\n\nSaved to {args.output}.")
 
 
-def trained_models(folder: Path) -> Iterator[Path]:
-    """The models of a row: the folder itself, or one folder for each seed.
+def trained_models(folder: Path) -> dict[str, Predictor]:
+    """The models of a row, by the name of their folder: the row's folder itself, or one for each seed.
 
     Raises:
         ValueError: If there is none.
@@ -70,7 +70,7 @@ def trained_models(folder: Path) -> Iterator[Path]:
     found = [path for path in (folder, *sorted(folder.glob("seed-*"))) if (path / "run.json").exists()]
     if not found:
         raise ValueError(f"{folder} holds no trained model: neither a run.json nor folders seed-* with one.")
-    yield from found
+    return {path.name: Predictor.from_pretrained(str(path)) for path in found}
 
 
 def corrupted(test: PointCloudDataset, index: int, name: str, strength: int) -> np.ndarray:
@@ -82,9 +82,8 @@ def corrupted(test: PointCloudDataset, index: int, name: str, strength: int) -> 
 
 
 @torch.no_grad()
-def measure(model: str, clouds: list[np.ndarray], test: PointCloudDataset, batch_size: int) -> float:
-    """The accuracy of a saved model on clouds."""
-    predictor = Predictor.from_pretrained(model)
+def measure(predictor: Predictor, clouds: list[np.ndarray], test: PointCloudDataset, batch_size: int) -> float:
+    """The accuracy of a trained model on clouds."""
     right = 0
     for start in range(0, len(clouds), batch_size):
         batch = predictor.processor(clouds[start : start + batch_size])["points"]

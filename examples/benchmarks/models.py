@@ -17,13 +17,15 @@ from point_peft_hf import (
 )
 from point_peft_hf.training import prepare_method
 
-from .published import PublishedPointPeft
+from .published import PublishedFullFinetuning, PublishedPointPeft
 
 NUM_LABELS = 15
 METHODS = ("full", "linear", "lora", "geometry", "prompt", "point_peft")
 # Point-PEFT that asks its bank with the tokens of the one pass there is.
 SINGLE_PASS = "point_peft, one pass"
 PUBLISHED = "published way"
+# Full fine-tuning as the published code computes the backbone; "full" is that of the fast backbone of all others.
+PUBLISHED_FULL = "full, published way"
 FROZEN = "frozen backbone"
 
 
@@ -112,13 +114,14 @@ def make_model(setting: Setting, shape: Shape, method: str, **options) -> nn.Mod
     Args:
         setting: What all share.
         shape: Sizes of the clouds.
-        method: One of `METHODS`, `SINGLE_PASS`, `PUBLISHED` or `FROZEN`.
+        method: One of `METHODS`, `SINGLE_PASS`, `PUBLISHED`, `PUBLISHED_FULL` or `FROZEN`.
         **options: Fields of the adapter's configuration.
     """
     torch.manual_seed(0)
     depth = setting.num_layers if shape.prompt_depth is None else min(shape.prompt_depth, setting.num_layers)
-    if method == PUBLISHED:
-        model = PublishedPointPeft(
+    if method in (PUBLISHED, PUBLISHED_FULL):
+        make = PublishedPointPeft if method == PUBLISHED else PublishedFullFinetuning
+        model = make(
             *(setting.hidden_size, setting.num_layers, setting.num_heads, shape.num_groups, shape.group_size),
             *(shape.num_prompts, depth, random_bank(shape.bank_size, setting.hidden_size), NUM_LABELS),
         )
@@ -149,7 +152,7 @@ def set_bank(model: nn.Module, bank_size: int, hidden_size: int) -> None:
 
 def compared_methods() -> list[str]:
     """All that is compared at a shape."""
-    return [*METHODS, SINGLE_PASS, PUBLISHED]
+    return [*METHODS, SINGLE_PASS, PUBLISHED, PUBLISHED_FULL]
 
 
 def loss_of(model: nn.Module, points: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

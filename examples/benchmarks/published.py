@@ -66,6 +66,16 @@ def group(points: torch.Tensor, num_groups: int, group_size: int) -> tuple[torch
     return take(points, nearest_by_sorting(centers, points, group_size)) - centers[:, :, None], centers
 
 
+def retrieve_by_sorting(query: torch.Tensor, bank: torch.Tensor, num_rows: int, num_averaged: int) -> torch.Tensor:
+    """Own feature, average and single entries for queries `(batch_size, hidden_size)`, one sample at a time."""
+    rows = []
+    for own in query:
+        similarities, order = (bank @ F.normalize(own, dim=-1)).sort(descending=True)
+        mean = similarities[:num_averaged].softmax(-1) @ bank[order[:num_averaged]]
+        rows.append(torch.cat([own[None], mean[None], bank[order[: num_rows - 2]]]))
+    return torch.stack(rows)
+
+
 class ConvPatchEmbedding(nn.Module):
     """The mini-PointNet of 1x1 convolutions.
 
@@ -244,6 +254,28 @@ class PublishedPointPeft(nn.Module):
         for block in self.blocks:
             geometry = with_prompts if block.num_prompts else without
             x = block(x + position, geometry, cache, self.local_attention)
-        x = self.norm(x)
-        logits = self.head(torch.cat([x[:, 0], x[:, 1:].amax(dim=1)], dim=-1))
+        return self.classify(x, labels)
+
+    def classify(self, tokens: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """The loss or the scores from the tokens behind the last block."""
+        tokens = self.norm(tokens)
+        logits = self.head(torch.cat([tokens[:, 0], tokens[:, 1:].amax(dim=1)], dim=-1))
         return logits if labels is None else F.cross_entropy(logits, labels)
+
+
+class PublishedFullFinetuning(PublishedPointPeft):
+    """The same classifier without adapters and with every weight of the backbone trained."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.requires_grad_(True)
+
+    def forward(self, points: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the loss if there are labels, else the class scores."""
+        neighborhoods, centers = group(points, self.num_groups, self.group_size)
+        first, first_position = self.class_token.expand(len(points), -1, -1).split(1, dim=1)
+        x = torch.cat([first, self.embedding(neighborhoods)], dim=1)
+        position = torch.cat([first_position, self.position(centers)], dim=1)
+        for block in self.blocks:
+            x = block(x + position)
+        return self.classify(x, labels)

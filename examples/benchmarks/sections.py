@@ -16,11 +16,13 @@ from point_peft_hf.models.layers import PatchEmbedding
 from point_peft_hf.ops import farthest_point_sample, gather_points, group_points, knn_indices
 from point_peft_hf.slots import BlockContext, prepare_context
 from point_peft_hf.tuners.point_prior_prompt import retrieve
+from point_peft_hf.tuners.point_prior_prompt.quantization import quantize
+from point_peft_hf.tuners.point_prior_prompt.retrieval import Entries
 
 from . import models, published
 from .bank import bank
 from .measuring import Clock, Report, alternate, peak_memory, saved_for_backward
-from .models import FROZEN, PUBLISHED, SHAPES, SINGLE_PASS, Setting, Shape
+from .models import FROZEN, PUBLISHED, PUBLISHED_FULL, SHAPES, SINGLE_PASS, Setting, Shape
 
 # Clouds, points of each, and centres: the shapes of the two data sets, and one large.
 GEOMETRY_SHAPES = ((32, 1024, 64), (32, 2048, 128), (8, 8192, 512))
@@ -37,7 +39,6 @@ class Run:
         rounds: How often each thing is timed.
         clock: The clock.
         report: Where the results go.
-        checkpointing: Whether memory is also measured with gradient checkpointing.
     """
 
     setting: Setting
@@ -164,30 +165,34 @@ def _published_block_pass(setting: Setting, shape: Shape, batch_size: int) -> Ca
 
 
 def retrieval(run: Run) -> None:
-    """Asking the bank for a batch of 32, by its size."""
+    """Asking the bank for a batch of 32, by its size and how it is stored."""
+    device = run.setting.device
+    query = torch.randn(32, run.setting.hidden_size, device=device)
     for bank_size in (1_000, 10_000, 100_000, 1_000_000):
-        bank = models.random_bank(bank_size, run.setting.hidden_size).to(run.setting.device)
-        query = torch.randn(32, run.setting.hidden_size, device=run.setting.device)
-
-        def ask(bank=bank, query=query) -> None:
-            retrieve(query, bank, 10, 8)
-
-        times = alternate({"ask": ask}, run.clock, run.rounds)
-        run.report.add(
-            "retrieval",
-            f"{bank_size:,} entries",
-            "point-prior bank",
-            ms=times["ask"],
-            bank_MiB=bank.nbytes / 2**20,
-            peak_MiB=peak_memory(run.setting.device, ask),
-        )
+        features = models.random_bank(bank_size, run.setting.hidden_size)
+        stored = {"float32": Entries(features.to(device))}
+        stored["int8"] = Entries(*(part.to(device) for part in quantize(features, torch.int8)))
+        functions = {name: lambda entries=entries: retrieve(query, entries, 10, 8) for name, entries in stored.items()}
+        sizes = {name: entries.features.nbytes / 2**20 for name, entries in stored.items()}
+        # A sort of the largest bank would take minutes.
+        if bank_size <= 100_000:
+            entries = stored["float32"].features
+            functions[PUBLISHED] = lambda entries=entries: published.retrieve_by_sorting(query, entries, 10, 8)
+        times = alternate(functions, run.clock, run.rounds)
+        for name, function in functions.items():
+            run.report.add(
+                *("retrieval", f"{bank_size:,} entries", name),
+                ms=times[name],
+                bank_MiB=sizes.get(name, sizes["float32"]),
+                peak_MiB=peak_memory(device, function),
+            )
 
 
 def inference(run: Run) -> None:
     """Forward passes in eval mode."""
     for shape, batch_size, case in run.cases():
-        methods = [FROZEN, *models.compared_methods()]
-        methods.remove("full")
+        # Nothing but its weights tells a model that was fine-tuned as a whole from the backbone.
+        methods = [FROZEN, *(m for m in models.compared_methods() if m not in ("full", PUBLISHED_FULL))]
         points = run.setting.clouds(batch_size, shape.num_points)
         functions = {
             m: models.prediction(run.setting, models.make_model(run.setting, shape, m), points) for m in methods

@@ -71,6 +71,22 @@ class SingleStageEncoderMixin:
         points = self._check_points(points, config.num_groups, config.group_size)
         return group_points(points, config.num_groups, config.group_size, skip_near_origin=config.skip_near_origin)
 
+    def encode_groups(self, neighborhoods: torch.Tensor, group_centers: torch.Tensor) -> torch.Tensor:
+        """Encode groups without the others of their cloud, as masked autoencoding does with the visible ones.
+
+        Args:
+            neighborhoods: As for `embed_groups`.
+            group_centers: Their centres, of shape `(batch_size, num_groups, 3)`.
+
+        Returns:
+            Their tokens after the final norm, of shape `(batch_size, num_groups, hidden_size)`; a class token takes
+            part in the attention and is left out here.
+        """
+        context = BlockContext(group_centers)
+        embeddings, positions = self._sequence(self.embed_groups(neighborhoods), context, self.class_token)
+        hidden_states, _, _ = self.encoder(embeddings, positions, context)
+        return self.layernorm(hidden_states)[:, context.num_prefix_tokens :]
+
     def forward(
         self,
         points: torch.Tensor,

@@ -27,12 +27,14 @@ class StudyRow:
         arguments: Fields of [`~point_peft_hf.training.FinetuneArguments`], those of the whole study included.
         learning_rate_from: Name of a line whose learning rate is taken over.
         learning_rates: Rates that are tried for this line instead of those of the study; as many.
+        reference: Name of the line that the difference is taken to, instead of the reference of the study.
     """
 
     name: str
     arguments: dict[str, Any]
     learning_rate_from: str | None = None
     learning_rates: tuple[float, ...] = ()
+    reference: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ class Study:
         The keys: `description`, `arguments` (for all lines), `seeds`, `reference`, `learning_rates` with `values` and
         `seeds`, `few_shot` with `way`, `shot` and `query`, `compare_on` (`test` or `validation`), and `rows`: by name,
         the arguments of a line, where `method` is by default the name, `learning_rates` are tried for this line
-        instead of those of the study, and `learning_rate_from` takes over the rate of another line.
+        and `reference` is its reference instead of those of the study, and `learning_rate_from` takes over the rate
+        of another line.
 
         Args:
             path: The yaml file.
@@ -137,9 +140,10 @@ class Study:
         return study
 
     def _check(self, path: str | Path) -> None:
-        names = {"reference": self.reference} | {
-            f"learning_rate_from of {row.name}": row.learning_rate_from for row in self.rows.values()
-        }
+        names = {"reference": self.reference}
+        for row in self.rows.values():
+            names[f"learning_rate_from of {row.name}"] = row.learning_rate_from
+            names[f"reference of {row.name}"] = row.reference
         for what, name in names.items():
             if name is not None and name not in self.rows:
                 raise ValueError(f"{what} in {path} is {name!r}, which is none of the rows {sorted(self.rows)}.")
@@ -164,6 +168,11 @@ class Study:
         for run in self.final_runs(dict.fromkeys(self.rows)):
             FinetuneArguments(**run.arguments, seed=run.seed).check()
 
+    def reference_of(self, name: str) -> str | None:
+        """Name of the line that the difference of a line is taken to; `None` if there is none."""
+        reference = self.rows[name].reference or self.reference
+        return None if reference == name else reference
+
     def _check_rates(self, path: str | Path, row: StudyRow) -> None:
         if not row.learning_rates:
             return
@@ -184,8 +193,7 @@ class Study:
         names = list(names)
         if unknown := [name for name in names if name not in self.rows]:
             raise ValueError(f"The study has no rows {unknown}. It has {list(self.rows)}.")
-        reference = self.reference if self.reference in names else None
-        return replace(self, rows={name: self.rows[name] for name in names}, reference=reference)
+        return replace(self, rows={name: self.rows[name] for name in names})
 
     def search_runs(self) -> Iterator[PlannedRun]:
         """The runs that choose learning rates: each line without a rate, at each rate, over the search's seeds."""
@@ -231,7 +239,7 @@ class Study:
 
 def _row(path: str | Path, name: str, common: dict[str, Any], line: dict[str, Any]) -> StudyRow:
     line = dict(line)
-    learning_rate_from = line.pop("learning_rate_from", None)
+    learning_rate_from, reference = line.pop("learning_rate_from", None), line.pop("reference", None)
     learning_rates = tuple(float(value) for value in line.pop("learning_rates", ()))
     arguments = {"method": name} | common | line
     if unknown := sorted(arguments.keys() - _ARGUMENT_NAMES):
@@ -244,4 +252,4 @@ def _row(path: str | Path, name: str, common: dict[str, Any], line: dict[str, An
             f"The row {name!r} of {path} has the method {arguments['method']!r}. Give it `method`: one of "
             f"{', '.join(METHODS)}."
         )
-    return StudyRow(name, arguments, learning_rate_from, learning_rates)
+    return StudyRow(name, arguments, learning_rate_from, learning_rates, reference)

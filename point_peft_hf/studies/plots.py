@@ -18,7 +18,9 @@ _SCORES = {"accuracy": "accuracy", "instance_miou": "instance mIoU"}
 
 
 def draw_report(study: Study, book: RunBook, rates: dict[str, float | None], output_dir: str | Path) -> list[Path]:
-    """Draw scores, differences to the reference, scores over parameters, and learning curves (means over the seeds).
+    """Draw scores, differences to the reference and learning curves; for several methods also scores over parameters.
+
+    Learning curves are means over the seeds.
 
     Args:
         study: The study.
@@ -34,13 +36,12 @@ def draw_report(study: Study, book: RunBook, rates: dict[str, float | None], out
         return []
     label = f"{study.compare_on} {_SCORES[rows[0].score]} (%)"
     scores = [{"name": row.name, "parameters": row.trainable, **_percent(row.compared)} for row in rows]
-    files = [
-        plot_intervals(scores, output_dir / "scores.png", label),
-        plot_accuracy_against_parameters(scores, output_dir / "parameters.png", label),
-    ]
+    files = [plot_intervals(scores, output_dir / "scores.png", label)]
+    if len({row.arguments["method"] for row in study.rows.values()}) > 1:
+        files.append(plot_accuracy_against_parameters(scores, output_dir / "parameters.png", label))
     differences = [{"name": row.name, **_percent(row.difference)} for row in rows if row.difference]
     if differences:
-        label = f"difference to {study.reference} (points)"
+        label = f"difference to {study.reference} (points)" if study.reference else "difference (points)"
         files.append(plot_intervals(differences, output_dir / "differences.png", label, baseline=0.0))
     if not study.few_shot:
         histories = {

@@ -89,7 +89,7 @@ def _summarize_row(
     first = records[min(records)]
     score, on_test = score_name(first), study.compare_on == "test"
     by_class = [record["test"][_BY_CLASS[score]] for record in records.values()] if on_test else []
-    is_reference = name == study.reference or study.reference not in compared
+    reference = compared.get(study.reference_of(name))
     return RowSummary(
         name=name,
         learning_rate=first["learning_rate"],
@@ -99,21 +99,27 @@ def _summarize_row(
         validation=None if study.few_shot else mean_interval([validation_score(r) for r in records.values()]),
         test=mean_interval(list(compared[name].values())) if on_test else None,
         test_by_class=mean_interval(by_class) if on_test else None,
-        difference=None if is_reference else paired_difference(compared[name], compared[study.reference]),
+        difference=paired_difference(compared[name], reference) if reference else None,
         seconds_per_epoch=statistics.median(r["seconds_per_epoch"] for r in records.values()),
         peak_memory_mib=statistics.median(r["peak_memory_mib"] for r in records.values()),
     )
 
 
 def study_table(rows: list[RowSummary], reference: str | None = None) -> str:
-    """The summary as a table in Markdown: scores in per cent, with 95 % intervals."""
+    """The summary as a table in Markdown: scores in per cent, with 95 % intervals.
+
+    Args:
+        rows: The lines.
+        reference: What differences are taken to, if it is the same for all lines.
+    """
     columns = ["", "trainable", "file", "learning rate", *_score_columns(rows)]
-    columns += [f"difference to {reference}"] if reference else []
+    has_differences = any(row.difference for row in rows)
+    columns += [f"difference to {reference}" if reference else "difference"] if has_differences else []
     lines = [[*columns, "seeds", "s/epoch", "peak memory"]]
     for row in rows:
         cells = [row.name, f"{row.trainable:,}", f"{row.file_bytes / 1e6:.2f} MB", f"{row.learning_rate:g}"]
         cells += _score_cells(row)
-        cells += [_percent(row.difference, sign=True) if row.difference else ""] if reference else []
+        cells += [_percent(row.difference, sign=True) if row.difference else ""] if has_differences else []
         cost = [f"{row.seconds_per_epoch:.1f}", f"{row.peak_memory_mib:.0f} MiB"]
         lines.append([*cells, str(row.compared.count), *cost])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
@@ -125,14 +131,15 @@ def _score_columns(rows: list[RowSummary]) -> list[str]:
     parts = any(row.score == "instance_miou" for row in rows)
     if any(row.test is None for row in rows):
         return ["validation mIoU" if parts else "validation accuracy"]
-    return ["validation", *(("test mIoU", "category mIoU") if parts else ("test accuracy", "mean class"))]
+    validation = ["validation"] if any(row.validation for row in rows) else []
+    return [*validation, *(("test mIoU", "category mIoU") if parts else ("test accuracy", "mean class"))]
 
 
 def _score_cells(row: RowSummary) -> list[str]:
     if row.test is None:
         return [_percent(row.validation)]
-    validation = f"{100 * row.validation.mean:.1f}" if row.validation else ""
-    return [validation, _percent(row.test), _percent(row.test_by_class)]
+    validation = [f"{100 * row.validation.mean:.1f}"] if row.validation else []
+    return [*validation, _percent(row.test), _percent(row.test_by_class)]
 
 
 def write_report(study: Study, rows: list[RowSummary], output_dir: str | Path) -> str:

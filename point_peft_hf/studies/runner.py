@@ -49,7 +49,7 @@ def run_study(
 
     Args:
         study: What to run.
-        output_dir: The book "runs.jsonl" goes here, and the adapters of the final runs to "adapters/<row>/seed-<n>".
+        output_dir: The book "runs.jsonl" goes here, and what the final runs save to "adapters/<row>/seed-<n>".
         jobs: Trainings side by side, each with its share of the cores. A training on a single core is slower but
             wastes nothing, so on a CPU as many jobs as cores finish first.
         report: Called with each line that a person should see.
@@ -143,7 +143,7 @@ def _execute(run: PlannedRun, output_dir: Path, threads: int, progress: bool = F
     folder = finetuning.output_dir
     finetuning.accelerator.free_memory()
     release_memory(finetuning)
-    if run.stage == "final" and (folder / "adapter_model.safetensors").exists():
+    if run.stage == "final":
         _keep(folder, output_dir / "adapters" / run.row / f"seed-{run.seed}")
     shutil.rmtree(work_dir)
     return {

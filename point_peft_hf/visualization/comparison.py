@@ -27,7 +27,8 @@ def plot_intervals(
         path: The file.
         label: What the score is, with its unit.
         title: Title; default: none.
-        baseline: A value to draw a line at, for example 0 for differences; default: no line.
+        baseline: A value to draw a line at, for example 0 for differences; numbers then say how far a method is from
+            it. Default: none.
 
     Returns:
         The file.
@@ -50,7 +51,15 @@ def plot_intervals(
             capsize=4,
             linewidth=2,
         )
-        axes.annotate(f"{mean:.1f}", (mean, place), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+        axes.annotate(
+            f"{mean:.1f}" if baseline is None else f"{mean - baseline:+.1f}",
+            (mean, place),
+            (0, 7),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+        )
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set(ylim=(len(rows) - 0.5, -0.7), xlabel=label, title=title)
     axes.grid(axis="x", color=GRID, linewidth=0.6)

@@ -49,6 +49,31 @@ def test_pretrain_then_train_then_predict(script, tmp_path, capsys):
     assert line.count("%") == 2
 
 
+@pytest.mark.parametrize("model_type", ["point_bert", "point_m2ae"])
+def test_pretrain_other_architectures_then_train(model_type, script, tmp_path, capsys):
+    script(
+        *["pretrain.py", "--model_type", model_type, "--output_dir", "backbone", "--steps", 2, "--batch_size", 4],
+        *["--num_points", 64, "--hidden_size", 24, "--num_hidden_layers", 3, "--num_attention_heads", 2],
+        *["--num_groups", 8, "--group_size", 8, "--patch_hidden_sizes", 8, 16, 16, "--num_workers", 0],
+        *["--decoder_num_hidden_layers", 1],
+    )
+    config = json.loads((tmp_path / "backbone" / "config.json").read_text())
+    assert config["model_type"] == model_type
+    record = json.loads((tmp_path / "backbone" / "pretraining.json").read_text())
+    assert np.isfinite(record["final_chamfer_x1000"])
+    assert f"\n- {model_type}\n" in (tmp_path / "backbone" / "README.md").read_text()
+    script(
+        *["train.py", "--model", "backbone", "--epochs", 1, "--clouds_per_class", 3, "--max_test_clouds", 24],
+        *["--method", "point_peft", "--batch_size", 16],
+    )
+    assert "| point_peft " in capsys.readouterr().out
+
+
+def test_ablate_has_the_options_of_compare_and_says_what_is_wrong(script):
+    with pytest.raises(SystemExit, match=r"error: results/runs.jsonl has no run of 'best' with seed 0"):
+        script("ablate.py", "--output_dir", "results", "--rerun", "best")
+
+
 def test_benchmark(script, tmp_path, capsys):
     script(
         *["benchmark.py", "--hidden_size", 24, "--num_layers", 1, "--batch_size", 2, "--rounds", 1],

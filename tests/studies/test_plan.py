@@ -66,6 +66,12 @@ def test_rates_of_a_row_are_tried_instead_of_those_of_the_study(tmp_path):
     assert searched == {"full": {5e-4, 1e-3}, "linear": {1e-3, 4e-3}}
 
 
+def test_references(tmp_path):
+    rows = {"full": None, "linear": None, "other full": {"method": "full"}, "lora": {"reference": "other full"}}
+    plan = study(tmp_path, rows=rows)
+    assert [plan.reference_of(name) for name in rows] == [None, "full", "full", "other full"]
+
+
 def test_a_study_on_validation_has_runs_of_its_own(tmp_path):
     rates = dict.fromkeys(CONTENT["rows"], 1e-3)
     keys = {run.key for run in study(tmp_path).final_runs(rates)}
@@ -91,6 +97,7 @@ def test_overrides(tmp_path):
         ),
         ({"rows": {"full": {"learning_rates": [1e-3, 2e-3, 3e-3]}}}, "has 3 `learning_rates` and the study 2"),
         ({"rows": {"full": {"learning_rates": [1e-3, 2e-3], "learning_rate": 1e-3}}}, "and one that is fixed"),
+        ({"rows": {"full": {"reference": "best"}}}, "reference of full .* is 'best'"),
         ({"rows": {}}, "needs the key `rows`"),
         ({"seed": [0]}, r"unknown keys \['seed'\]"),
         ({"reference": "best"}, "reference .* is 'best'"),

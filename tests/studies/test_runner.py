@@ -7,7 +7,7 @@ import torch
 
 from point_peft_hf.data import few_shot_fold
 from point_peft_hf.studies import Study, StudyRow, draw_report, rerun, run_study, runner, summarize, write_report
-from point_peft_hf.training import ClassificationTask, FinetuneArguments, Finetuning, load_task
+from point_peft_hf.training import ClassificationTask, FinetuneArguments, Finetuning, load_predictor, load_task
 
 STUDY = """
 description: Tiny.
@@ -18,6 +18,7 @@ learning_rates: {values: [1.0e-3, 4.0e-3], seeds: [9]}
 rows:
   linear: {}
   prompts: {method: deep_prompts, learning_rate_from: linear}
+  all: {method: full, learning_rate: 1.0e-3}
 """
 
 
@@ -38,16 +39,23 @@ def test_every_run_is_in_the_book_once(done):
     lines = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
     assert [(line["row"], line["stage"], line["seed"]) for line in lines] == [
         *[("linear", "search", 9)] * 2,
-        *[(row, "final", seed) for seed in (0, 1) for row in ("linear", "prompts")],
+        *[(row, "final", seed) for seed in (0, 1) for row in ("linear", "prompts", "all")],
     ]
     # The rate was chosen without a look at the test split.
     assert [line["test"] for line in lines[:2]] == [{}, {}]
     chosen = max(lines[:2], key=lambda line: (line["validation_accuracy"], -line["learning_rate"]))
-    assert rates == dict.fromkeys(study.rows, chosen["learning_rate"])
+    rate = chosen["learning_rate"]
+    assert rates == {"linear": rate, "prompts": rate, "all": 1e-3}
     assert {path.parent.name + "/" + path.name for path in folder.glob("adapters/*/*")} == {
         f"{row}/seed-{seed}" for row in study.rows for seed in study.seeds
     }
     assert not list((folder / "unfinished").iterdir())
+
+
+def test_what_was_trained_is_kept(done):
+    folder = done[3] / "adapters"
+    assert load_predictor(str(folder / "prompts" / "seed-1")).model.active_adapters == ["default"]
+    assert load_predictor(str(folder / "all" / "seed-0")).model.num_parameters() > 0
 
 
 def test_nothing_is_run_twice(done, monkeypatch):

@@ -145,11 +145,9 @@ class PointMAEForPreTraining(PointMAEPreTrainedModel):
         visible, masked = order[:, :-num_masked], order[:, -num_masked:]
 
         visible_centers = gather_points(group_centers, visible)
-        tokens = self.point_mae.patch_embedding(gather_points(neighborhoods.flatten(2), visible).unflatten(2, (-1, 3)))
-        hidden_states, _, _ = self.point_mae.encoder(
-            tokens, self.point_mae.position_embedding(visible_centers), BlockContext(visible_centers)
+        hidden_states = self.point_mae.encode_groups(
+            gather_points(neighborhoods.flatten(2), visible).unflatten(2, (-1, 3)), visible_centers
         )
-        hidden_states = self.point_mae.layernorm(hidden_states)
 
         masked_centers = gather_points(group_centers, masked)
         all_centers = torch.cat([visible_centers, masked_centers], dim=1)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 _NORM_EPS = 1e-5
 # Numbers in the tokens of the neighbourhoods that are handled at a time: on a CPU few enough for the cache.
-_CPU_CHUNK = 128 * 16 * 384
+_CPU_CHUNK = 64 * 16 * 384
 _GPU_CHUNK = 64_000_000
 
 
