@@ -30,6 +30,14 @@ FONTS = ["system-ui", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
 STYLE = """
 .viewer iframe { width: 100%; height: min(74vh, 720px); border: 1px solid var(--border-color-primary);
   border-radius: 8px; background: var(--background-fill-primary); }
+/* On a phone everything is in one column: the cloud comes before the numbers about it. */
+@media (max-width: 640px) {
+  .stack { display: contents !important; }
+  .stack > * { flex: 1 1 100%; }
+  .viewer { order: 1; }
+  .scores { order: 2; }
+  .neighbors { order: 3; }
+}
 .problem { padding: 10px 14px; border: 2px solid #d55e00; border-radius: 8px; overflow-wrap: anywhere; }
 """
 
@@ -135,7 +143,7 @@ def build_page(predictors: dict[str, Predictor | PartPredictor]):
         gradio.Markdown(f"## {TITLE}")
         source = gradio.State(("sample", first_sample))
         with gradio.Row():
-            with gradio.Column(scale=1, min_width=300):
+            with gradio.Column(scale=1, min_width=300, elem_classes="stack"):
                 first = next(iter(predictors))
                 names = categories_of(predictors[first])
                 adapter = gradio.Dropdown(list(predictors), value=first, label="Adapter")
@@ -145,12 +153,15 @@ def build_page(predictors: dict[str, Predictor | PartPredictor]):
                 sample = gradio.Dropdown(list(HELD_OUT_CLASSES), value=first_sample, label="Built-in shape")
                 file = gradio.File(label="Or a file of yours", height=130)
                 gradio.Markdown(f"<small>Read are {', '.join(sorted(READERS))}</small>")
-                scores = gradio.Label(label="Class, or share of each part", num_top_classes=MAX_CLASSES)
-            with gradio.Column(scale=2, min_width=320):
+                scores = gradio.Label(
+                    label="Class, or share of each part", num_top_classes=MAX_CLASSES, elem_classes="scores"
+                )
+            with gradio.Column(scale=2, min_width=320, elem_classes="stack"):
                 message = gradio.HTML(visible=False)
                 viewer = gradio.HTML(elem_classes="viewer")
                 neighbors = gradio.Dataframe(
                     headers=NEIGHBOR_COLUMNS,
+                    elem_classes="neighbors",
                     column_widths=["34%", "22%", "24%", "20%"],
                     wrap=True,
                     label="Nearest training clouds, from the bank of the adapter",

@@ -15,11 +15,11 @@ import argparse
 import sys
 
 import torch
-import transformers
 from huggingface_hub.errors import HfHubHTTPError
 
 from point_peft_hf import AutoPointPeftModel
 from point_peft_hf.hub import push_adapter
+from point_peft_hf.training import show_only_own_messages
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,8 +42,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Push, pull, compare."""
     args = parse_arguments()
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    show_only_own_messages()
     commit = push_adapter(
         args.folder,
         args.repo_id,

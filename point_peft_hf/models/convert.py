@@ -22,7 +22,12 @@ from .convert_tensors import (
 from .modeling import PointPreTrainedModel
 from .point_bert import PointBertForClassification, PointBertModel
 from .point_m2ae import PointM2AEForClassification, PointM2AEForPreTraining, PointM2AEModel
-from .point_mae import PointMAEForClassification, PointMAEForPreTraining, PointMAEModel
+from .point_mae import (
+    PointMAEForClassification,
+    PointMAEForPreTraining,
+    PointMAEForSegmentation,
+    PointMAEModel,
+)
 
 # By model type: encoder, classifier, and pre-training.
 MODEL_CLASSES: dict[str, tuple[type[PointPreTrainedModel] | None, ...]] = {
@@ -39,6 +44,8 @@ def _choose_class(
     """The class that the file has all parts of, and the shapes of its tensors."""
     encoder, classifier, pretraining = MODEL_CLASSES[model_type]
     fields, tensors = converted.config_fields, converted.tensors
+    if any(key.startswith("segmentation_head.") for key in tensors):
+        return PointMAEForSegmentation, _shapes_of(PointMAEForSegmentation, fields)
     if any(key.startswith("classifier.") for key in tensors):
         return classifier, _shapes_of(classifier, fields)
     if pretraining is not None and any(key.startswith("decoder") for key in tensors):
@@ -84,9 +91,9 @@ def convert_checkpoint(
 ) -> ConversionReport:
     """Convert a published checkpoint to a folder that `from_pretrained` loads.
 
-    The folder is for the class that the file has all parts of: with a classification head the classifier, with a
-    decoder pre-training, else the encoder. Any of the classes of the model type can be loaded from it; what it lacks
-    starts untrained, and what it has too much is left out.
+    The folder is for the class that the file has all parts of: with a classification head the classifier, with
+    Point-MAE's head for parts the segmentation, with a decoder pre-training, else the encoder. Any of the classes of
+    the model type can be loaded from it; what it lacks starts untrained, and what it has too much is left out.
 
     Args:
         checkpoint: A `.pth` or `.safetensors` file of a research repository (Point-BERT, Point-MAE, Point-M2AE, ReCon,
@@ -127,14 +134,15 @@ def _report(
     model_type: str,
     model_class: type[PointPreTrainedModel],
     kept: Mapping[str, torch.Tensor],
-    sources: Mapping[str, str],
+    sources: Mapping[str, tuple[str, ...]],
     expected: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
 ) -> ConversionReport:
     """What became of `tensors`, of which those `kept` go into a model with the tensors `expected`."""
     loaded: dict[str, list[str]] = {}
     for target in kept:
-        loaded.setdefault(sources[target], []).append(target)
+        for name_in_file in sources[target]:
+            loaded.setdefault(name_in_file, []).append(target)
     return ConversionReport(
         source=name,
         model_type=model_type,

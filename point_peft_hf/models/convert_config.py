@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .convert_parts import segmentation_sizes
+
 # Names of the research repositories' configurations, and what they are called here.
 _RESEARCH_FIELDS = {
     "point_mae": {
@@ -103,7 +105,9 @@ def _infer_single_stage(model_type: str, shapes: Mapping[str, tuple[int, ...]]) 
     }
     if model_type == "point_bert":
         sizes["patch_embedding_size"] = shapes["reduce_dim.weight"][1]
-    elif "increase_dim.0.weight" in shapes:
+        return sizes
+    sizes.update(segmentation_sizes(shapes))
+    if "increase_dim.0.weight" in shapes:
         sizes["decoder_num_hidden_layers"] = _count(shapes, r"MAE_decoder\.blocks\.(\d+)\.")
         sizes["group_size"] = shapes["increase_dim.0.weight"][0] // 3
     return sizes
@@ -168,7 +172,7 @@ def published_settings(model_type: str, sizes: Mapping[str, Any], name: str = ""
             settings["label_smoothing"] = 0.3
         return settings
     settings = {"num_attention_heads": 6, "num_groups": 64, "group_size": 32}
-    if model_type == "point_mae" and (is_scan or "shapenetpart" in name):
+    if model_type == "point_mae" and (is_scan or "shapenetpart" in name or "num_categories" in sizes):
         settings["num_groups"] = 128
     for part, num_groups in _DENSE_GROUPS.items():
         if re.search(rf"(?<![a-z0-9]){part}(?![a-z0-9])", name):

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from .convert_config import infer_sizes, published_settings
 from .convert_keys import conversion_rules, converted_tensors, is_torch_pointcloud, research_names
+from .convert_parts import convert_segmentation_head
 
 MODEL_TYPES = ("point_bert", "point_m2ae", "point_mae")
 WEIGHTS_NAME = "model.safetensors"
@@ -76,13 +77,13 @@ class ConvertedTensors:
 
     Attributes:
         tensors: Tensors by name, as in a model with a head or a decoder.
-        sources: By name of a tensor here, its name in the file.
+        sources: By name of a tensor here, the names in the file that it was made of.
         config_fields: Fields of the configuration.
         assumed: Which of them neither the tensors nor the caller gave: as in the published model.
     """
 
     tensors: dict[str, torch.Tensor]
-    sources: dict[str, str]
+    sources: dict[str, tuple[str, ...]]
     config_fields: dict[str, Any]
     assumed: dict[str, Any]
 
@@ -203,7 +204,7 @@ def _has_classification_head(model_type: str, shapes: Mapping[str, tuple[int, ..
 
 def rename_tensors(
     tensors: Mapping[str, torch.Tensor], model_type: str, num_stages: int = 1
-) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, ...]]]:
     """Rename, split and reshape the tensors that are known, and leave out the others.
 
     Args:
@@ -212,7 +213,7 @@ def rename_tensors(
         num_stages: Number of stages of a Point-M2AE.
 
     Returns:
-        Tensors by name here, and by name here their name in the file.
+        Tensors by name here, and by name here the names in the file that they were made of.
     """
     names, foreign = research_names(tensors), is_torch_pointcloud(tensors)
     rules = conversion_rules(model_type, num_stages)
@@ -221,7 +222,12 @@ def rename_tensors(
         targets = next((found for rule in rules if (found := rule(names[key])) is not None), None)
         if targets is not None:
             converted.update(converted_tensors(names[key], targets, tensor, foreign))
-            sources.update(dict.fromkeys(targets, key))
+            sources.update(dict.fromkeys(targets, (key,)))
+    if model_type == "point_mae":
+        head, made_of = convert_segmentation_head({names[key]: tensor for key, tensor in tensors.items()})
+        keys = {name: key for key, name in names.items()}
+        converted.update(head)
+        sources.update({target: tuple(keys[name] for name in made) for target, made in made_of.items()})
     return converted, sources
 
 

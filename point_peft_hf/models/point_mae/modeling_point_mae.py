@@ -48,6 +48,10 @@ class PointMAEForClassification(PointClassificationMixin, PointMAEPreTrainedMode
     """
 
     task_module_names = ("classifier", "class_token")
+    _keys_to_ignore_on_load_unexpected = [
+        *PointMAEPreTrainedModel._keys_to_ignore_on_load_unexpected,
+        r"^segmentation_head",
+    ]
 
     def __init__(self, config: PointMAEConfig):
         super().__init__(config)
@@ -86,7 +90,7 @@ class PointMAEForPreTraining(PointMAEPreTrainedModel):
         config: Configuration; `mask_ratio` and the `decoder_*` fields describe the task.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"class_token", r"^classifier"]
+    _keys_to_ignore_on_load_unexpected = [r"class_token", r"^classifier", r"^segmentation_head"]
 
     def __init__(self, config: PointMAEConfig):
         super().__init__(config)

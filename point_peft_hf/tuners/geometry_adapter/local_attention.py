@@ -138,11 +138,11 @@ class _AttendAndTakeMaximum(torch.autograd.Function):
         ctx.options = options
         normed = F.layer_norm(tokens, tokens.shape[-1:], norm_weight, norm_bias, _NORM_EPS)
         qkv = torch.mm(qkv_weight, normed.t())
-        maxima = [
-            _members(tokens, _attend(qkv, part)[-1], proj_weight, part).amax(dim=0)
-            for part in options.chunks(tokens.shape[-1])
-        ]
-        return torch.cat(maxima)
+        parts = options.chunks(tokens.shape[-1])
+        buffer = _buffer(tokens, parts)
+        return torch.cat(
+            [_members(tokens, _attend(qkv, part)[-1], proj_weight, part, buffer).amax(dim=0) for part in parts]
+        )
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -155,11 +155,12 @@ class _AttendAndTakeMaximum(torch.autograd.Function):
         grad_tokens, grad_qkv = torch.zeros_like(tokens), torch.zeros_like(qkv)
         grad_proj = torch.zeros_like(proj_weight.t(), memory_format=torch.contiguous_format)
         parts = ctx.options.chunks(tokens.shape[-1])
+        buffer = _buffer(tokens, parts)
         for part, grad_part in zip(parts, grad.split([part.rows.shape[1] for part in parts]), strict=True):
             rows = part.rows.flatten()
             query, key, value, attention, context, kept_context = _attend(qkv, part)
             # The gradient of a maximum goes to the member that is the maximum; equal members share it.
-            members = _members(tokens, kept_context, proj_weight, part)
+            members = _members(tokens, kept_context, proj_weight, part, buffer)
             members.eq_(members.amax(dim=0))
             grad_members = members.mul_(grad_part / members.sum(dim=0)).flatten(0, 1)
             grad_tokens.index_add_(0, rows, grad_members)
@@ -204,9 +205,19 @@ def _attend(qkv: torch.Tensor, part: _Options) -> tuple[torch.Tensor, ...]:
     return query, key, value, attention, context, context if part.kept is None else context * part.kept
 
 
-def _members(tokens: torch.Tensor, context: torch.Tensor, proj_weight: torch.Tensor, part: _Options) -> torch.Tensor:
-    """Tokens of neighbourhoods plus their projected attention, of shape `(members, neighborhoods, hidden_size)`."""
-    gathered = tokens.index_select(0, part.rows.flatten())
+def _buffer(tokens: torch.Tensor, parts: list[_Options]) -> torch.Tensor:
+    """Room for the tokens of the neighbourhoods of any part; new memory for each part would cost more than its use."""
+    return tokens.new_empty(max((part.rows.numel() for part in parts), default=0), tokens.shape[-1])
+
+
+def _members(
+    tokens: torch.Tensor, context: torch.Tensor, proj_weight: torch.Tensor, part: _Options, buffer: torch.Tensor
+) -> torch.Tensor:
+    """Tokens of neighbourhoods plus their projected attention, of shape `(members, neighborhoods, hidden_size)`.
+
+    They lie in `buffer`, so they are good until the next call.
+    """
+    gathered = torch.index_select(tokens, 0, part.rows.flatten(), out=buffer[: part.rows.numel()])
     gathered.addmm_(context.flatten(0, 1).flatten(1).t(), proj_weight.t())
     return gathered.view(*part.rows.shape, -1)
 

@@ -1,0 +1,100 @@
+"""The part segmentation head of Point-MAE's research repository -> the one of this package.
+
+Both compute the same function in evaluation mode. The published layers have biases in front of their BatchNorms, which
+here go into the running means, and a small network on the category, of which only its value for each category matters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+# Hidden layers behind the propagation, with their BatchNorms; then the output.
+_HIDDEN = (("convs1", "bns1"), ("convs2", "bns2"))
+_OUTPUT = "convs3"
+_MARKS = ("propagation_0.mlp_convs.0.weight", "label_conv.1.running_var", f"{_OUTPUT}.bias")
+# Of the network on the category, and of all BatchNorms.
+_NEGATIVE_SLOPE, _EPS = 0.2, 1e-5
+
+
+def segmentation_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Read the sizes of a published segmentation head from the shapes of its tensors.
+
+    Args:
+        shapes: Shapes by research name.
+
+    Returns:
+        Fields of the configuration; none if there is no such head.
+    """
+    if not all(mark in shapes for mark in _MARKS):
+        return {}
+    return {
+        "num_labels": shapes[f"{_OUTPUT}.weight"][0],
+        "num_categories": shapes["label_conv.0.weight"][1],
+        "segmentation_token_size": 0,
+        "segmentation_propagation_sizes": [shapes[f"{linear}.weight"][0] for linear, _ in _propagation(shapes)],
+        "segmentation_hidden_sizes": [shapes[f"{linear}.weight"][0] for linear, _ in _HIDDEN],
+    }
+
+
+def convert_segmentation_head(
+    tensors: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, ...]]]:
+    """Convert a published segmentation head.
+
+    Args:
+        tensors: Tensors by research name, those of the encoder among them.
+
+    Returns:
+        Tensors by name here, and by name here the research names that they were made of; none if there is no such
+        head.
+    """
+    if not all(mark in tensors for mark in _MARKS):
+        return {}, {}
+    tensors = {name: tensor.squeeze(-1) if tensor.ndim == 3 else tensor for name, tensor in tensors.items()}
+    converted, sources = {}, {}
+
+    def put(target: str, tensor: torch.Tensor, *names: str) -> None:
+        converted[f"segmentation_head.{target}"], sources[f"segmentation_head.{target}"] = tensor, names
+
+    propagation = _propagation(tensors)
+    layers = (*propagation, *_HIDDEN)
+    for index, (linear, norm) in enumerate(layers):
+        for part in ("weight", "bias", "running_var", "num_batches_tracked"):
+            if f"{norm}.{part}" in tensors:
+                put(f"activations.{index}.norm.{part}", tensors[f"{norm}.{part}"], f"{norm}.{part}")
+        mean, bias = f"{norm}.running_mean", f"{linear}.bias"
+        put(f"activations.{index}.norm.running_mean", tensors[mean] - tensors[bias], mean, bias)
+    first, joined = f"{propagation[0][0]}.weight", f"{_HIDDEN[0][0]}.weight"
+    # The coordinates of the point come before the features of the tokens.
+    put("point_linear.weight", tensors[first][:, :3], first)
+    put("token_linear.weight", tensors[first][:, 3:], first)
+    width = tensors[f"{propagation[-1][0]}.weight"].shape[0]
+    for index, (linear, _) in enumerate(layers[1:]):
+        weight = tensors[f"{linear}.weight"]
+        put(f"linears.{index}.weight", weight[:, :width] if linear == _HIDDEN[0][0] else weight, f"{linear}.weight")
+    # Behind the features of the point come maximum and mean over the tokens, then the category.
+    features, names = _category_features(tensors)
+    of_tokens, of_category = tensors[joined][:, width:].tensor_split([-features.shape[1]], dim=1)
+    put("cloud_linear.weight", torch.cat([of_tokens, of_category @ features.T], dim=1), joined, *names)
+    for part in ("weight", "bias"):
+        put(f"output.{part}", tensors[f"{_OUTPUT}.{part}"], f"{_OUTPUT}.{part}")
+    return converted, sources
+
+
+def _propagation(names: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The layers of the propagation and their BatchNorms."""
+    count = len([name for name in names if re.fullmatch(r"propagation_0\.mlp_convs\.\d+\.weight", name)])
+    return [(f"propagation_0.mlp_convs.{index}", f"propagation_0.mlp_bns.{index}") for index in range(count)]
+
+
+def _category_features(tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, list[str]]:
+    """What the head is told of each category, of shape `(num_categories, size)`, and the names it is made of."""
+    norm = [f"label_conv.1.{part}" for part in ("running_mean", "running_var", "weight", "bias")]
+    linear = "label_conv.0.weight"
+    normed = F.batch_norm(tensors[linear].T, *(tensors[name] for name in norm), training=False, eps=_EPS)
+    return F.leaky_relu(normed, _NEGATIVE_SLOPE), [linear, *norm]
