@@ -15,7 +15,7 @@ from .task import PROCEDURAL
 FREE_FIELDS = frozenset(
     {
         *("model", "data", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "num_workers"),
-        *("checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "test_votes"),
+        *("checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "gradient_checkpointing", "test_votes"),
         "skip_bad_files",
     }
 )
@@ -50,6 +50,9 @@ class FinetuneArguments:
     max_gradient_norm: float = field(default=10.0, metadata={"help": "Gradients are clipped to this norm."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of an optimizer step."})
     mixed_precision: str | None = field(default=None, metadata={"help": "no, fp16 or bf16."})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Compute activations again in the backward pass instead of keeping them."}
+    )
     sync_batch_norm: bool = field(
         default=False, metadata={"help": "Trained BatchNorms see the clouds of all processes."}
     )

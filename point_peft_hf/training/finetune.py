@@ -114,6 +114,8 @@ class Finetuning:
             # The bank holds classes of whole clouds, also where parts are told apart.
             clouds = self._evaluation_loader(self.task.train, segmentation=False)
             build_point_prior_bank(model, clouds, accelerator=accelerator, progress=self.show_bars)
+        if args.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         if args.sync_batch_norm:
             synchronize_batch_norms(model)
         train_loader = training_loader(
@@ -328,7 +330,7 @@ class Finetuning:
         text = f"epoch {epoch}/{args.epochs}: loss {row['loss']:.4f}"
         if scores:
             name, best = self.task.score, " (best)" if is_best else ""
-            text += f", validation {name.replace('_', ' ')} {100 * scores[name]:.1f} %{best}"
+            text += f", validation {name.replace('_', ' ').replace('miou', 'mIoU')} {100 * scores[name]:.1f} %{best}"
         self.folder.tell(f"{text}, {seconds:.1f} s")
 
     @torch.no_grad()

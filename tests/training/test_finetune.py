@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from point_peft_hf.training import METHODS, FinetuneArguments, Predictor, results_table
+from point_peft_hf.training.run_folder import Progress
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -34,6 +35,20 @@ def test_the_seed_decides(finetune, tmp_path):
         finetune(tmp_path, method="geometry", epochs=1, seed=seed).run()["history"][0]["loss"] for seed in (0, 0, 1)
     ]
     assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("method", ["full", "point_peft"])
+def test_gradient_checkpointing_trains_the_same(method, finetune, tmp_path):
+    plain, checkpointed = (
+        finetune(tmp_path / str(on), method=method, gradient_checkpointing=on).run()["history"] for on in (False, True)
+    )
+    assert [row["loss"] for row in checkpointed] == pytest.approx([row["loss"] for row in plain], abs=1e-5)
+
+
+def test_of_equal_epochs_the_later_is_kept():
+    progress = Progress()
+    assert [progress.end_epoch({}, score) for score in (0.5, 0.75, 0.75, 0.5)] == [True, True, True, False]
+    assert progress.best == {"epoch": 3, "score": 0.75}
 
 
 def test_gradient_accumulation_takes_fewer_optimizer_steps(finetune, tmp_path):

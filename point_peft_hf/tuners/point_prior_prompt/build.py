@@ -97,7 +97,8 @@ def build_point_prior_bank(
     bar = tqdm(
         total=source.num_batches,
         desc="Building the point-prior bank",
-        disable=not progress or source.rank > 0,
+        # None: where there is no terminal.
+        disable=None if progress and source.rank == 0 else True,
         leave=False,
     )
     device = next(model.parameters()).device
