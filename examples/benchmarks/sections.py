@@ -26,6 +26,8 @@ from .models import FROZEN, PUBLISHED, PUBLISHED_FULL, SHAPES, SINGLE_PASS, Sett
 
 # Clouds, points of each, and centres: the shapes of the two data sets, and one large.
 GEOMETRY_SHAPES = ((32, 1024, 64), (32, 2048, 128), (8, 8192, 512))
+# The head's batch normalisation cannot be trained on one cloud.
+_SMALLEST_TRAINED = 2
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,9 @@ class Run:
         for name, milliseconds in times.items():
             self.report.add(section, case, name, ms=milliseconds, ratio=milliseconds / first)
 
-    def cases(self) -> list[tuple[Shape, int, str]]:
-        """All shapes and batch sizes, with a name for each."""
-        pairs = itertools.product(self.shapes, self.batch_sizes)
+    def cases(self, smallest: int = 1) -> list[tuple[Shape, int, str]]:
+        """All shapes and batch sizes from `smallest` on, with a name for each."""
+        pairs = itertools.product(self.shapes, (size for size in self.batch_sizes if size >= smallest))
         return [(SHAPES[name], batch_size, f"{name} x{batch_size}") for name, batch_size in pairs]
 
 
@@ -221,7 +223,7 @@ def _geometry_share(run: Run, shape: Shape, batch_size: int, case: str) -> None:
 
 def step(run: Run) -> None:
     """Training steps: forward, backward, optimizer."""
-    for shape, batch_size, case in run.cases():
+    for shape, batch_size, case in run.cases(_SMALLEST_TRAINED):
         points = run.setting.clouds(batch_size, shape.num_points)
         functions = {
             m: models.training_step(run.setting, models.make_model(run.setting, shape, m), points)
@@ -236,7 +238,7 @@ def step(run: Run) -> None:
 
 def memory(run: Run) -> None:
     """What a forward pass keeps for the backward pass, and the peak of a training step."""
-    for shape, batch_size, case in run.cases():
+    for shape, batch_size, case in run.cases(_SMALLEST_TRAINED):
         points = run.setting.clouds(batch_size, shape.num_points)
         labels = torch.zeros(batch_size, dtype=torch.long, device=run.setting.device)
         for method in models.compared_methods():
