@@ -1,5 +1,9 @@
 """Farthest point sampling."""
 
+import functools
+import warnings
+from types import ModuleType
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -50,7 +54,26 @@ def _sample(points: Tensor, num_samples: int, skip_near_origin: bool) -> Tensor:
     """Sample in the way that suits the device; arguments as `farthest_point_sample`."""
     if points.device.type == "cpu":
         return _sample_cpu(points, num_samples, skip_near_origin)
+    kernel = _kernel() if points.is_cuda and points.dtype == torch.float32 else None
+    if kernel is not None and points.shape[1] <= kernel.MAX_POINTS:
+        return kernel.sample_triton(points, num_samples, _NEAR_ORIGIN if skip_near_origin else None)
     return _sample_torch(points, num_samples, skip_near_origin)
+
+
+@functools.cache
+def _kernel() -> ModuleType | None:
+    """The module of the kernel for GPUs; `None` where Triton is not installed or cannot compile for this GPU."""
+    try:
+        from . import sampling_triton
+
+        sampling_triton.sample_triton(torch.zeros(1, 2, 3, device="cuda"), 2)
+    except ImportError:
+        return None
+    except Exception as error:
+        # Whatever is wrong with a compiler that this package neither brings nor needs, PyTorch's operations work.
+        warnings.warn(f"Farthest points are sampled without Triton, more slowly: {error!r}", stacklevel=2)
+        return None
+    return sampling_triton
 
 
 # torch.compile keeps an operator as one opaque call, where it would unroll the loop otherwise.

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -170,3 +174,22 @@ def test_reference(reference_dir, case):
                 _sample_torch(points, len(expected), skip),
             ):
                 assert torch.equal(picked[0], expected)
+
+
+def test_the_kernel_for_gpus_in_the_interpreter_of_triton():
+    pytest.importorskip("triton", reason="comes with the CUDA builds of PyTorch")
+    script = """
+import torch
+from point_peft_hf.ops.sampling import _sample_torch
+from point_peft_hf.ops.sampling_triton import sample_triton
+
+torch.manual_seed(0)
+for size in ((2, 50, 50), (3, 100, 17), (1, 1, 1)):
+    clouds = {"random": torch.randn(*size[:2], 3), "near the origin": 0.03 * torch.randn(*size[:2], 3)}
+    clouds["ties"] = torch.randint(-2, 3, (*size[:2], 3)).float()
+    for name, points in clouds.items():
+        for limit in (None, 1e-3):
+            expected = _sample_torch(points, size[2], limit is not None)
+            assert torch.equal(sample_triton(points, size[2], limit), expected), (name, size, limit)
+"""
+    subprocess.run([sys.executable, "-c", script], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)
