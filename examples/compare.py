@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     overrides = {name: getattr(args, name) for name in ("data", "model") if getattr(args, name)}
     study = Study.from_yaml(args.study, **overrides)
     if args.rerun:
-        compare_with_record(args.output_dir, args.rerun, args.seed)
+        compare_with_record(args.output_dir, args.rerun, args.seed, overrides)
         return
     book, rates = run_study(study, args.output_dir, jobs=args.jobs)
     print(f"\n{write_report(study, summarize(study, book, rates), args.output_dir)}\n")
@@ -60,13 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Saved to {args.output_dir}/.")
 
 
-def compare_with_record(output_dir: Path, row: str, seed: int) -> None:
+def compare_with_record(output_dir: Path, row: str, seed: int, overrides: dict[str, str]) -> None:
     """Do a recorded run again and print both results."""
     records = RunBook(output_dir / "runs.jsonl").records.values()
     found = [r for r in records if (r["row"], r["seed"]) == (row, seed) and r["stage"] != "search"]
     if not found:
         raise ValueError(f"{output_dir}/runs.jsonl has no run of {row!r} with seed {seed}.")
-    again = rerun(found[-1])
+    again = rerun(found[-1], **overrides)
     for name, record in (("recorded", found[-1]), ("again", again)):
         score = score_name(record)
         for split, value in (("validation", validation_score(record)), ("test", record["test"].get(score))):

@@ -67,8 +67,12 @@ class PlannedRun:
 
     @property
     def key(self) -> str:
-        """What tells this run from any other, whatever the order of the fields: its name and a digest of it all."""
-        content = [self.stage, self.seed, self.arguments, self.few_shot and vars(self.few_shot)]
+        """What tells this run from any other, whatever the order of the fields: its name and a digest of it all.
+
+        Of data and backbone only the name counts, so that their folders, or the book, can be moved.
+        """
+        names = {field: Path(self.arguments[field]).name for field in ("data", "model") if field in self.arguments}
+        content = [self.stage, self.seed, self.arguments | names, self.few_shot and vars(self.few_shot)]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{self.row}-{self.stage}-{self.seed}-{digest[:12]}"
 

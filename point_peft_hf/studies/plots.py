@@ -39,7 +39,11 @@ def draw_report(study: Study, book: RunBook, rates: dict[str, float | None], out
     files = [plot_intervals(scores, output_dir / "scores.png", label)]
     if len({row.arguments["method"] for row in study.rows.values()}) > 1:
         files.append(plot_accuracy_against_parameters(scores, output_dir / "parameters.png", label))
-    differences = [{"name": row.name, **_percent(row.difference)} for row in rows if row.difference]
+    differences = [
+        {"name": row.name, "style": style, **_percent(row.difference)}
+        for style, row in enumerate(rows)
+        if row.difference
+    ]
     if differences:
         label = f"difference to {study.reference} (points)" if study.reference else "difference (points)"
         files.append(plot_intervals(differences, output_dir / "differences.png", label, baseline=0.0))

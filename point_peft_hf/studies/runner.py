@@ -31,6 +31,7 @@ from .plan import FewShot, PlannedRun, Study
 _KEPT_FIELDS = (
     "learning_rate",
     "clouds",
+    "fingerprints",
     "parameters",
     "best_epoch",
     "score",
@@ -80,18 +81,19 @@ def validation_by_rate(study: Study, book: RunBook) -> dict[str, dict[float, lis
     return scores
 
 
-def rerun(record: dict[str, Any]) -> dict[str, Any]:
+def rerun(record: dict[str, Any], **overrides: Any) -> dict[str, Any]:
     """Do a run of a book again, from its record alone.
 
     Args:
         record: A line of the book.
+        **overrides: Arguments that have changed since, for example `data`, where the data have been moved.
 
     Returns:
         The new record. With the versions, the kind of machine and the number of threads of the old one, its numbers
         are the same.
     """
     few_shot = FewShot(**record["few_shot"]) if record["few_shot"] else None
-    run = PlannedRun(record["row"], record["stage"], record["seed"], record["arguments"], few_shot)
+    run = PlannedRun(record["row"], record["stage"], record["seed"], record["arguments"] | overrides, few_shot)
     with tempfile.TemporaryDirectory() as folder:
         return _execute(run, Path(folder), record["threads"])
 

@@ -23,7 +23,8 @@ def plot_intervals(
     """Draw the score of each method with its interval.
 
     Args:
-        rows: For each method its "name", and "mean", "low" and "high" of its score, from the first at the top.
+        rows: For each method its "name", and "mean", "low" and "high" of its score, from the first at the top; "style"
+            is the number of its colour and mark, for pictures of some of the methods that are to agree.
         path: The file.
         label: What the score is, with its unit.
         title: Title; default: none.
@@ -40,13 +41,15 @@ def plot_intervals(
     figure, axes = new_figure(6.8, 1.3 + 0.42 * len(rows))
     if baseline is not None:
         axes.axvline(baseline, color=INK, linewidth=1.2)
-    for place, (color, mean, error) in enumerate(zip(category_colors(len(rows)), means, errors.T, strict=True)):
+    styles = [row.get("style", place) for place, row in enumerate(rows)]
+    colors = category_colors(max(styles, default=0) + 1)
+    for place, (style, mean, error) in enumerate(zip(styles, means, errors.T, strict=True)):
         axes.errorbar(
             mean,
             place,
             xerr=error[:, None],
-            fmt=MARKER_SHAPES[place % len(MARKER_SHAPES)],
-            color=color,
+            fmt=MARKER_SHAPES[style % len(MARKER_SHAPES)],
+            color=colors[style],
             markersize=7,
             capsize=4,
             linewidth=2,

@@ -58,6 +58,16 @@ def test_keys_tell_runs_apart_and_stay(tmp_path):
     assert not set(first) & {run.key for run in longer.final_runs(rates)}
 
 
+def test_keys_do_not_depend_on_where_data_and_backbone_are(tmp_path):
+    def keys(**overrides):
+        plan = Study.from_yaml(tmp_path / "study.yaml", **overrides)
+        return [run.key for run in plan.search_runs()]
+
+    study(tmp_path)
+    assert keys(data="here/clouds", model="a/backbone") == keys(data="/there/clouds", model="backbone/")
+    assert not set(keys(data="here/clouds")) & set(keys(data="here/others"))
+
+
 def test_rates_of_a_row_are_tried_instead_of_those_of_the_study(tmp_path):
     plan = study(tmp_path, rows={"full": {"learning_rates": [5e-4, 1e-3]}, "linear": None})
     searched = {
