@@ -77,11 +77,10 @@ class Progress:
             score: The score on the validation split that the epoch is chosen by.
 
         Returns:
-            Whether it is the best so far. Of equals the later is: on a small validation split scores tie long before
-                the model is trained.
+            Whether it is the best so far; of equals the first is, as in `transformers.Trainer`.
         """
         self.history.append(row)
-        is_best = score >= self.best["score"]
+        is_best = score > self.best["score"]
         if is_best:
             self.best = {"epoch": self.epoch, "score": score}
         self.epoch += 1

@@ -45,10 +45,10 @@ def test_gradient_checkpointing_trains_the_same(method, finetune, tmp_path):
     assert [row["loss"] for row in checkpointed] == pytest.approx([row["loss"] for row in plain], abs=1e-5)
 
 
-def test_of_equal_epochs_the_later_is_kept():
+def test_of_equal_epochs_the_first_is_kept():
     progress = Progress()
-    assert [progress.end_epoch({}, score) for score in (0.5, 0.75, 0.75, 0.5)] == [True, True, True, False]
-    assert progress.best == {"epoch": 3, "score": 0.75}
+    assert [progress.end_epoch({}, score) for score in (0.5, 0.75, 0.75, 0.5)] == [True, True, False, False]
+    assert progress.best == {"epoch": 2, "score": 0.75}
 
 
 def test_gradient_accumulation_takes_fewer_optimizer_steps(finetune, tmp_path):
