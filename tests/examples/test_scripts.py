@@ -71,6 +71,12 @@ def test_pretrain_other_architectures_then_train(model_type, script, tmp_path, c
     )
     assert "| point_peft " in capsys.readouterr().out
 
+    script("bank_content.py", "outputs/point_peft", "--max_test_clouds", 24)
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[1] for row in rows] == ["its own", "as float16", "as int8", "random directions", "one entry"]
+    # It is stored as int8 already.
+    assert rows[2][2:] == rows[0][2:]
+
 
 def test_ablate_has_the_options_of_compare_and_says_what_is_wrong(script):
     with pytest.raises(SystemExit, match=r"error: results/runs.jsonl has no run of 'best' with seed 0"):
