@@ -53,6 +53,7 @@ def main() -> None:
     args = parse_arguments()
     show_only_own_messages()
     test = load_task(args.data, max_test_clouds=args.max_test_clouds).test
+    clouds = [test[index]["points"] for index in range(len(test))]
     print("| adapter | bank | accuracy | other predictions |\n|---|---|---|---|")
     for folder in args.adapters:
         predictor = Predictor.from_pretrained(folder)
@@ -62,7 +63,7 @@ def main() -> None:
         before = None
         for name, exchange in {"its own": None, **EXCHANGES}.items():
             bank.features, bank.scales = (features, scales) if exchange is None else (exchange(entries), None)
-            predicted = predict(predictor, test, args.batch_size)
+            predicted = predictor.predict_classes(clouds, args.batch_size)
             before = predicted if before is None else before
             accuracy, others = (predicted == np.asarray(test.labels)).mean(), (predicted != before).mean()
             print(f"| {folder} | {name} | {100 * accuracy:.1f} % | {100 * others:.1f} % |", flush=True)
@@ -79,16 +80,6 @@ def bank_of(model: torch.nn.Module, folder: str) -> torch.nn.Module:
     if bank is None or len(bank) == 0:
         raise ValueError(f"{folder} has no bank. Train --method point_peft or prompt, with `use_bank`.")
     return bank
-
-
-@torch.no_grad()
-def predict(predictor: Predictor, test: torch.utils.data.Dataset, batch_size: int) -> np.ndarray:
-    """The predicted class of each test cloud."""
-    predictions = []
-    for start in range(0, len(test), batch_size):
-        clouds = [test[index]["points"] for index in range(start, min(start + batch_size, len(test)))]
-        predictions.append(predictor.model(points=predictor.processor(clouds)["points"]).logits.argmax(dim=-1))
-    return torch.cat(predictions).numpy()
 
 
 if __name__ == "__main__":

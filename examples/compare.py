@@ -28,6 +28,7 @@ from point_peft_hf.studies import (
     validation_score,
     write_report,
 )
+from point_peft_hf.visualization.figure import in_words
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -71,7 +72,7 @@ def compare_with_record(output_dir: Path, row: str, seed: int, overrides: dict[s
         score = score_name(record)
         for split, value in (("validation", validation_score(record)), ("test", record["test"].get(score))):
             if value is not None:
-                print(f"{name}: {split} {score.replace('_', ' ')} {value:.6f}")
+                print(f"{name}: {split} {in_words(score)} {value:.6f}")
     if (again["test"], validation_score(again)) != (found[-1]["test"], validation_score(found[-1])):
         sys.exit("The numbers differ. Versions of the record: " + ", ".join(map(str, found[-1]["versions"].items())))
 

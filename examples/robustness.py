@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
 from point_peft_hf.data import CORRUPTIONS, PointCloudDataset, corrupt
@@ -53,9 +52,9 @@ def main() -> None:
         clouds = [corrupted(test, index, name, strength) for index in range(len(test))]
         for row, predictors in models.items():
             for model, predictor in predictors.items():
-                accuracy = measure(predictor, clouds, test, args.batch_size)
+                right = predictor.predict_classes(clouds, args.batch_size) == np.asarray(test.labels)
                 results.append(
-                    {"row": row, "model": model, "corruption": name, "strength": strength, "accuracy": accuracy}
+                    {"row": row, "model": model, "corruption": name, "strength": strength, "accuracy": right.mean()}
                 )
     args.output_dir.mkdir(parents=True, exist_ok=True)
     (args.output_dir / "accuracies.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -81,17 +80,6 @@ def corrupted(test: PointCloudDataset, index: int, name: str, strength: int) -> 
     if name == CLEAN:
         return points
     return corrupt(points, name, strength, np.random.default_rng([index, list(CORRUPTIONS).index(name), strength]))
-
-
-@torch.no_grad()
-def measure(predictor: Predictor, clouds: list[np.ndarray], test: PointCloudDataset, batch_size: int) -> float:
-    """The accuracy of a trained model on clouds."""
-    right = 0
-    for start in range(0, len(clouds), batch_size):
-        batch = predictor.processor(clouds[start : start + batch_size])["points"]
-        predictions = predictor.model(points=batch).logits.argmax(dim=-1).numpy()
-        right += int((predictions == np.asarray(test.labels[start : start + batch_size])).sum())
-    return right / len(clouds)
 
 
 def table(results: list[dict]) -> str:

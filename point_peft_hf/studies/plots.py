@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..visualization import plot_accuracy_against_parameters, plot_intervals, plot_learning_curves
+from ..visualization.figure import in_words
 from .book import RunBook
 from .plan import Study
 from .report import final_records, summarize
 from .statistics import Interval
-
-_SCORES = {"accuracy": "accuracy", "instance_miou": "instance mIoU"}
 
 
 def draw_report(study: Study, book: RunBook, rates: dict[str, float | None], output_dir: str | Path) -> list[Path]:
@@ -34,7 +33,7 @@ def draw_report(study: Study, book: RunBook, rates: dict[str, float | None], out
     rows, output_dir = summarize(study, book, rates), Path(output_dir)
     if not rows or importlib.util.find_spec("matplotlib") is None:
         return []
-    label = f"{study.compare_on} {_SCORES[rows[0].score]} (%)"
+    label = f"{study.compare_on} {in_words(rows[0].score)} (%)"
     scores = [{"name": row.name, "parameters": row.trainable, **_percent(row.compared)} for row in rows]
     files = [plot_intervals(scores, output_dir / "scores.png", label)]
     if len({row.arguments["method"] for row in study.rows.values()}) > 1:

@@ -28,6 +28,7 @@ from ..models.segmentation import IGNORE_INDEX
 from ..pretrained import backbone_folder
 from ..tuners import build_point_prior_bank
 from ..tuners.fingerprint import fingerprint
+from ..visualization.figure import in_words
 from .arguments import FinetuneArguments
 from .batch_norm import synchronize_batch_norms
 from .batches import evaluation_loader, training_loader
@@ -330,7 +331,7 @@ class Finetuning:
         text = f"epoch {epoch}/{args.epochs}: loss {row['loss']:.4f}"
         if scores:
             name, best = self.task.score, " (best)" if is_best else ""
-            text += f", validation {name.replace('_', ' ').replace('miou', 'mIoU')} {100 * scores[name]:.1f} %{best}"
+            text += f", validation {in_words(name)} {100 * scores[name]:.1f} %{best}"
         self.folder.tell(f"{text}, {seconds:.1f} s")
 
     @torch.no_grad()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
@@ -68,6 +70,27 @@ class Predictor:
         probabilities = self.model(points).logits.float().softmax(dim=-1)[0]
         values, indices = probabilities.topk(min(top, len(self.class_names)))
         return [(self.class_names[int(index)], float(value)) for value, index in zip(values, indices, strict=True)]
+
+    @torch.no_grad()
+    def predict_classes(self, clouds: Sequence[Any], batch_size: int) -> np.ndarray:
+        """Classify many clouds.
+
+        Args:
+            clouds: Files, or coordinates of shape `(num_points, 3)`.
+            batch_size: Clouds at a time.
+
+        Returns:
+            The numbers of their classes, of shape `(num_clouds,)`.
+
+        Raises:
+            ValueError: If a cloud cannot be read or used.
+        """
+        device = next(self.model.parameters()).device
+        predictions = []
+        for start in range(0, len(clouds), batch_size):
+            points = self.processor(clouds[start : start + batch_size])["points"].to(device)
+            predictions.append(self.model(points=points).logits.argmax(dim=-1).cpu())
+        return torch.cat(predictions).numpy()
 
 
 def load_trained(adapter: str, model: str | None = None) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .figure import GRID, INK, add_legend, new_figure, save_figure
+from .figure import GRID, INK, add_legend, in_words, new_figure, save_figure
 from .palette import category_colors
 
 # Cells of a larger confusion matrix have no room for their number.
@@ -40,7 +40,7 @@ def plot_learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]],
         axes[0].plot(epochs, [row["loss"] for row in rows], **style)
         axes[1].plot(epochs, [100 * row[scores] for row in rows], **style)
     axes[0].set(xlabel="epoch", ylabel="training loss")
-    axes[1].set(xlabel="epoch", ylabel=f"{scores.replace('_', ' ').replace('miou', 'mIoU')} (%)")
+    axes[1].set(xlabel="epoch", ylabel=f"{in_words(scores)} (%)")
     for panel in axes:
         panel.grid(color=GRID, linewidth=0.6)
         panel.xaxis.get_major_locator().set_params(integer=True)

@@ -30,6 +30,11 @@ _STYLE = {
 }
 
 
+def in_words(measure: str) -> str:
+    """The name of a measure as people write it: "instance_miou" is "instance mIoU"."""
+    return measure.replace("_", " ").replace("miou", "mIoU")
+
+
 def new_figure(width: float, height: float, **subplots: Any) -> tuple[Figure, Any]:
     """A figure of its own, which no other code of the process sees, with its axes.
 
