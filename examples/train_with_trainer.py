@@ -89,7 +89,7 @@ def make_trainer(args: FinetuneArguments, task: ClassificationTask, processor: P
         num_processes=PartialState().num_processes,
     )
     steps = len(train_loader) // PartialState().num_processes * args.epochs
-    warmup_steps = max(int(steps * args.warmup_ratio), 1)
+    warmup_steps = max(int(steps * args.warmup_share), 1)
     optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.peak_learning_rate)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, warmup_steps))
     metrics = task.metrics()

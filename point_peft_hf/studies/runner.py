@@ -165,7 +165,8 @@ def _execute(run: PlannedRun, output_dir: Path, threads: int, progress: bool = F
         "row": run.row,
         "stage": run.stage,
         "seed": run.seed,
-        "arguments": run.arguments,
+        # With the rate and the warm-up that it had, so that another default does not change what a record says.
+        "arguments": run.arguments | {name: arguments.recipe()[name] for name in ("learning_rate", "warmup_ratio")},
         "few_shot": run.few_shot and vars(run.few_shot),
         "threads": threads,
         **{name: record[name] for name in (*_KEPT_FIELDS, f"validation_{record['score']}")},

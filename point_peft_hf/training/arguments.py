@@ -46,7 +46,9 @@ class FinetuneArguments:
     batch_size: int = field(default=16, metadata={"help": "Clouds of a step and process."})
     learning_rate: float | None = field(default=None, metadata={"help": "Default: that of the method."})
     weight_decay: float = field(default=0.05, metadata={"help": "Not for biases, norms and tokens."})
-    warmup_ratio: float = field(default=0.1, metadata={"help": "Share of the steps with rising learning rate."})
+    warmup_ratio: float | None = field(
+        default=None, metadata={"help": "Share of the steps with rising learning rate. Default: that of the method."}
+    )
     max_gradient_norm: float = field(default=10.0, metadata={"help": "Gradients are clipped to this norm."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of an optimizer step."})
     mixed_precision: str | None = field(default=None, metadata={"help": "no, fp16 or bf16."})
@@ -88,6 +90,11 @@ class FinetuneArguments:
         """The learning rate after the warm-up: the one asked for, else that of the method."""
         return self.learning_rate or METHODS[self.method].learning_rate
 
+    @property
+    def warmup_share(self) -> float:
+        """The share of the steps with rising learning rate: the one asked for, else that of the method."""
+        return METHODS[self.method].warmup_ratio if self.warmup_ratio is None else self.warmup_ratio
+
     def check(self) -> None:
         """Check the values.
 
@@ -106,8 +113,9 @@ class FinetuneArguments:
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise ValueError(f"--learning_rate must be above 0, got {self.learning_rate}.")
         for name in ("validation_fraction", "warmup_ratio"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be between 0 and 1, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"--{name} must be between 0 and 1, got {value}.")
         if self.test_votes > 1 and self.task == "segmentation":
             raise ValueError(
                 f"--test_votes {self.test_votes} is for classification: the views of a cloud have other points, so "
@@ -118,4 +126,4 @@ class FinetuneArguments:
     def recipe(self) -> dict[str, Any]:
         """The fields that decide the weights that come out, beside backbone and data."""
         fields = {name: value for name, value in asdict(self).items() if name not in FREE_FIELDS}
-        return fields | {"learning_rate": self.peak_learning_rate}
+        return fields | {"learning_rate": self.peak_learning_rate, "warmup_ratio": self.warmup_share}

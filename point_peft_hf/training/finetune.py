@@ -136,7 +136,7 @@ class Finetuning:
             model, optimizer, train_loader, self._evaluation_loader(self.task.validation)
         )
         self.total_steps = math.ceil(len(self.train_loader) / args.gradient_accumulation_steps) * args.epochs
-        warmup_steps = max(int(self.total_steps * args.warmup_ratio), 1)
+        warmup_steps = max(int(self.total_steps * args.warmup_share), 1)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: warmup_cosine(step, self.total_steps, warmup_steps)
         )

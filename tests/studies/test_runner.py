@@ -46,6 +46,9 @@ def test_every_run_is_in_the_book_once(done):
     chosen = max(lines[:2], key=lambda line: (line["validation_accuracy"], -line["learning_rate"]))
     rate = chosen["learning_rate"]
     assert rates == {"linear": rate, "prompts": rate, "all": 1e-3}
+    # What a later version may have other defaults for is said.
+    assert [line["arguments"]["warmup_ratio"] for line in lines[2:5]] == [0.1, 0.3, 0.1]
+    assert all(line["arguments"]["learning_rate"] == line["learning_rate"] for line in lines)
     assert {path.parent.name + "/" + path.name for path in folder.glob("adapters/*/*")} == {
         f"{row}/seed-{seed}" for row in study.rows for seed in study.seeds
     }

@@ -1,7 +1,7 @@
 import pytest
 from peft import PeftModel
 
-from point_peft_hf.training import METHODS, load_backbone, prepare_method
+from point_peft_hf.training import METHODS, FinetuneArguments, load_backbone, prepare_method
 
 NAMES = ["bed", "sofa", "mug"]
 
@@ -55,3 +55,10 @@ def test_a_backbone_knows_its_classes_and_goes_by_the_name_it_was_asked_for(tiny
     backbone = load_backbone(tiny_backbone, NAMES)
     assert backbone.config.id2label == {0: "bed", 1: "sofa", 2: "mug"}
     assert backbone.name_or_path == tiny_backbone
+
+
+def test_the_warm_up_is_that_of_the_method_unless_given():
+    assert FinetuneArguments(method="point_peft").warmup_share == 0.3
+    assert FinetuneArguments(method="lora").warmup_share == 0.1
+    arguments = FinetuneArguments(method="point_peft", warmup_ratio=0.2)
+    assert arguments.warmup_share == arguments.recipe()["warmup_ratio"] == 0.2
