@@ -21,10 +21,12 @@ from point_peft_hf.studies import (
     RunBook,
     Study,
     draw_report,
+    final_records,
     rerun,
     run_study,
     score_name,
     summarize,
+    validation_by_rate,
     validation_score,
     write_report,
 )
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     overrides = {name: getattr(args, name) for name in ("data", "model") if getattr(args, name)}
     study = Study.from_yaml(args.study, **overrides)
     if args.rerun:
-        compare_with_record(args.output_dir, args.rerun, args.seed, overrides)
+        compare_with_record(study, args.output_dir, args.rerun, args.seed, overrides)
         return
     book, rates = run_study(study, args.output_dir, jobs=args.jobs)
     print(f"\n{write_report(study, summarize(study, book, rates), args.output_dir)}\n")
@@ -61,20 +63,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Saved to {args.output_dir}/.")
 
 
-def compare_with_record(output_dir: Path, row: str, seed: int, overrides: dict[str, str]) -> None:
+def compare_with_record(study: Study, output_dir: Path, row: str, seed: int, overrides: dict[str, str]) -> None:
     """Do a recorded run again and print both results."""
-    records = RunBook(output_dir / "runs.jsonl").records.values()
-    found = [r for r in records if (r["row"], r["seed"]) == (row, seed) and r["stage"] != "search"]
-    if not found:
-        raise ValueError(f"{output_dir}/runs.jsonl has no run of {row!r} with seed {seed}.")
-    again = rerun(found[-1], **overrides)
-    for name, record in (("recorded", found[-1]), ("again", again)):
+    book = RunBook(output_dir / "runs.jsonl")
+    rates = study.chosen_rates(validation_by_rate(study, book))
+    recorded = final_records(study, book, rates).get(row, {}).get(seed)
+    if recorded is None:
+        raise ValueError(f"{output_dir}/runs.jsonl has no run of {row!r} with seed {seed}, as the study is now.")
+    again = rerun(recorded, **overrides)
+    for name, record in (("recorded", recorded), ("again", again)):
         score = score_name(record)
         for split, value in (("validation", validation_score(record)), ("test", record["test"].get(score))):
             if value is not None:
                 print(f"{name}: {split} {in_words(score)} {value:.6f}")
-    if (again["test"], validation_score(again)) != (found[-1]["test"], validation_score(found[-1])):
-        sys.exit("The numbers differ. Versions of the record: " + ", ".join(map(str, found[-1]["versions"].items())))
+    if (again["test"], validation_score(again)) != (recorded["test"], validation_score(recorded)):
+        circumstances = ("versions", "commit", "device", "threads", "mixed_precision", "clouds", "fingerprints")
+        changed = [
+            f"{name} was {recorded.get(name)}, is {again[name]}"
+            for name in circumstances
+            if recorded.get(name) != again[name]
+        ]
+        sys.exit("The numbers differ. " + ("; ".join(changed) or "Nothing that is recorded has changed") + ".")
 
 
 if __name__ == "__main__":

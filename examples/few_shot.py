@@ -37,11 +37,9 @@ def main() -> None:
     args = parse_arguments()
     for setting in args.settings:
         way, shot = map(int, setting.split("x"))
-        study = Study.from_yaml(args.study, data=args.data)
-        study.few_shot, study.seeds = FewShot(way, shot), list(range(args.folds))
+        study = Study.from_yaml(args.study, data=args.data).few_shots(FewShot(way, shot), args.folds)
         if args.rows:
             study = study.only(args.rows)
-        study.description = f"{way} classes, {shot} clouds of each, {args.folds} folds."
         output_dir = args.output_dir / setting
         book, rates = run_study(study, output_dir, jobs=args.jobs)
         print(f"\n{study.description}\n\n{write_report(study, summarize(study, book, rates), output_dir)}\n")

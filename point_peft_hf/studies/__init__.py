@@ -3,8 +3,8 @@
 from .book import RunBook, score_name, validation_score
 from .plan import FewShot, PlannedRun, Study, StudyRow
 from .plots import draw_report
-from .report import RowSummary, study_table, summarize, write_report
-from .runner import few_shot_task, rerun, run_study
+from .report import RowSummary, final_records, study_table, summarize, write_report
+from .runner import few_shot_task, rerun, run_study, validation_by_rate
 from .statistics import Interval, mean_interval, paired_difference
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "StudyRow",
     "draw_report",
     "few_shot_task",
+    "final_records",
     "mean_interval",
     "paired_difference",
     "rerun",
@@ -24,6 +25,7 @@ __all__ = [
     "score_name",
     "study_table",
     "summarize",
+    "validation_by_rate",
     "validation_score",
     "write_report",
 ]

@@ -16,6 +16,9 @@ from ..training import METHODS, FinetuneArguments
 # What a study sets for each run, and so no yaml may.
 _SET_BY_STUDY = {"seed", "output_dir", "resume_from_checkpoint"}
 _ARGUMENT_NAMES = {f.name for f in fields(FinetuneArguments)} - _SET_BY_STUDY
+_NUMBERS = {f.name for f in fields(FinetuneArguments) if "float" in str(f.type)}
+# What decides the clouds of a run, which under the few-shot protocol the fold does.
+_NOT_FEW_SHOT = {"task", "max_train_clouds", "max_test_clouds", "validation_fraction", "skip_bad_files"}
 
 
 @dataclass(frozen=True)
@@ -125,19 +128,18 @@ class Study:
         known = {"description", "arguments", "seeds", "reference", "learning_rates", "few_shot", "compare_on", "rows"}
         if unknown := sorted(content.keys() - known):
             raise ValueError(f"{path} has unknown keys {unknown}. A study has {sorted(known)}.")
-        search = content.get("learning_rates") or {}
-        if search and search.keys() != {"values", "seeds"}:
-            raise ValueError(f"`learning_rates` in {path} needs the keys `values` and `seeds`, got {sorted(search)}.")
+        search = _mapping(path, content, "learning_rates", {"values", "seeds"})
+        few_shot = _mapping(path, content, "few_shot", {"way", "shot", "query"}, needed={"way", "shot"})
         common = (content.get("arguments") or {}) | overrides
-        rows = {name: _row(path, str(name), common, line or {}) for name, line in content["rows"].items()}
+        rows = {str(name): _row(path, str(name), common, line or {}) for name, line in content["rows"].items()}
         study = cls(
             rows=rows,
-            seeds=list(content.get("seeds", [0])),
+            seeds=_seeds(path, "seeds", content.get("seeds", [0])),
             reference=content.get("reference"),
-            description=content.get("description", "").strip(),
-            learning_rates=[float(value) for value in search.get("values", ())],
-            search_seeds=list(search.get("seeds", ())),
-            few_shot=FewShot(**content["few_shot"]) if content.get("few_shot") else None,
+            description=(content.get("description") or "").strip(),
+            learning_rates=[_number(f"`learning_rates` of {path}", value) for value in search.get("values", ())],
+            search_seeds=_seeds(path, "seeds of learning_rates", search["seeds"]) if search else [],
+            few_shot=FewShot(**few_shot) if few_shot else None,
             compare_on=content.get("compare_on", "test"),
         )
         study._check(path)
@@ -158,19 +160,45 @@ class Study:
             self._check_rates(path, row)
         if self.compare_on not in ("test", "validation"):
             raise ValueError(f"`compare_on` in {path} must be test or validation, got {self.compare_on!r}.")
-        if self.few_shot and self.compare_on == "validation":
-            raise ValueError(f"{path} compares on validation, but a few-shot fold has no validation split.")
-        if self.few_shot and self.learning_rates:
-            raise ValueError(
-                f"{path} has `few_shot` and `learning_rates`, but a few-shot fold has no validation split to choose "
-                "by. Give each row its `learning_rate`."
-            )
+        if self.few_shot:
+            self._check_few_shot(path)
         if shared := sorted(set(self.seeds) & set(self.search_seeds)):
             raise ValueError(
                 f"The seeds {shared} in {path} choose learning rates and count in the table. Use other seeds for one."
             )
         for run in self.final_runs(dict.fromkeys(self.rows)):
             FinetuneArguments(**run.arguments, seed=run.seed).check()
+
+    def _check_few_shot(self, path: str | Path) -> None:
+        if self.compare_on == "validation":
+            raise ValueError(f"{path} compares on validation, but a few-shot fold has no validation split.")
+        if self.learning_rates:
+            raise ValueError(
+                f"{path} has `learning_rates` to try, but a few-shot fold has no validation split to choose by. Give "
+                "each row its `learning_rate`."
+            )
+        for row in self.rows.values():
+            if unused := sorted(row.arguments.keys() & _NOT_FEW_SHOT):
+                raise ValueError(
+                    f"{row.name} in {path} has {unused}, which the few-shot protocol decides. Remove them."
+                )
+
+    def few_shots(self, protocol: FewShot, folds: int) -> Study:
+        """The same lines under the few-shot protocol.
+
+        Args:
+            protocol: Classes and clouds of a fold.
+            folds: Number of folds.
+
+        Raises:
+            ValueError: If the lines do not fit the protocol.
+        """
+        if folds < 1:
+            raise ValueError(f"The number of folds must be at least 1, got {folds}.")
+        description = f"{protocol.way} classes, {protocol.shot} clouds of each, {folds} folds."
+        study = replace(self, few_shot=protocol, seeds=list(range(folds)), description=description)
+        study._check("the study")
+        return study
 
     def reference_of(self, name: str) -> str | None:
         """Name of the line that the difference of a line is taken to; `None` if there is none."""
@@ -197,6 +225,9 @@ class Study:
         names = list(names)
         if unknown := [name for name in names if name not in self.rows]:
             raise ValueError(f"The study has no rows {unknown}. It has {list(self.rows)}.")
+        for name in names:
+            if (other := self.rows[name].learning_rate_from) not in (None, *names):
+                raise ValueError(f"The row {name!r} takes its learning rate from {other!r}. Name both.")
         return replace(self, rows={name: self.rows[name] for name in names})
 
     def search_runs(self) -> Iterator[PlannedRun]:
@@ -238,22 +269,55 @@ class Study:
 
     def _run(self, row: StudyRow, stage: str, seed: int, rate: float | None) -> PlannedRun:
         arguments = {"data_seed": seed} | row.arguments | {"learning_rate": rate}
+        # With the values that are the method's defaults now: another default is another run.
+        full = FinetuneArguments(**arguments)
+        arguments |= {"learning_rate": full.peak_learning_rate, "warmup_ratio": full.warmup_share}
         return PlannedRun(row.name, stage, seed, arguments, self.few_shot)
 
 
 def _row(path: str | Path, name: str, common: dict[str, Any], line: dict[str, Any]) -> StudyRow:
     line = dict(line)
     learning_rate_from, reference = line.pop("learning_rate_from", None), line.pop("reference", None)
-    learning_rates = tuple(float(value) for value in line.pop("learning_rates", ()))
+    rates = f"`learning_rates` of the row {name!r} of {path}"
+    learning_rates = tuple(_number(rates, value) for value in line.pop("learning_rates", ()))
     arguments = {"method": name} | common | line
     if unknown := sorted(arguments.keys() - _ARGUMENT_NAMES):
         raise ValueError(
             f"The row {name!r} of {path} has unknown arguments {unknown}. Those of examples/train.py can be used, "
             f"except {sorted(_SET_BY_STUDY)}, which a study sets itself."
         )
+    for key in sorted(_NUMBERS & arguments.keys()):
+        if arguments[key] is not None:
+            arguments[key] = _number(f"`{key}` of the row {name!r} of {path}", arguments[key])
     if arguments["method"] not in METHODS:
         raise ValueError(
             f"The row {name!r} of {path} has the method {arguments['method']!r}. Give it `method`: one of "
             f"{', '.join(METHODS)}."
         )
     return StudyRow(name, arguments, learning_rate_from, learning_rates, reference)
+
+
+def _mapping(
+    path: str | Path, content: dict[str, Any], key: str, known: set[str], needed: set[str] | None = None
+) -> dict[str, Any]:
+    value = content.get(key) or {}
+    if value and not (isinstance(value, dict) and (needed or known) <= value.keys() <= known):
+        what = sorted(value) if isinstance(value, dict) else value
+        raise ValueError(f"`{key}` in {path} needs the keys {sorted(needed or known)}, got {what}.")
+    return value
+
+
+def _seeds(path: str | Path, key: str, value: Any) -> list[int]:
+    if not isinstance(value, list) or not value or not all(isinstance(seed, int) for seed in value):
+        raise ValueError(f"`{key}` in {path} must be a list of whole numbers, got {value!r}.")
+    if len(set(value)) < len(value):
+        raise ValueError(f"`{key}` in {path} names a seed twice: {value}.")
+    return value
+
+
+def _number(what: str, value: Any) -> float:
+    # YAML takes 1e-3 for a word: it wants a point in it.
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what} must be a number, got {value!r}.") from error

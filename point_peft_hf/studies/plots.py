@@ -12,7 +12,7 @@ from ..visualization import plot_accuracy_against_parameters, plot_intervals, pl
 from ..visualization.figure import in_words
 from .book import RunBook
 from .plan import Study
-from .report import final_records, summarize
+from .report import common_reference, final_records, summarize
 from .statistics import Interval
 
 
@@ -38,13 +38,18 @@ def draw_report(study: Study, book: RunBook, rates: dict[str, float | None], out
     files = [plot_intervals(scores, output_dir / "scores.png", label)]
     if len({row.arguments["method"] for row in study.rows.values()}) > 1:
         files.append(plot_accuracy_against_parameters(scores, output_dir / "parameters.png", label))
+    reference = common_reference(rows)
     differences = [
-        {"name": row.name, "style": style, **_percent(row.difference)}
+        {
+            "name": row.name if reference else f"{row.name} - {row.reference}",
+            "style": style,
+            **_percent(row.difference),
+        }
         for style, row in enumerate(rows)
         if row.difference
     ]
     if differences:
-        label = f"difference to {study.reference} (points)" if study.reference else "difference (points)"
+        label = f"difference to {reference} (points)" if reference else "difference (points)"
         files.append(plot_intervals(differences, output_dir / "differences.png", label, baseline=0.0))
     if not study.few_shot:
         histories = {

@@ -31,8 +31,9 @@ class RowSummary:
         test: Test score over the seeds; `None` in a study that compares on validation.
         test_by_class: Mean over the classes of their test accuracies, or over the categories of their mIoUs.
         difference: Paired difference of the score that is compared to the reference; `None` for the reference itself.
+        reference: Name of the line that the difference is taken to.
         seconds_per_epoch: Median.
-        peak_memory_mib: Median.
+        peak_memory_mib: Median; `None` where it was not measured for each run by itself.
     """
 
     name: str
@@ -44,8 +45,9 @@ class RowSummary:
     test: Interval | None
     test_by_class: Interval | None
     difference: Interval | None
+    reference: str | None
     seconds_per_epoch: float
-    peak_memory_mib: float
+    peak_memory_mib: float | None
 
     @property
     def compared(self) -> Interval:
@@ -90,6 +92,7 @@ def _summarize_row(
     score, on_test = score_name(first), study.compare_on == "test"
     by_class = [record["test"][_BY_CLASS[score]] for record in records.values()] if on_test else []
     reference = compared.get(study.reference_of(name))
+    memory = [record["peak_memory_mib"] for record in records.values()]
     return RowSummary(
         name=name,
         learning_rate=first["learning_rate"],
@@ -100,31 +103,43 @@ def _summarize_row(
         test=mean_interval(list(compared[name].values())) if on_test else None,
         test_by_class=mean_interval(by_class) if on_test else None,
         difference=paired_difference(compared[name], reference) if reference else None,
+        reference=study.reference_of(name) if reference else None,
         seconds_per_epoch=statistics.median(r["seconds_per_epoch"] for r in records.values()),
-        peak_memory_mib=statistics.median(r["peak_memory_mib"] for r in records.values()),
+        peak_memory_mib=statistics.median(memory) if None not in memory else None,
     )
 
 
-def study_table(rows: list[RowSummary], reference: str | None = None) -> str:
+def common_reference(rows: list[RowSummary]) -> str | None:
+    """What all differences of a table are taken to; `None` if it is not the same for all."""
+    references = {row.reference for row in rows if row.reference}
+    return references.pop() if len(references) == 1 else None
+
+
+def study_table(rows: list[RowSummary]) -> str:
     """The summary as a table in Markdown: scores in per cent, with 95 % intervals.
 
-    Args:
-        rows: The lines.
-        reference: What differences are taken to, if it is the same for all lines.
+    A difference that is not taken to the same line as all others says to which.
     """
     columns = ["", "trainable", "file", "learning rate", *_score_columns(rows)]
-    has_differences = any(row.difference for row in rows)
+    has_differences, reference = any(row.difference for row in rows), common_reference(rows)
     columns += [f"difference to {reference}" if reference else "difference"] if has_differences else []
-    lines = [[*columns, "seeds", "s/epoch", "peak memory"]]
+    has_memory = all(row.peak_memory_mib is not None for row in rows)
+    lines = [[*columns, "seeds", "s/epoch", *(["peak memory"] if has_memory else [])]]
     for row in rows:
         cells = [row.name, f"{row.trainable:,}", f"{row.file_bytes / 1e6:.2f} MB", f"{row.learning_rate:g}"]
         cells += _score_cells(row)
-        cells += [_percent(row.difference, sign=True) if row.difference else ""] if has_differences else []
-        cost = [f"{row.seconds_per_epoch:.1f}", f"{row.peak_memory_mib:.0f} MiB"]
+        cells += [_difference(row, reference)] if has_differences else []
+        cost = [f"{row.seconds_per_epoch:.1f}", *([f"{row.peak_memory_mib:.0f} MiB"] if has_memory else [])]
         lines.append([*cells, str(row.compared.count), *cost])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [f"| {' | '.join(cell.ljust(w) for cell, w in zip(line, widths, strict=True))} |" for line in lines]
     return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+
+
+def _difference(row: RowSummary, reference: str | None) -> str:
+    if row.difference is None:
+        return ""
+    return _percent(row.difference, sign=True) + ("" if reference else f" to {row.reference}")
 
 
 def _score_columns(rows: list[RowSummary]) -> list[str]:
@@ -144,7 +159,7 @@ def _score_cells(row: RowSummary) -> list[str]:
 
 def write_report(study: Study, rows: list[RowSummary], output_dir: str | Path) -> str:
     """Write "table.md" and "summary.json", and return the table."""
-    table = study_table(rows, study.reference)
+    table = study_table(rows)
     output_dir = Path(output_dir)
     (output_dir / "table.md").write_text(f"{study.description}\n\n{table}\n" if study.description else f"{table}\n")
     write_json(output_dir / "summary.json", {"rows": [_as_json(row) for row in rows], "reference": study.reference})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -21,9 +22,11 @@ from ..training import (
     ClassificationTask,
     FinetuneArguments,
     Finetuning,
+    load_backbone,
     show_only_own_messages,
     task_from_arguments,
 )
+from ..tuners.fingerprint import fingerprint
 from .book import RunBook, score_name, validation_score
 from .plan import FewShot, PlannedRun, Study
 
@@ -41,6 +44,9 @@ _KEPT_FIELDS = (
     "peak_memory_mib",
     "history",
     "versions",
+    "commit",
+    "device",
+    "mixed_precision",
 )
 
 
@@ -58,17 +64,60 @@ def run_study(
 
     Returns:
         The book, and the learning rate of each line.
+
+    Raises:
+        ValueError: If the book has runs on a backbone of the same name with other weights.
     """
+    show_only_own_messages()
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     book = RunBook(output_dir / "runs.jsonl")
-    _run_all(list(study.search_runs()), book, output_dir, jobs, report)
-    rates = study.chosen_rates(validation_by_rate(study, book))
+    searches = list(study.search_runs())
+    refuse_other_backbones(searches, book)
+    _run_all(searches, book, output_dir, jobs, report)
+    scores = validation_by_rate(study, book)
+    rates = study.chosen_rates(scores)
     for name, rate in rates.items():
         if study.learning_rates:
-            report(f"{name}: learning rate {rate:g}" if rate is not None else f"{name}: the method's learning rate")
-    _run_all(list(study.final_runs(rates)), book, output_dir, jobs, report)
+            report(f"{name}: {_describe_rate(rate, scores.get(name, {}))}")
+    finals = list(study.final_runs(rates))
+    refuse_other_backbones(finals, book)
+    _run_all(finals, book, output_dir, jobs, report)
     return book, rates
+
+
+def _describe_rate(rate: float | None, tried: dict[float, list[float]]) -> str:
+    if rate is None:
+        return "the method's learning rate"
+    end = {min(tried): "lowest", max(tried): "highest"}.get(rate) if len(tried) > 1 else None
+    return f"learning rate {rate:g}" + (f", the {end} of those tried" if end else "")
+
+
+def refuse_other_backbones(runs: Iterable[PlannedRun], book: RunBook) -> None:
+    """Refuse to go on with a book whose runs were made on other weights than their backbone has now.
+
+    Args:
+        runs: What is planned.
+        book: What is done.
+
+    Raises:
+        ValueError: If a planned run is in the book, but its backbone has other weights since.
+    """
+    now: dict[str, str | None] = {}
+    for run in runs:
+        then = (book.records.get(run.key, {}).get("fingerprints") or {}).get("backbone")
+        if then is None or run.arguments.get("task") == "segmentation":
+            continue
+        arguments = FinetuneArguments(**run.arguments)
+        backbone = json.dumps([arguments.model, arguments.model_config])
+        if backbone not in now:
+            model = load_backbone(arguments.model, ["one", "two"], **arguments.model_config)
+            now[backbone] = fingerprint(model).get("float32")
+        if now[backbone] != then:
+            raise ValueError(
+                f"{book.path} has a run of {run.row!r} (seed {run.seed}) on other weights than {arguments.model} has "
+                "now. Remove its lines to run them again, or pass another --output_dir."
+            )
 
 
 def validation_by_rate(study: Study, book: RunBook) -> dict[str, dict[float, list[float]]]:
@@ -165,8 +214,7 @@ def _execute(run: PlannedRun, output_dir: Path, threads: int, progress: bool = F
         "row": run.row,
         "stage": run.stage,
         "seed": run.seed,
-        # With the rate and the warm-up that it had, so that another default does not change what a record says.
-        "arguments": run.arguments | {name: arguments.recipe()[name] for name in ("learning_rate", "warmup_ratio")},
+        "arguments": run.arguments,
         "few_shot": run.few_shot and vars(run.few_shot),
         "threads": threads,
         **{name: record[name] for name in (*_KEPT_FIELDS, f"validation_{record['score']}")},

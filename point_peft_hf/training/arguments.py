@@ -68,7 +68,7 @@ class FinetuneArguments:
         metadata={"help": "Average over so many views of a test cloud, drawn and augmented as in training."},
     )
     validation_fraction: float = field(default=0.2, metadata={"help": "Share of training clouds for validation."})
-    data_seed: int = field(default=0, metadata={"help": "Seed of the splits."})
+    data_seed: int = field(default=0, metadata={"help": "Seed of the validation split and of limits."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, order, augmentation and dropout."})
     num_workers: int = field(default=0, metadata={"help": "Worker processes of a data loader."})
     resume_from_checkpoint: str | None = field(

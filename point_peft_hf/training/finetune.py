@@ -194,6 +194,7 @@ class Finetuning:
             "method": self.args.method,
             "arguments": asdict(self.args),
             "learning_rate": self.args.peak_learning_rate,
+            "warmup_ratio": self.args.warmup_share,
             "class_names": self.task.class_names,
             "clouds": {name: len(getattr(self.task, name)) for name in ("train", "validation", "test")},
             "fingerprints": {"backbone": self.identity["backbone"], "data": self.identity["data"]},

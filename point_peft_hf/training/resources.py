@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import platform
 import resource
 import sys
@@ -17,8 +19,8 @@ from torch import nn
 class PeakMemory:
     """Peak memory since `start`: that of the GPU if there is one, else of this process.
 
-    On Linux the process's peak can be set back, so that each of several runs in a process has its own; elsewhere it is
-    the peak since the process began.
+    On Linux the process's peak can be set back, so that each of several runs in a process has its own (what the run
+    before has freed is given back to the system first); elsewhere it is the peak since the process began.
     """
 
     def start(self) -> None:
@@ -26,6 +28,12 @@ class PeakMemory:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             return
+        gc.collect()
+        try:
+            # Memory that was freed, but that the C library keeps for later, would count as this run's.
+            ctypes.CDLL(None).malloc_trim(0)
+        except (AttributeError, OSError, TypeError):
+            pass  # another C library than glibc's
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:

@@ -148,7 +148,7 @@ def load_segmentation_task(
         max_train_clouds: As in [`load_task`].
         max_test_clouds: As in [`load_task`].
         skip_bad_files: As in [`load_task`].
-        seed: Seed of the splits.
+        seed: As in [`load_task`].
 
     Returns:
         The task.
@@ -162,7 +162,7 @@ def load_segmentation_task(
             "clouds with a label for each point (a file of the same name ending with .seg beside each, a vertex "
             "property 'label' in .ply, or a fourth column)."
         )
-    splits = load_dataset(data, parts=True, seed=seed, skip_bad_files=skip_bad_files)
+    splits = load_dataset(data, parts=True, skip_bad_files=skip_bad_files)
     train, validation, test = cut_splits(
         splits,
         data,

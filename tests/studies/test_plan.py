@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import yaml
 
-from point_peft_hf.studies import Study
+from point_peft_hf.studies import FewShot, Study
+from point_peft_hf.training import METHODS
 
 CONTENT = {
     "arguments": {"epochs": 2, "clouds_per_class": 5},
@@ -45,6 +48,7 @@ def test_a_study_of_all_kinds_of_rows(tmp_path):
         "clouds_per_class": 5,
         "config": {"bottleneck_size": 4},
         "learning_rate": 1e-3,
+        "warmup_ratio": 0.3,
         "data_seed": 0,
     }
 
@@ -112,15 +116,60 @@ def test_overrides(tmp_path):
         ({"seed": [0]}, r"unknown keys \['seed'\]"),
         ({"reference": "best"}, "reference .* is 'best'"),
         ({"seeds": [100]}, r"seeds \[100\]"),
-        ({"learning_rates": {"values": [1.0]}}, "needs the keys `values` and `seeds`"),
+        ({"learning_rates": {"values": [1.0]}}, r"needs the keys \['seeds', 'values'\], got \['values'\]"),
         ({"rows": {"full": {"seed": 3}}}, "set itself|sets itself"),
         ({"rows": {"full": {"epoch": 3}}}, r"unknown arguments \['epoch'\]"),
         ({"rows": {"best": None}}, "has the method 'best'"),
         ({"rows": {"full": {"epochs": 0}}}, "--epochs must be at least 1, got 0"),
         ({"rows": {"full": {"learning_rate_from": "half"}}}, "is 'half'"),
         ({"rows": {"full": None, "lora": follows("full"), "linear": follows("lora")}}, "which has none"),
+        ({"seeds": 5}, "`seeds` in .* must be a list of whole numbers, got 5"),
+        ({"seeds": []}, "must be a list of whole numbers"),
+        ({"seeds": [0, 0]}, "names a seed twice"),
+        ({"learning_rates": {"values": [1.0], "seeds": []}}, "`seeds of learning_rates` in .* must be a list"),
+        ({"learning_rates": {"values": ["fast"], "seeds": [9]}}, "must be a number, got 'fast'"),
+        ({"rows": {"full": {"weight_decay": "much"}}}, "`weight_decay` of the row 'full' .* must be a number"),
+        ({"few_shot": {"ways": 5, "shot": 10}}, r"`few_shot` in .* needs the keys \['shot', 'way'\], got"),
+        (
+            {"few_shot": {"way": 5, "shot": 10}, "learning_rates": None, "arguments": {"max_train_clouds": 9}},
+            r"has \['max_train_clouds'\], which the few-shot protocol decides",
+        ),
     ],
 )
 def test_wrong_studies(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         study(tmp_path, **changes)
+
+
+def test_what_yaml_takes_for_something_else(tmp_path):
+    (tmp_path / "study.yaml").write_text("rows: {16: {method: full, learning_rate: 1e-3}}\ndescription:\n")
+    plan = Study.from_yaml(tmp_path / "study.yaml")
+    (run,) = plan.final_runs(plan.chosen_rates({}))
+    assert (run.row, run.arguments["learning_rate"]) == ("16", 1e-3)
+
+
+def test_a_run_says_which_defaults_it_has_and_is_another_with_others(tmp_path, monkeypatch):
+    (tmp_path / "study.yaml").write_text("rows: {lora: {}}\n")
+    plan = Study.from_yaml(tmp_path / "study.yaml")
+    (before,) = plan.final_runs({"lora": None})
+    assert before.arguments["learning_rate"] == METHODS["lora"].learning_rate
+    monkeypatch.setitem(METHODS, "lora", replace(METHODS["lora"], warmup_ratio=0.5))
+    (after,) = plan.final_runs({"lora": None})
+    assert after.arguments["warmup_ratio"] == 0.5
+    assert after.key != before.key
+
+
+def test_few_shots_of_any_study(tmp_path):
+    plan = study(tmp_path, learning_rates=None, few_shot={"way": 5, "shot": 10})
+    other = plan.few_shots(FewShot(10, 20), 3)
+    assert (other.few_shot, other.seeds) == (FewShot(10, 20), [0, 1, 2])
+    assert other.rows == plan.rows
+    with pytest.raises(ValueError, match="folds must be at least 1, got 0"):
+        plan.few_shots(FewShot(10, 20), 0)
+    with pytest.raises(ValueError, match="no validation split to choose by"):
+        study(tmp_path).few_shots(FewShot(10, 20), 3)
+
+
+def test_rows_that_need_another(tmp_path):
+    with pytest.raises(ValueError, match="'prompts' takes its learning rate from 'full'. Name both"):
+        study(tmp_path, rows={"full": None, "prompts": {"method": "prompt", **follows("full")}}).only(["prompts"])

@@ -1,12 +1,26 @@
 import json
+import shutil
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from point_peft_hf import AutoModelForPointCloudClassification
 from point_peft_hf.data import few_shot_fold
-from point_peft_hf.studies import Study, StudyRow, draw_report, rerun, run_study, runner, summarize, write_report
+from point_peft_hf.studies import (
+    Study,
+    StudyRow,
+    draw_report,
+    rerun,
+    run_study,
+    runner,
+    study_table,
+    summarize,
+    write_report,
+)
 from point_peft_hf.training import ClassificationTask, FinetuneArguments, Finetuning, load_predictor, load_task
 
 STUDY = """
@@ -47,7 +61,7 @@ def test_every_run_is_in_the_book_once(done):
     rate = chosen["learning_rate"]
     assert rates == {"linear": rate, "prompts": rate, "all": 1e-3}
     # What a later version may have other defaults for is said.
-    assert [line["arguments"]["warmup_ratio"] for line in lines[2:5]] == [0.1, 0.3, 0.1]
+    assert all(line["arguments"]["warmup_ratio"] == 0.3 for line in lines)
     assert all(line["arguments"]["learning_rate"] == line["learning_rate"] for line in lines)
     assert {path.parent.name + "/" + path.name for path in folder.glob("adapters/*/*")} == {
         f"{row}/seed-{seed}" for row in study.rows for seed in study.seeds
@@ -66,6 +80,31 @@ def test_nothing_is_run_twice(done, monkeypatch):
     monkeypatch.setattr(runner, "_execute", lambda *args: pytest.fail("was run again"))
     again, _ = run_study(study, folder, report=lambda line: None)
     assert again.records == book.records
+
+
+def test_a_backbone_that_was_trained_anew_is_refused(done, tiny_backbone, tmp_path):
+    folder = done[3]
+    shutil.copytree(folder, tmp_path / "out")
+    backbone = AutoModelForPointCloudClassification.from_pretrained(tiny_backbone)
+    with torch.no_grad():
+        next(backbone.base_model.encoder.parameters()).add_(1e-3)
+    # The same name, elsewhere: what counts are the weights.
+    other = tmp_path / Path(tiny_backbone).name
+    shutil.copytree(tiny_backbone, other)
+    backbone.base_model.save_pretrained(other)
+    changed = Study.from_yaml(folder.parent / "study.yaml", model=str(other))
+    with pytest.raises(ValueError, match="on other weights than .* has now"):
+        run_study(changed, tmp_path / "out", report=lambda line: None)
+
+
+def test_a_difference_to_another_row_says_so(done):
+    study, book, rates, _ = done
+    rows = {**study.rows, "all": replace(study.rows["all"], reference="prompts")}
+    table = study_table(summarize(replace(study, rows=rows), book, rates))
+    assert "| difference " in table
+    assert "difference to" not in table
+    assert " to prompts |" in table.splitlines()[-1]
+    assert "difference to linear" in study_table(summarize(study, book, rates))
 
 
 def test_a_run_can_be_done_again_from_its_record(done):
