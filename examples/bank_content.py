@@ -43,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapters", nargs="+", help="Folders of trained adapters with a bank.")
     parser.add_argument("--data", default=PROCEDURAL, help="Data set whose test clouds are predicted.")
+    parser.add_argument("--layout", help="Layout of the folder, where it holds several data sets.")
     parser.add_argument("--max_test_clouds", type=int, default=600, help="Test clouds (default: %(default)s).")
     parser.add_argument("--batch_size", type=int, default=50, help="Clouds at a time (default: %(default)s).")
     return parser.parse_args()
@@ -52,11 +53,12 @@ def main() -> None:
     """Print a table: accuracy, and how many predictions are others than before."""
     args = parse_arguments()
     show_only_own_messages()
-    test = load_task(args.data, max_test_clouds=args.max_test_clouds).test
+    test = load_task(args.data, layout=args.layout, max_test_clouds=args.max_test_clouds).test
     clouds = [test[index]["points"] for index in range(len(test))]
     print("| adapter | bank | accuracy | other predictions |\n|---|---|---|---|")
     for folder in args.adapters:
         predictor = Predictor.from_pretrained(folder)
+        predictor.check_classes(test.class_names)
         bank = bank_of(predictor.model, folder)
         features, scales = bank.features, bank.scales
         entries = dequantize(features, scales, torch.float32)

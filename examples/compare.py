@@ -66,10 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def compare_with_record(study: Study, output_dir: Path, row: str, seed: int, overrides: dict[str, str]) -> None:
     """Do a recorded run again and print both results."""
     book = RunBook(output_dir / "runs.jsonl")
+    found = [r for r in book.records.values() if (r["row"], r["seed"]) == (row, seed) and r["stage"] != "search"]
+    if not found:
+        raise ValueError(f"{output_dir}/runs.jsonl has no run of {row!r} with seed {seed}.")
+    # The one in the table, where the study is what it was; its data may be elsewhere now.
     rates = study.chosen_rates(validation_by_rate(study, book))
-    recorded = final_records(study, book, rates).get(row, {}).get(seed)
-    if recorded is None:
-        raise ValueError(f"{output_dir}/runs.jsonl has no run of {row!r} with seed {seed}, as the study is now.")
+    recorded = final_records(study, book, rates).get(row, {}).get(seed, found[-1])
     again = rerun(recorded, **overrides)
     for name, record in (("recorded", recorded), ("again", again)):
         score = score_name(record)

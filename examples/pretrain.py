@@ -60,6 +60,7 @@ class PretrainArguments:
     model_type: str = "point_mae"
     output_dir: str = "outputs/point-mae-small-procedural"
     data: str = PROCEDURAL
+    layout: str | None = None
     hidden_size: int = 144
     num_hidden_layers: int = 6
     num_attention_heads: int = 6
@@ -87,6 +88,8 @@ def parse_arguments() -> PretrainArguments:
             parser.add_argument("--patch_hidden_sizes", type=int, nargs=3, default=field.default)
         elif field.name == "model_type":
             parser.add_argument("--model_type", choices=ARCHITECTURES, default=field.default)
+        elif field.name == "layout":
+            parser.add_argument("--layout", help="Layout of the folder, where it holds several data sets.")
         else:
             parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     return PretrainArguments(**vars(parser.parse_args()))
@@ -215,7 +218,7 @@ def load_clouds(args: PretrainArguments) -> tuple[Dataset, PointCloudCollator | 
         return shapes, None
     # Other points of a cloud each time it is seen.
     processor = PointCloudProcessor(num_points=args.num_points, seed=None)
-    return load_dataset(args.data)["train"], PointCloudCollator(processor)
+    return load_dataset(args.data, args.layout)["train"], PointCloudCollator(processor)
 
 
 def list_of(value: object) -> object:

@@ -48,7 +48,7 @@ def parse_arguments() -> tuple[list[str], FinetuneArguments]:
             )
         elif field.type == "bool":
             parser.add_argument(f"--{field.name}", action="store_true", help=help_text)
-        elif field.name in ("config", "model_config"):
+        elif field.name.endswith("config"):
             parser.add_argument(f"--{field.name}", type=json.loads, default={}, help=help_text)
         else:
             parser.add_argument(f"--{field.name}", type=types[field.type], default=field.default, help=help_text)

@@ -19,13 +19,14 @@ from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 from point_peft_hf import PointCloudProcessor, build_point_prior_bank
 from point_peft_hf.data import get_augmentation
 from point_peft_hf.hub import save_adapter
-from point_peft_hf.pretrained import DEFAULT_BACKBONE, backbone_folder
+from point_peft_hf.pretrained import DEFAULT_BACKBONE
 from point_peft_hf.training import (
     METHODS,
     ClassificationTask,
     FinetuneArguments,
     evaluation_loader,
     load_backbone,
+    load_processor,
     load_task,
     parameter_groups,
     prepare_method,
@@ -135,7 +136,7 @@ def main() -> None:
         max_test_clouds=args.max_test_clouds,
         seed=args.data_seed,
     )
-    processor = PointCloudProcessor.from_pretrained(backbone_folder(args.model))
+    processor = load_processor(args.model, **args.processor_fields)
     trainer = make_trainer(args, task, processor)
     # The noise of dropout begins here, on each process another.
     set_seed(args.seed + trainer.args.process_index)

@@ -197,7 +197,7 @@ def _execute(run: PlannedRun, output_dir: Path, threads: int, progress: bool = F
     if run.few_shot is None:
         task = task_from_arguments(arguments)
     else:
-        task = few_shot_task(arguments.data, run.few_shot, fold=run.seed)
+        task = few_shot_task(arguments.data, run.few_shot, fold=run.seed, layout=arguments.layout)
     if run.stage != "final":
         # What chooses must not know the test split.
         task = replace(task, test=task.test.select([]))
@@ -227,7 +227,7 @@ def _keep(folder: Path, target: Path) -> None:
     shutil.copytree(folder, target, ignore=lambda _, names: [name for name in names if name.startswith("checkpoint")])
 
 
-def few_shot_task(data: str, protocol: FewShot, fold: int) -> ClassificationTask:
+def few_shot_task(data: str, protocol: FewShot, fold: int, layout: str | None = None) -> ClassificationTask:
     """A fold of the few-shot protocol as a task.
 
     There is no validation split: with so few clouds none can be spared, and the last epoch is taken.
@@ -236,8 +236,9 @@ def few_shot_task(data: str, protocol: FewShot, fold: int) -> ClassificationTask
         data: Folder of the data set; the clouds of a fold come from its training split.
         protocol: Classes and clouds of a fold.
         fold: Number of the fold.
+        layout: Name of the folder's layout; by default it is found by looking.
     """
-    dataset = load_dataset(data)["train"]
+    dataset = load_dataset(data, layout)["train"]
     splits = few_shot_fold(dataset, protocol.way, protocol.shot, protocol.query, fold)
     empty = splits["train"].select([])
     return ClassificationTask(list(splits["train"].class_names), splits["train"], empty, splits["test"])

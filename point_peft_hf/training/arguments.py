@@ -16,7 +16,7 @@ FREE_FIELDS = frozenset(
     {
         *("model", "data", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "num_workers"),
         *("checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "gradient_checkpointing", "test_votes"),
-        "skip_bad_files",
+        *("skip_bad_files", "layout"),
     }
 )
 
@@ -31,6 +31,9 @@ class FinetuneArguments:
     method: str = field(default="point_peft", metadata={"help": f"One of {', '.join(METHODS)}."})
     model: str = field(default=DEFAULT_BACKBONE, metadata={"help": "Backbone: a name, a folder or a Hub repository."})
     data: str = field(default=PROCEDURAL, metadata={"help": "'procedural', or a folder of a data set."})
+    layout: str | None = field(
+        default=None, metadata={"help": "Layout of the folder, where it holds several data sets; default: by looking."}
+    )
     skip_bad_files: bool = field(
         default=False, metadata={"help": "Leave out files that cannot be read, and name them, instead of stopping."}
     )
@@ -40,7 +43,8 @@ class FinetuneArguments:
         default="outputs", metadata={"help": "The result goes to a folder of the method's name in it."}
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Start anew where an unfinished run lies, and delete its checkpoints."}
+        default=False,
+        metadata={"help": "Start anew where an unfinished run lies, or one on other data, and delete it."},
     )
     epochs: int = field(default=8, metadata={"help": "Number of epochs."})
     batch_size: int = field(default=16, metadata={"help": "Clouds of a step and process."})
@@ -80,6 +84,10 @@ class FinetuneArguments:
     keep_checkpoints: int = field(default=2, metadata={"help": "Keep so many checkpoints."})
     log_every_steps: int = field(default=10, metadata={"help": "Write a line of metrics after so many steps."})
     report_to: str = field(default="none", metadata={"help": "Tracker: none, tensorboard or trackio."})
+    processor_config: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": 'Fields of the preprocessing, as JSON: \'{"up_axis": "z"}\'; default: the backbone\'s.'},
+    )
     model_config: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Fields of the backbone's config, as JSON."}
     )
@@ -94,6 +102,11 @@ class FinetuneArguments:
     def warmup_share(self) -> float:
         """The share of the steps with rising learning rate: the one asked for, else that of the method."""
         return METHODS[self.method].warmup_ratio if self.warmup_ratio is None else self.warmup_ratio
+
+    @property
+    def processor_fields(self) -> dict[str, Any]:
+        """Fields of the preprocessing that are to be other than the backbone's."""
+        return self.processor_config | ({} if self.num_points is None else {"num_points": self.num_points})
 
     def check(self) -> None:
         """Check the values.

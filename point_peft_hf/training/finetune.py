@@ -21,11 +21,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..adapter_files import write_json
-from ..data import PointCloudProcessor, get_augmentation
+from ..data import get_augmentation
 from ..hub import write_model_card
 from ..hub.facts import RECORD_NAME
 from ..models.segmentation import IGNORE_INDEX
-from ..pretrained import backbone_folder
 from ..tuners import build_point_prior_bank
 from ..tuners.fingerprint import fingerprint
 from ..visualization.figure import in_words
@@ -34,7 +33,7 @@ from .batch_norm import synchronize_batch_norms
 from .batches import evaluation_loader, training_loader
 from .checkpoints import load_model, register_adapter_checkpoints
 from .interruption import StopRequest, TrainingInterrupted, TrainingStopped
-from .methods import load_backbone, prepare_method, uses_bank
+from .methods import load_backbone, load_processor, prepare_method, uses_bank
 from .optimization import parameter_groups, warmup_cosine
 from .record import check_tracker, data_fingerprint, describe_environment
 from .resources import PeakMemory, count_parameters, folder_bytes
@@ -42,6 +41,9 @@ from .run_folder import Progress, RunFolder
 from .sharding import WholeModel
 from .tasks import Task, task_from_arguments
 from .voting import judge_by_votes
+
+# Fewer optimizer steps than this are said to be few: with them no method gets far from where it starts.
+FEW_STEPS = 50
 
 
 class Finetuning:
@@ -90,9 +92,6 @@ class Finetuning:
         set_seed(args.seed)
         with self.accelerator.main_process_first():
             self.task = task or task_from_arguments(args)
-        self.processor = PointCloudProcessor.from_pretrained(backbone_folder(args.model))
-        if args.num_points is not None:
-            self.processor = PointCloudProcessor.from_dict({**self.processor.to_dict(), "num_points": args.num_points})
         self.progress = Progress()
         self._prepare()
 
@@ -102,6 +101,7 @@ class Finetuning:
         args, accelerator = self.args, self.accelerator
         fields = self.task.model_fields | args.model_config
         backbone = load_backbone(args.model, self.task.class_names, self.task.auto_class, **fields)
+        self.processor = load_processor(args.model, **args.processor_fields)
         self.identity = {
             "arguments": args.recipe(),
             "mixed_precision": accelerator.mixed_precision,
@@ -109,6 +109,7 @@ class Finetuning:
             "backbone": fingerprint(backbone).get("float32"),
             "data": data_fingerprint(self.task),
         }
+        self.folder.refuse_other_data(self.identity["data"])
         model = prepare_method(args.method, backbone, **args.config)
         if uses_bank(model):
             model.to(accelerator.device)
@@ -190,6 +191,11 @@ class Finetuning:
     def _begin(self) -> None:
         self.bar = tqdm(disable=True)
         self.progress = self.folder.begin(self.identity, self.processor)
+        if self.total_steps < FEW_STEPS:
+            self.folder.tell(
+                f"only {self.total_steps} steps of {self.args.batch_size} clouds in {self.args.epochs} epochs; with "
+                "more --epochs or a smaller --batch_size it may learn more"
+            )
         self.record = {
             "method": self.args.method,
             "arguments": asdict(self.args),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from peft import LNTuningConfig, LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 
+from ..data import PointCloudProcessor
 from ..models import AutoModelForPointCloudClassification
 from ..pretrained import backbone_folder
 from ..tuners import GeometryAdapterConfig, PointPeftConfig, PointPriorPromptConfig
@@ -115,6 +118,32 @@ def load_backbone(
     # A shipped backbone goes by its name: its folder is another on every machine.
     backbone.name_or_path = backbone.config.name_or_path = name
     return backbone
+
+
+def load_processor(name: str, **fields: Any) -> PointCloudProcessor:
+    """Load the preprocessing that is stored with a backbone.
+
+    Args:
+        name: Name of a shipped backbone, a folder, or a Hub repository.
+        **fields: Fields of the preprocessing that are to be other than they are saved.
+
+    Returns:
+        The processor; with a warning the default one, where none is stored (with published checkpoints, say).
+    """
+    folder = backbone_folder(name)
+    try:
+        stored = PointCloudProcessor.from_pretrained(folder).to_dict()
+    except OSError:
+        if (Path(folder) / "preprocessor_config.json").exists():
+            raise
+        stored = PointCloudProcessor().to_dict()
+        warnings.warn(
+            f"{name} has no preprocessor_config.json. Clouds are sampled to {stored['num_points']} points, moved to "
+            f"their centroid and scaled to the unit sphere, {stored['up_axis']} up. Other values: --num_points, "
+            "--processor_config.",
+            stacklevel=2,
+        )
+    return PointCloudProcessor.from_dict({**stored, **fields})
 
 
 def prepare_method(name: str, backbone: nn.Module, **options) -> nn.Module:

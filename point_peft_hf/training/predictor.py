@@ -71,6 +71,22 @@ class Predictor:
         values, indices = probabilities.topk(min(top, len(self.class_names)))
         return [(self.class_names[int(index)], float(value)) for value, index in zip(values, indices, strict=True)]
 
+    def check_classes(self, class_names: Sequence[str]) -> None:
+        """Refuse data of other classes, on which every number would be wrong.
+
+        Args:
+            class_names: Names of the classes of the data, in the order of their labels.
+
+        Raises:
+            ValueError: If they are not those of the model.
+        """
+        if list(class_names) != self.class_names:
+            raise ValueError(
+                f"{self.model.name_or_path or 'The model'} knows the {len(self.class_names)} classes "
+                f"{_few(self.class_names)}, but the data have {len(class_names)}: {_few(class_names)}. Pass the data "
+                "that it was trained on with --data."
+            )
+
     @torch.no_grad()
     def predict_classes(self, clouds: Sequence[Any], batch_size: int) -> np.ndarray:
         """Classify many clouds.
@@ -91,6 +107,10 @@ class Predictor:
             points = self.processor(clouds[start : start + batch_size])["points"].to(device)
             predictions.append(self.model(points=points).logits.argmax(dim=-1).cpu())
         return torch.cat(predictions).numpy()
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def load_trained(adapter: str, model: str | None = None) -> nn.Module:

@@ -133,6 +133,27 @@ class RunFolder:
                 "it, --overwrite_output_dir to start anew, or another --output_dir."
             )
 
+    def refuse_other_data(self, data: Mapping[str, str]) -> None:
+        """Refuse to replace what a finished run learned from other data; the same data again may replace it.
+
+        Args:
+            data: Digests of the splits.
+
+        Raises:
+            ValueError: If a finished run on other data lies in the folder, and is not to be overwritten.
+        """
+        try:
+            record = {} if self.args.overwrite_output_dir else read_json(self.folder / RECORD_NAME)
+        except (OSError, ValueError):
+            return
+        before = record.get("fingerprints", {}).get("data")
+        if "test" in record and before not in (None, dict(data)):
+            raise ValueError(
+                f"{self.folder} holds what a run on other data has learned ({record['arguments']['data']}, "
+                f"{len(record['class_names'])} classes). Pass another --output_dir, or --overwrite_output_dir to "
+                "replace it."
+            )
+
     def _is_unfinished(self) -> bool:
         if not self.checkpoints.paths():
             return False

@@ -66,6 +66,7 @@ def load_task(
     max_train_clouds: int | None = None,
     max_test_clouds: int | None = None,
     skip_bad_files: bool = False,
+    layout: str | None = None,
     seed: int = 0,
 ) -> ClassificationTask:
     """Load a task, and cut a validation split from its training split where it has none.
@@ -82,6 +83,7 @@ def load_task(
         max_train_clouds: Use at most so many training clouds (before the cut), stratified.
         max_test_clouds: Use at most so many test clouds, stratified.
         skip_bad_files: Leave out files that cannot be read, with a warning that names them, instead of failing.
+        layout: Name of the folder's layout; by default it is found by looking.
         seed: Seed of the validation split, of the clouds that limits leave, and of the procedural shapes. A test split
             that a folder does not have is cut in the same way whatever the seed: what was a test cloud stays one.
 
@@ -98,7 +100,7 @@ def load_task(
             "test": _in_memory(ProceduralShapes(clouds_per_class=PROCEDURAL_TEST_CLOUDS, split="test", **options)),
         }
     else:
-        splits = load_dataset(data, skip_bad_files=skip_bad_files)
+        splits = load_dataset(data, layout, skip_bad_files=skip_bad_files)
     train, validation, test = cut_splits(
         splits,
         data,

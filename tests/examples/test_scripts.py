@@ -109,12 +109,16 @@ def test_compare_then_do_a_run_again_then_corrupt(script, tmp_path, tiny_backbon
 
     script("robustness.py", "results/tiny/adapters", "--rows", "full", "linear", "--data", "clouds")
     table = (tmp_path / "results" / "robustness" / "table.md").read_text().splitlines()
-    assert [line.split(" | ")[0] for line in table[2:]] == ["| full", "| linear"]
+    assert [line.split(" | ")[0] for line in table[2:4]] == ["| full", "| linear"]
+    assert "Differences to full:" in table
+    assert len([line for line in table if line.startswith("| linear")]) == 3
     results = json.loads((tmp_path / "results" / "robustness" / "accuracies.json").read_text())
     assert len(results) == 31 * 2
-    clean = {result["row"]: result["accuracy"] for result in results if result["corruption"] == "clean"}
+    clean = {result["row"]: result["accuracy"] for result in results if result["corruption"] == "as they are"}
     records = map(json.loads, (tmp_path / "results" / "tiny" / "runs.jsonl").read_text().splitlines())
     assert clean == pytest.approx({record["row"]: record["test"]["accuracy"] for record in records})
+    with pytest.raises(SystemExit, match="knows the 3 classes ball, plate, stick, but the data have 12"):
+        script("robustness.py", "results/tiny/adapters", "--rows", "linear")
 
 
 def test_benchmark(script, tmp_path, capsys):

@@ -1,9 +1,20 @@
 import json
+import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from point_peft_hf.training import METHODS, FinetuneArguments, Predictor, results_table
+from point_peft_hf import PointCloudProcessor
+from point_peft_hf.training import (
+    METHODS,
+    FinetuneArguments,
+    Predictor,
+    load_task,
+    results_table,
+    task_from_arguments,
+)
 from point_peft_hf.training.run_folder import Progress
 
 
@@ -81,3 +92,71 @@ def test_a_smaller_last_group_of_batches_counts_as_a_mean_too(finetune, tmp_path
 def test_wrong_arguments_are_named(field, value, message):
     with pytest.raises(ValueError, match=message):
         FinetuneArguments(**{field: value}).check()
+
+
+def test_what_was_learned_from_other_data_is_not_replaced_by_accident(finetune, tmp_path, tiny_task):
+    finetune(tmp_path, method="linear", epochs=1).run()
+    before = (tmp_path / "linear" / "adapter_model.safetensors").read_bytes()
+    other = load_task(num_points=128, clouds_per_class=6, max_test_clouds=37)
+    message = r"holds what a run on other data has learned \(procedural, 12 classes\)"
+    for resume in (None, "latest"):
+        with pytest.raises(ValueError, match=message):
+            finetune(tmp_path, method="linear", epochs=1, task=other, resume_from_checkpoint=resume)
+    assert (tmp_path / "linear" / "adapter_model.safetensors").read_bytes() == before
+    finetune(tmp_path, method="linear", epochs=1, seed=1).run()  # the same data
+    finetune(tmp_path, method="linear", epochs=1, task=other, overwrite_output_dir=True).run()
+
+
+def test_few_steps_are_said_to_be_few(finetune, tmp_path):
+    lines = []
+    finetune(tmp_path / "few", method="linear", report=lines.append).run()
+    assert "[linear] only 6 steps of 16 clouds in 2 epochs; with more --epochs or a smaller --batch_size" in lines[0]
+    lines.clear()
+    finetune(tmp_path / "more", method="linear", epochs=17, report=lines.append).run()
+    assert not any("only" in line for line in lines)
+
+
+def test_fields_of_the_preprocessing(finetune, tmp_path):
+    run = finetune(tmp_path, method="linear", processor_config={"up_axis": "z"}, num_points=100)
+    assert (run.processor.up_axis, run.processor.num_points) == ("z", 100)
+    with pytest.raises(ValueError, match="PointCloudProcessor has no field upwards"):
+        finetune(tmp_path, method="linear", processor_config={"upwards": "z"})
+
+
+def test_a_backbone_without_preprocessing_gets_the_default_one(finetune, tmp_path, tiny_backbone):
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_backbone, bare)
+    (bare / "preprocessor_config.json").unlink()
+    with pytest.warns(UserWarning, match="has no preprocessor_config.json. Clouds are sampled to 1024 points"):
+        run = finetune(tmp_path / "out", method="linear", model=str(bare))
+    assert run.processor.to_dict() == PointCloudProcessor().to_dict()
+    (bare / "preprocessor_config.json").write_text("{")
+    with pytest.raises(OSError, match="preprocessor_config.json"):
+        finetune(tmp_path / "out", method="linear", model=str(bare))
+
+
+def test_the_layout_of_a_folder_with_several_data_sets(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "main_split"
+    folder.mkdir()
+    for name in ("objectdataset", "objectdataset_augmentedrot_scale75"):
+        for split in ("training", "test"):
+            with h5py.File(folder / f"{split}_{name}.h5", "w") as file:
+                file["data"] = rng.normal(size=(30, 64, 3)).astype(np.float32)
+                file["label"] = np.arange(30) % 15
+    args = FinetuneArguments(data=str(folder))
+    with pytest.raises(ValueError, match="choose one with layout: scanobjectnn_obj_bg, scanobjectnn_pb_t50_rs"):
+        task_from_arguments(args)
+    task = task_from_arguments(replace(args, layout="scanobjectnn_obj_bg"))
+    assert (len(task.train), len(task.validation), len(task.test)) == (15, 15, 30)
+
+
+def test_a_test_split_that_is_cut_is_the_same_whatever_the_seed(tmp_path):
+    for index in range(40):
+        path = tmp_path / "abcd"[index % 4] / f"{index}.npy"
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, np.random.default_rng(index).normal(size=(50, 3)))
+    first, second = (load_task(str(tmp_path), seed=seed) for seed in (0, 1))
+    assert first.test.sample_ids.tolist() == second.test.sample_ids.tolist()
+    assert first.validation.sample_ids.tolist() != second.validation.sample_ids.tolist()
