@@ -19,14 +19,17 @@ MARK = "<!-- Written by point_peft_hf; delete this line to keep your own changes
 # What PEFT and transformers leave behind: a form to be filled in, and what the Trainer says that nobody has read yet.
 _BLANK = "[More Information Needed]"
 _TRAINER_NOTE = "You should probably proofread and complete it, then remove this comment"
-METHODS = {
-    "POINT_PEFT": "Point-PEFT (arXiv 2310.03059): a Geometry-aware Adapter and Point-prior Prompts in the blocks",
-    "GEOMETRY_ADAPTER": "Geometry-aware Adapter (Point-PEFT, arXiv 2310.03059): attention inside local groups of "
-    "tokens",
-    "POINT_PRIOR_PROMPT": "Point-prior Prompts (Point-PEFT, arXiv 2310.03059): prompt tokens enhanced from a memory "
-    "bank",
-    "LORA": "LoRA (arXiv 2106.09685)",
+_GEOMETRY = "Geometry-aware Adapter (Point-PEFT, arXiv 2310.03059): attention inside local groups of tokens"
+_PROMPTS = "Point-prior Prompts (Point-PEFT, arXiv 2310.03059): prompt tokens enhanced from a memory bank"
+_PLAIN_PROMPTS = "deep prompts (VPT, arXiv 2203.12119): prompt tokens in the blocks, without a memory bank"
+_OWN_TYPES = ("POINT_PEFT", "GEOMETRY_ADAPTER", "POINT_PRIOR_PROMPT")
+# Fields that a reader wants to know, by the part that they belong to.
+_PART_FIELDS = {
+    "geometry": ("bottleneck_size",),
+    "prompts": ("num_prompt_tokens", "prompt_depth"),
+    "bank": ("bank_size",),
 }
+_OTHERS = {"LORA": "LoRA (arXiv 2106.09685)", "LN_TUNING": "LN tuning: the norms of the blocks"}
 # Scores that a run records of the test split, and what they are called.
 _SCORES = {
     "accuracy": "accuracy",
@@ -148,7 +151,6 @@ def _section(title: str, lines: Iterator[str]) -> str:
 
 
 def _summary(facts: AdapterFacts) -> str:
-    peft_type = facts.fields["peft_type"]
     noun = "parts" if facts.is_segmentation else "classes"
     what = f"{len(facts.class_names)} {noun}" if facts.class_names else noun
     on = f" on {_data_name(facts.runs[0])}" if facts.runs else ""
@@ -156,7 +158,38 @@ def _summary(facts: AdapterFacts) -> str:
     text = f"An adapter that {verb} point clouds into {what}, trained{on}"
     if facts.backbone_name:
         text += f" on top of the frozen backbone `{facts.backbone_name}`"
-    return f"{text}.\n\nMethod: {METHODS.get(peft_type, peft_type)}."
+    return f"{text}.\n\nMethod: {_method(facts.fields)}."
+
+
+def _method(fields: dict[str, Any]) -> str:
+    """What the adapter adds, in words: its type, without the parts that are switched off."""
+    peft_type = fields["peft_type"]
+    if peft_type not in _OWN_TYPES:
+        return _OTHERS.get(peft_type, peft_type)
+    parts = _parts(fields)
+    prompts = _PROMPTS if parts["bank"] else _PLAIN_PROMPTS
+    if parts["geometry"] and parts["prompts"]:
+        kind = "Point-prior Prompts" if parts["bank"] else "prompts without a memory bank"
+        return f"Point-PEFT (arXiv 2310.03059): a Geometry-aware Adapter and {kind} in the blocks"
+    if parts["geometry"] or parts["prompts"]:
+        return _GEOMETRY if parts["geometry"] else prompts
+    return (
+        "the biases of the blocks, and the head"
+        if fields.get("tune_biases")
+        else "the head and the class token (linear probe)"
+    )
+
+
+def _parts(fields: dict[str, Any]) -> dict[str, bool]:
+    """Which parts of Point-PEFT an adapter of one of our types has."""
+    peft_type = fields["peft_type"]
+    has_prompts = peft_type == "POINT_PRIOR_PROMPT" or (peft_type == "POINT_PEFT" and fields.get("use_prompts", True))
+    return {
+        "geometry": peft_type == "GEOMETRY_ADAPTER"
+        or (peft_type == "POINT_PEFT" and fields.get("use_geometry", True)),
+        "prompts": has_prompts,
+        "bank": has_prompts and fields.get("use_bank", True),
+    }
 
 
 def _usage(facts: AdapterFacts, place: str, subfolder: str | None) -> str:
@@ -240,10 +273,12 @@ def _recipe(facts: AdapterFacts) -> Iterator[str]:
     for run in facts.runs[:1]:
         arguments = run.get("arguments", {})
         rate = run.get("learning_rate") or arguments.get("learning_rate")
+        warmup = run.get("warmup_ratio") or arguments.get("warmup_ratio")
         parts = [
             f"{arguments['epochs']} epoch{'s' * (arguments['epochs'] != 1)}" if "epochs" in arguments else "",
             f"batch size {arguments['batch_size']}" if "batch_size" in arguments else "",
             f"AdamW with learning rate {rate:g}" if rate else "",
+            f"warm-up over {warmup:.0%} of the steps" if warmup else "",
             f"weight decay {arguments['weight_decay']:g}" if "weight_decay" in arguments else "",
             f"augmentation `{arguments['augmentation']}`" if arguments.get("augmentation") else "",
         ]
@@ -256,7 +291,8 @@ def _recipe(facts: AdapterFacts) -> Iterator[str]:
                 f"({_percent(run[score])})"
             )
     options = facts.fields
-    shown = ("r", "bottleneck_size", "num_prompt_tokens", "prompt_depth", "bank_size")
+    parts = _parts(options) if options["peft_type"] in _OWN_TYPES else dict.fromkeys(_PART_FIELDS, False)
+    shown = ["r", *(name for part, names in _PART_FIELDS.items() if parts[part] for name in names)]
     if values := [f"{name}={options[name]}" for name in shown if options.get(name) is not None]:
         yield f"configuration: {', '.join(values)}; all fields are in `adapter_config.json`"
 

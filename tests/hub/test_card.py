@@ -6,11 +6,13 @@ import re
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from peft import PeftModel
+from peft import LNTuningConfig, PeftModel, get_peft_model
 
-from point_peft_hf import PointCloudProcessor
+from point_peft_hf import GeometryAdapterConfig, PointCloudProcessor, PointPeftConfig, PointPriorPromptConfig
 from point_peft_hf.hub import is_generated, model_card, save_adapter, write_model_card
 from point_peft_hf.hub.card import wilson_interval
+
+HEAD_ONLY = {"use_geometry": False, "use_prompts": False, "tune_norm": False}
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,26 @@ def test_it_tells_everything_that_was_recorded(saved):
     ):
         assert text in card, text
     assert not re.search(r"None|\[More|needed\]|TODO|somebody|\bnan\b", card)
+
+
+@pytest.mark.parametrize(
+    ("config", "told", "not_told"),
+    [
+        (PointPeftConfig(), "Geometry-aware Adapter and Point-prior Prompts", "without"),
+        (PointPeftConfig(use_bank=False), "Geometry-aware Adapter and prompts without a memory bank", "bank_size"),
+        (PointPeftConfig(use_geometry=False), "Method: Point-prior Prompts", "bottleneck_size"),
+        (PointPeftConfig(use_prompts=False), "Method: Geometry-aware Adapter", "num_prompt_tokens"),
+        (PointPeftConfig(**HEAD_ONLY, tune_biases=True), "Method: the biases of the blocks", "Point-PEFT (arXiv"),
+        (PointPeftConfig(**HEAD_ONLY, tune_biases=False), "Method: the head and the class token", "configuration:"),
+        (PointPriorPromptConfig(use_bank=False), "Method: deep prompts (VPT", "enhanced"),
+        (GeometryAdapterConfig(), "Method: Geometry-aware Adapter", "num_prompt_tokens"),
+        (LNTuningConfig(modules_to_save=["classifier"]), "Method: LN tuning", "Point-PEFT (arXiv"),
+    ],
+)
+def test_it_names_what_was_trained(config, told, not_told, load_backbone, tmp_path):
+    card = (save_adapter(get_peft_model(load_backbone(), config), tmp_path / "adapter") / "README.md").read_text()
+    assert told in card
+    assert not_told not in card
 
 
 def test_its_metadata_is_what_the_hub_filters_by(saved):
