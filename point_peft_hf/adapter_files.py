@@ -336,9 +336,8 @@ def check_files(files: AdapterFiles) -> AdapterFiles:
         if WEIGHTS_NAME in expected and file_checksum(files.weights) != expected[WEIGHTS_NAME]:
             files.problem = (
                 f"{files.weights}: is not the file that {CONFIG_NAME} was saved with (its sha256 is another); it is "
-                "damaged, or was "
-                "changed or exchanged. Download it again; if you changed it on purpose, delete `checksums` from "
-                f"{files.config}."
+                "damaged, or was changed or exchanged. Download it again; if you changed it on purpose, delete "
+                f"`checksums` from {files.sidecar or files.config}."
             )
     return files
 
@@ -353,8 +352,7 @@ def check_unchanged(files: AdapterFiles) -> None:
     if expected is not None and expected != fields_checksum(files.fields):
         raise ValueError(
             f"{files.config}: its fields are not those that were saved; it is damaged, or was changed. Download it "
-            "again; if you "
-            f"changed it on purpose, delete `checksums` from it."
+            f"again; if you changed it on purpose, delete `checksums` from {files.sidecar or files.config}."
         )
 
 
