@@ -3,8 +3,8 @@
 from .book import RunBook, score_name, validation_score
 from .plan import FewShot, PlannedRun, Study, StudyRow
 from .plots import draw_report
-from .report import RowSummary, final_records, study_table, summarize, write_report
-from .runner import few_shot_task, rerun, run_study, validation_by_rate
+from .report import RowSummary, final_records, study_table, summarize, validation_by_rate, write_report
+from .runner import few_shot_task, rerun, run_study
 from .statistics import Interval, mean_interval, paired_difference
 
 __all__ = [

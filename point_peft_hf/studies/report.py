@@ -24,6 +24,7 @@ class RowSummary:
     Attributes:
         name: Name of the line.
         learning_rate: Learning rate of its runs.
+        tried: Mean validation score of each learning rate that was tried for it.
         trainable: Number of trainable parameters.
         file_bytes: Size of what a run saves.
         score: Name of the measure: "accuracy", or "instance_miou" for parts.
@@ -38,6 +39,7 @@ class RowSummary:
 
     name: str
     learning_rate: float
+    tried: dict[float, float]
     trainable: int
     file_bytes: int
     score: str
@@ -53,6 +55,16 @@ class RowSummary:
     def compared(self) -> Interval:
         """The score that rows are compared by."""
         return self.test or self.validation
+
+
+def validation_by_rate(study: Study, book: RunBook) -> dict[str, dict[float, list[float]]]:
+    """The validation scores of a study's search, by line and learning rate."""
+    scores: dict[str, dict[float, list[float]]] = {}
+    for run in study.search_runs():
+        if run.key in book:
+            record = book.records[run.key]
+            scores.setdefault(run.row, {}).setdefault(record["learning_rate"], []).append(validation_score(record))
+    return scores
 
 
 def final_records(study: Study, book: RunBook, rates: dict[str, float | None]) -> dict[str, dict[int, dict[str, Any]]]:
@@ -77,7 +89,14 @@ def summarize(study: Study, book: RunBook, rates: dict[str, float | None]) -> li
         name: {seed: _compared_score(study, record) for seed, record in records.items()}
         for name, records in found.items()
     }
-    return [_summarize_row(study, name, records, compared) for name, records in found.items()]
+    tried = {
+        name: {rate: statistics.fmean(scores) for rate, scores in sorted(by_rate.items())}
+        for name, by_rate in validation_by_rate(study, book).items()
+    }
+    return [
+        _summarize_row(study, name, records, compared, tried.get(study.rows[name].learning_rate_from or name, {}))
+        for name, records in found.items()
+    ]
 
 
 def _compared_score(study: Study, record: dict[str, Any]) -> float:
@@ -85,7 +104,11 @@ def _compared_score(study: Study, record: dict[str, Any]) -> float:
 
 
 def _summarize_row(
-    study: Study, name: str, records: dict[int, dict[str, Any]], compared: dict[str, dict[int, float]]
+    study: Study,
+    name: str,
+    records: dict[int, dict[str, Any]],
+    compared: dict[str, dict[int, float]],
+    tried: dict[float, float],
 ) -> RowSummary:
     # Learning rate, parameters and file are the same for every seed.
     first = records[min(records)]
@@ -96,6 +119,7 @@ def _summarize_row(
     return RowSummary(
         name=name,
         learning_rate=first["learning_rate"],
+        tried=tried,
         trainable=first["parameters"]["trainable"],
         file_bytes=first["file_bytes"],
         score=score,

@@ -29,6 +29,7 @@ from ..training import (
 from ..tuners.fingerprint import fingerprint
 from .book import RunBook, score_name, validation_score
 from .plan import FewShot, PlannedRun, Study
+from .report import validation_by_rate
 
 # What of a run's record goes into the book; the whole of it stays beside the adapter.
 _KEPT_FIELDS = (
@@ -118,16 +119,6 @@ def refuse_other_backbones(runs: Iterable[PlannedRun], book: RunBook) -> None:
                 f"{book.path} has a run of {run.row!r} (seed {run.seed}) on other weights than {arguments.model} has "
                 "now. Remove its lines to run them again, or pass another --output_dir."
             )
-
-
-def validation_by_rate(study: Study, book: RunBook) -> dict[str, dict[float, list[float]]]:
-    """The validation scores of a study's search, by line and learning rate."""
-    scores: dict[str, dict[float, list[float]]] = {}
-    for run in study.search_runs():
-        if run.key in book:
-            record = book.records[run.key]
-            scores.setdefault(run.row, {}).setdefault(record["learning_rate"], []).append(validation_score(record))
-    return scores
 
 
 def rerun(record: dict[str, Any], **overrides: Any) -> dict[str, Any]:

@@ -123,6 +123,8 @@ def test_the_report(done):
     assert rows[1].test.mean == pytest.approx(mean)
     assert rows[1].difference.mean == pytest.approx(mean - (tests["linear", 0] + tests["linear", 1]) / 2)
     assert f"| {100 * mean:.1f} ± " in table
+    searched = {r["learning_rate"]: r["validation_accuracy"] for r in book.of_stage("search")}
+    assert [row.tried for row in rows] == [searched, searched, {}]
     assert (folder / "table.md").read_text() == f"Tiny.\n\n{table}\n"
     assert json.loads((folder / "summary.json").read_text())["rows"][1]["trainable"] == rows[1].trainable
 
