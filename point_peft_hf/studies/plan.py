@@ -259,7 +259,8 @@ class Study:
             scores = validation.get(row.name)
             if row.arguments.get("learning_rate") is not None or not scores:
                 return row.arguments.get("learning_rate")
-            return max(sorted(scores), key=lambda rate: sum(scores[rate]) / len(scores[rate]))
+            # Rounded: equal counts of right predictions need not give equal sums of shares.
+            return max(sorted(scores), key=lambda rate: round(sum(scores[rate]) / len(scores[rate]), 6))
 
         own = {row.name: best(row) for row in self.rows.values()}
         return {

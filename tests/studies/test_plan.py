@@ -173,3 +173,9 @@ def test_few_shots_of_any_study(tmp_path):
 def test_rows_that_need_another(tmp_path):
     with pytest.raises(ValueError, match="'prompts' takes its learning rate from 'full'. Name both"):
         study(tmp_path, rows={"full": None, "prompts": {"method": "prompt", **follows("full")}}).only(["prompts"])
+
+
+def test_equal_means_are_equal_whatever_the_order_of_the_sum(tmp_path):
+    plan = study(tmp_path)
+    shares = [97 / 149, 103 / 149, 99 / 149], [99 / 149, 100 / 149 + 1e-8, 100 / 149]
+    assert plan.chosen_rates({"full": dict(zip((1e-3, 4e-3), shares, strict=True))})["full"] == 1e-3
