@@ -204,14 +204,14 @@ def _usage(facts: AdapterFacts, place: str, subfolder: str | None) -> str:
     ]
     if facts.processor:
         lines += [f'processor = PointCloudProcessor.from_pretrained("{place}"{argument})', ""]
-        lines.append('points = processor("my_scan.ply")["points"]      # or an array of shape (num_points, 3)')
+        lines.append('points = processor("my_scan.ply")["points"]  # or an array of shape (num_points, 3)')
     else:
-        lines += ["", "points = torch.rand(1, 1024, 3) * 2 - 1      # your clouds, prepared as in training"]
+        lines += ["", "points = torch.rand(1, 1024, 3) * 2 - 1  # your clouds, prepared as in training"]
     if facts.is_segmentation:
         known = ", category_ids=torch.tensor([0])" if facts.categories else ""
         lines += [
             "with torch.no_grad():",
-            f"    logits = model(points=points{known}).logits      # (1, num_points, {len(facts.class_names)})",
+            f"    logits = model(points=points{known}).logits  # (1, num_points, {len(facts.class_names)})",
             "print([model.config.id2label[label] for label in logits[0].argmax(dim=-1).tolist()])",
         ]
     else:
