@@ -22,11 +22,10 @@ from ..training import (
     ClassificationTask,
     FinetuneArguments,
     Finetuning,
-    load_backbone,
+    backbone_digest,
     show_only_own_messages,
     task_from_arguments,
 )
-from ..tuners.fingerprint import fingerprint
 from .book import RunBook, score_name, validation_score
 from .plan import FewShot, PlannedRun, Study
 from .report import validation_by_rate
@@ -112,8 +111,7 @@ def refuse_other_backbones(runs: Iterable[PlannedRun], book: RunBook) -> None:
         arguments = FinetuneArguments(**run.arguments)
         backbone = json.dumps([arguments.model, arguments.model_config])
         if backbone not in now:
-            model = load_backbone(arguments.model, ["one", "two"], **arguments.model_config)
-            now[backbone] = fingerprint(model).get("float32")
+            now[backbone] = backbone_digest(arguments.model, **arguments.model_config)
         if now[backbone] != then:
             raise ValueError(
                 f"{book.path} has a run of {run.row!r} (seed {run.seed}) on other weights than {arguments.model} has "

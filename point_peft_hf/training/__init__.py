@@ -6,7 +6,7 @@ from .batches import EpochSampler, TrainingCollator, evaluation_loader, training
 from .checkpoints import Checkpoints, load_model, register_adapter_checkpoints, save_model
 from .finetune import Finetuning
 from .interruption import TrainingInterrupted, TrainingStopped
-from .methods import METHODS, load_backbone, load_processor, method_config, prepare_method
+from .methods import METHODS, backbone_digest, load_backbone, load_processor, method_config, prepare_method
 from .metrics import ClassificationMetrics
 from .optimization import parameter_groups, warmup_cosine
 from .part_predictor import PartPrediction, PartPredictor
@@ -36,6 +36,7 @@ __all__ = [
     "TrainingInterrupted",
     "TrainingStopped",
     "evaluation_loader",
+    "backbone_digest",
     "load_backbone",
     "load_processor",
     "load_model",

@@ -14,6 +14,7 @@ from ..data import PointCloudProcessor
 from ..models import AutoModelForPointCloudClassification
 from ..pretrained import backbone_folder
 from ..tuners import GeometryAdapterConfig, PointPeftConfig, PointPriorPromptConfig
+from ..tuners.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,16 @@ def load_backbone(
     # A shipped backbone goes by its name: its folder is another on every machine.
     backbone.name_or_path = backbone.config.name_or_path = name
     return backbone
+
+
+def backbone_digest(name: str, **fields: Any) -> str | None:
+    """What tells the weights of a backbone from others, as a run's record has it.
+
+    Args:
+        name: Name of a shipped backbone, a folder, or a Hub repository.
+        **fields: Fields of the backbone's configuration that are other than they are saved.
+    """
+    return fingerprint(load_backbone(name, ["one", "two"], **fields)).get("float32")
 
 
 def load_processor(name: str, **fields: Any) -> PointCloudProcessor:
