@@ -181,7 +181,7 @@ def _method(fields: dict[str, Any]) -> str:
 
 
 def _parts(fields: dict[str, Any]) -> dict[str, bool]:
-    """Which parts of Point-PEFT an adapter of one of our types has."""
+    """Which parts of Point-PEFT an adapter has; none if its type is another package's."""
     peft_type = fields["peft_type"]
     has_prompts = peft_type == "POINT_PRIOR_PROMPT" or (peft_type == "POINT_PEFT" and fields.get("use_prompts", True))
     return {
@@ -291,7 +291,7 @@ def _recipe(facts: AdapterFacts) -> Iterator[str]:
                 f"({_percent(run[score])})"
             )
     options = facts.fields
-    parts = _parts(options) if options["peft_type"] in _OWN_TYPES else dict.fromkeys(_PART_FIELDS, False)
+    parts = _parts(options)
     shown = ["r", *(name for part, names in _PART_FIELDS.items() if parts[part] for name in names)]
     if values := [f"{name}={options[name]}" for name in shown if options.get(name) is not None]:
         yield f"configuration: {', '.join(values)}; all fields are in `adapter_config.json`"
