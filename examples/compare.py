@@ -3,6 +3,7 @@
     python examples/compare.py examples/studies/main.yaml --jobs 2
     python examples/compare.py examples/studies/main.yaml --data path/to/modelnet40_ply_hdf5_2048
     python examples/compare.py examples/studies/main.yaml --rerun point_peft --seed 0    # the same number again
+    python examples/compare.py examples/studies/main.yaml --reference lora    # differences to another line
 
 A study is one yaml file: the methods, what differs from one line to the next, the seeds, and the learning rates that
 are tried. It can be stopped at any time; started again, it goes on with what is missing. Each run is one line of JSON
@@ -25,6 +26,7 @@ from point_peft_hf.studies import (
     rerun,
     run_study,
     score_name,
+    study_table,
     summarize,
     validation_by_rate,
     validation_score,
@@ -41,6 +43,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", help="Folder of a data set, instead of the study's.")
     parser.add_argument("--model", help="Backbone, instead of the study's.")
     parser.add_argument("--jobs", type=int, default=1, help="Trainings side by side (default: %(default)s).")
+    parser.add_argument(
+        "--reference", metavar="ROW", help="Only print what is in the book, with the differences to this row."
+    )
     parser.add_argument("--rerun", metavar="ROW", help="Only do one run of the book again, and compare.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the run to do again (default: %(default)s).")
     args = parser.parse_args(arguments)
@@ -56,11 +61,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.rerun:
         compare_with_record(study, args.output_dir, args.rerun, args.seed, overrides)
         return
+    if args.reference:
+        print_differences(study.compared_to(args.reference), args.output_dir)
+        return
     book, rates = run_study(study, args.output_dir, jobs=args.jobs)
     print(f"\n{write_report(study, summarize(study, book, rates), args.output_dir)}\n")
     if not draw_report(study, book, rates, args.output_dir):
         print("No plots: they need matplotlib (pip install 'point-peft-hf[viz]').")
     print(f"Saved to {args.output_dir}/.")
+
+
+def print_differences(study: Study, output_dir: Path) -> None:
+    """Print the table of the runs that are there; nothing is trained, and nothing written."""
+    book = RunBook(output_dir / "runs.jsonl")
+    rows = summarize(study, book, study.chosen_rates(validation_by_rate(study, book)))
+    if study.reference not in [row.name for row in rows]:
+        raise ValueError(f"{output_dir}/runs.jsonl has no run of {study.reference!r} yet for this study and its data.")
+    print(study_table(rows))
 
 
 def compare_with_record(study: Study, output_dir: Path, row: str, seed: int, overrides: dict[str, str]) -> None:

@@ -205,6 +205,16 @@ class Study:
         reference = self.rows[name].reference or self.reference
         return None if reference == name else reference
 
+    def compared_to(self, name: str) -> Study:
+        """The study with all differences taken to one line, whatever its yaml says.
+
+        Raises:
+            ValueError: If the name is none of its lines.
+        """
+        if name not in self.rows:
+            raise ValueError(f"The study has no row {name!r}. It has {list(self.rows)}.")
+        return replace(self, reference=name, rows={n: replace(row, reference=None) for n, row in self.rows.items()})
+
     def _check_rates(self, path: str | Path, row: StudyRow) -> None:
         if not row.learning_rates:
             return

@@ -99,6 +99,19 @@ def test_compare_then_do_a_run_again_then_corrupt(script, tmp_path, tiny_backbon
     assert "| difference to full |" in capsys.readouterr().out
     assert (tmp_path / "results" / "tiny" / "scores.png").exists()
 
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*")}
+    script("compare.py", "tiny.yaml", "--model", tiny_backbone, "--reference", "linear")
+    header, _, full, linear = capsys.readouterr().out.splitlines()
+    assert "| difference to linear |" in header
+    difference = [cell.strip() for cell in header.split("|")].index("difference to linear")
+    assert full.split("|")[difference].strip()
+    assert not linear.split("|")[difference].strip()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*")} == written
+    with pytest.raises(SystemExit, match=r"no row 'lora'. It has \['full', 'linear'\]"):
+        script("compare.py", "tiny.yaml", "--reference", "lora")
+    with pytest.raises(SystemExit, match="no run of 'linear' yet for this study and its data"):
+        script("compare.py", "tiny.yaml", "--data", "others", "--reference", "linear")
+
     script("compare.py", "tiny.yaml", "--rerun", "linear")
     said = capsys.readouterr().out.splitlines()
     recorded, again = (

@@ -84,6 +84,10 @@ def test_references(tmp_path):
     rows = {"full": None, "linear": None, "other full": {"method": "full"}, "lora": {"reference": "other full"}}
     plan = study(tmp_path, rows=rows)
     assert [plan.reference_of(name) for name in rows] == [None, "full", "full", "other full"]
+    plan = plan.compared_to("linear")
+    assert [plan.reference_of(name) for name in rows] == ["linear", None, "linear", "linear"]
+    with pytest.raises(ValueError, match="no row 'best'"):
+        plan.compared_to("best")
 
 
 def test_a_study_on_validation_has_runs_of_its_own(tmp_path):
