@@ -1,6 +1,10 @@
 import os
 import socket
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -63,3 +67,29 @@ def tiny_backbone(tmp_path_factory) -> str:
     PointMAEModel(config, use_class_token=False).save_pretrained(folder)
     PointCloudProcessor(num_points=128).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def locked_elsewhere():
+    """Lock a folder in another process: `with locked_elsewhere(folder) as process`."""
+    from point_peft_hf import locks
+
+    hold = """
+import runpy, sys
+with runpy.run_path(sys.argv[1])["locked_folder"](sys.argv[2]):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+    @contextmanager
+    def lock(folder: Path) -> Iterator[subprocess.Popen]:
+        # The module by its path, which is faster than importing the package.
+        command = [sys.executable, "-c", hold, locks.__file__, str(folder)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout.readline() == "locked\n"
+            yield process
+        finally:
+            process.communicate()
+
+    return lock

@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import release_memory
 
 from ..data import few_shot_fold, load_dataset
+from ..locks import locked_folder
 from ..training import (
     ClassificationTask,
     FinetuneArguments,
@@ -66,23 +67,25 @@ def run_study(
         The book, and the learning rate of each line.
 
     Raises:
-        ValueError: If the book has runs on a backbone of the same name with other weights.
+        ValueError: If the book has runs on a backbone of the same name with other weights, or another process runs a
+            study in the folder.
     """
     show_only_own_messages()
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    book = RunBook(output_dir / "runs.jsonl")
-    searches = list(study.search_runs())
-    refuse_other_backbones(searches, book)
-    _run_all(searches, book, output_dir, jobs, report)
-    scores = validation_by_rate(study, book)
-    rates = study.chosen_rates(scores)
-    for name, rate in rates.items():
-        if study.learning_rates:
-            report(f"{name}: {_describe_rate(rate, scores.get(name, {}))}")
-    finals = list(study.final_runs(rates))
-    refuse_other_backbones(finals, book)
-    _run_all(finals, book, output_dir, jobs, report)
+    with locked_folder(output_dir):
+        output_dir.mkdir(exist_ok=True)
+        book = RunBook(output_dir / "runs.jsonl")
+        searches = list(study.search_runs())
+        refuse_other_backbones(searches, book)
+        _run_all(searches, book, output_dir, jobs, report)
+        scores = validation_by_rate(study, book)
+        rates = study.chosen_rates(scores)
+        for name, rate in rates.items():
+            if study.learning_rates:
+                report(f"{name}: {_describe_rate(rate, scores.get(name, {}))}")
+        finals = list(study.final_runs(rates))
+        refuse_other_backbones(finals, book)
+        _run_all(finals, book, output_dir, jobs, report)
     return book, rates
 
 

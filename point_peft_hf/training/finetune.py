@@ -89,11 +89,15 @@ class Finetuning:
         self.folder = RunFolder(self.output_dir, args, self.accelerator, self._show)
         self.memory = PeakMemory()
         self.memory.start()
-        set_seed(args.seed)
-        with self.accelerator.main_process_first():
-            self.task = task or task_from_arguments(args)
-        self.progress = Progress()
-        self._prepare()
+        try:
+            set_seed(args.seed)
+            with self.accelerator.main_process_first():
+                self.task = task or task_from_arguments(args)
+            self.progress = Progress()
+            self._prepare()
+        except BaseException:
+            self.folder.close()
+            raise
 
     # -- Setting up ---------------------------------------------------------------------------------------------------
 
@@ -184,6 +188,7 @@ class Finetuning:
                 for tracker in self.accelerator.trackers:
                     tracker.finish()
                 self.train_loader.end()
+                self.folder.close()
         if self.stop.signal_number:
             raise TrainingInterrupted(128 + self.stop.signal_number)
         return record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..data import PointCloudProcessor
 from ..hub import save_adapter
 from ..hub.facts import RECORD_NAME
 from ..hub.saving import recover_folder, replaced_folder
+from ..locks import locked_folder
 from .arguments import FinetuneArguments
 from .checkpoints import BEST_NAME, Checkpoints, link_or_copy, read_state, save_model
 from .interruption import TrainingStopped
@@ -98,8 +99,8 @@ class RunFolder:
         report: Called with each line that a person should see.
 
     Raises:
-        ValueError: If the folder cannot be written, or holds an unfinished run that is neither to be resumed nor
-            overwritten.
+        ValueError: If the folder cannot be written, another process writes to it, or it holds an unfinished run that
+            is neither to be resumed nor overwritten.
     """
 
     def __init__(self, folder: Path, args: FinetuneArguments, accelerator: Accelerator, report: Callable[[str], None]):
@@ -110,16 +111,21 @@ class RunFolder:
         self.checkpoints = Checkpoints(folder / CHECKPOINTS_NAME, args.keep_checkpoints)
         self.failure = folder / FAILURE_NAME
         self.identity: dict[str, Any] = {}
+        self.open = ExitStack()
         if accelerator.is_main_process:
-            self._open()
+            try:
+                self._open()
+            except BaseException:
+                self.close()
+                raise
         accelerator.wait_for_everyone()
 
     def _open(self) -> None:
         probe = self.folder / ".writable"
         try:
-            if self.folder.parent.is_dir():
-                recover_folder(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.open.enter_context(locked_folder(self.folder))
+            recover_folder(self.folder)
+            self.folder.mkdir(exist_ok=True)
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
@@ -132,6 +138,10 @@ class RunFolder:
                 f"{self.folder} holds a run that is not finished. Pass --resume_from_checkpoint latest to go on with "
                 "it, --overwrite_output_dir to start anew, or another --output_dir."
             )
+
+    def close(self) -> None:
+        """Let other processes write to the folder."""
+        self.open.close()
 
     def refuse_other_data(self, data: Mapping[str, str]) -> None:
         """Refuse to replace what a finished run learned from other data; the same data again may replace it.

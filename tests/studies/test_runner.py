@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from point_peft_hf import AutoModelForPointCloudClassification
+from point_peft_hf import AutoModelForPointCloudClassification, locks
 from point_peft_hf.data import few_shot_fold
 from point_peft_hf.studies import (
     Study,
@@ -95,6 +95,13 @@ def test_a_backbone_that_was_trained_anew_is_refused(done, tiny_backbone, tmp_pa
     changed = Study.from_yaml(folder.parent / "study.yaml", model=str(other))
     with pytest.raises(ValueError, match="on other weights than .* has now"):
         run_study(changed, tmp_path / "out", report=lambda line: None)
+
+
+def test_a_study_that_runs_already_is_refused(done, locked_elsewhere, monkeypatch):
+    study, *_, folder = done
+    monkeypatch.setattr(locks, "WAIT_SECONDS", 0.1)
+    with locked_elsewhere(folder), pytest.raises(ValueError, match="Another process is writing to"):
+        run_study(study, folder)
 
 
 def test_a_difference_to_another_row_says_so(done):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from point_peft_hf import locks
 from point_peft_hf.data import write_point_cloud
 from point_peft_hf.training import TrainingInterrupted, TrainingStopped, load_task
 from point_peft_hf.training import checkpoints as checkpoints_module
@@ -139,6 +140,18 @@ def test_an_output_folder_that_cannot_be_written_is_refused_before_anything_is_l
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"--output_dir .*runs cannot be written: .*Pass a folder that can"):
         finetune(tmp_path / place, model="a backbone that is not there")
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(finetune, locked_elsewhere, monkeypatch, tmp_path):
+    monkeypatch.setattr(locks, "WAIT_SECONDS", 0.1)
+    with locked_elsewhere(tmp_path / "point_peft"):
+        with pytest.raises(ValueError, match=r"Another process is writing to .*point_peft.* another --output_dir"):
+            finetune(tmp_path, model="a backbone that is not there")
+    with pytest.raises(OSError, match="a backbone that is not there"):
+        finetune(tmp_path, model="a backbone that is not there")
+    # What failed to begin has let go of the folder.
+    with locked_elsewhere(tmp_path / "point_peft"):
+        pass
 
 
 # -- The loss ---------------------------------------------------------------------------------------------------------
