@@ -54,5 +54,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -79,6 +79,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, TrainingStopped) as error:
+    except (ImportError, OSError, ValueError, TrainingStopped) as error:
         # What a person can mend needs no traceback.
         sys.exit(f"error: {error}")

@@ -104,15 +104,15 @@ def draw_all(args: argparse.Namespace) -> Iterator[Path]:
     predictor = load_predictor(args.adapter, args.model)
     yield from draw_cloud(args, predictor)
     path = find_file(args.adapter, RECORD_NAME)
-    if path is not None:
-        record = read_json(path)
-        # A repository of several seeds has the record of each.
-        runs = record.get("runs", [record])
-        yield from draw_training(args, runs)
-        if isinstance(predictor, Predictor):
-            yield from draw_test_clouds(args, predictor, runs[0]["arguments"])
-    else:
-        print(f"{args.adapter} has no {RECORD_NAME}: no learning curves, features and confusion matrix.")
+    record = read_json(path) if path is not None else {}
+    # A repository of several seeds has the record of each; one that was not finished, or not made here, tells nothing.
+    runs = [run for run in record.get("runs", [record]) if "history" in run and "arguments" in run]
+    if not runs:
+        print(f"{args.adapter} has no {RECORD_NAME} of a finished run: no learning curves, features, confusions.")
+        return
+    yield from draw_training(args, runs)
+    if isinstance(predictor, Predictor):
+        yield from draw_test_clouds(args, predictor, runs[0]["arguments"])
 
 
 def main() -> None:

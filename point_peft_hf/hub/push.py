@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from .card import CARD_NAME, MARK, is_generated, write_model_card
 from .facts import PROCESSOR_NAME, RECORD_NAME, is_public, read_facts
 
 FILES = (CONFIG_NAME, WEIGHTS_NAME, BACKBONE_NAME, PROCESSOR_NAME, RECORD_NAME, CARD_NAME)
+_FOLDER_ARGUMENTS = {"data", "model", "output_dir", "resume_from_checkpoint"}
+_LOCAL_PATH = re.compile(r"/|~|\.\.|file:|[A-Za-z]:[/\\]|\\\\")
 
 
 def push_adapter(
@@ -95,19 +98,38 @@ def _stage(folder: Path, staged: Path, backbone: str | None) -> Path:
         # The revision was one of another place.
         write_json(staged / CONFIG_NAME, {**fields, "base_model_name_or_path": name, "revision": None})
     if (staged / RECORD_NAME).is_file():
-        write_json(staged / RECORD_NAME, _without_paths(read_json(staged / RECORD_NAME)))
+        write_json(staged / RECORD_NAME, _for_others(read_json(staged / RECORD_NAME)))
     return staged
 
 
+def _for_others(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without the folders of this machine, whose names may tell what is nobody else's business.
+
+    The command line goes: its arguments are in the record as well, each under its name.
+    """
+    if "runs" in record:
+        return {**record, "runs": [_for_others(run) for run in record["runs"]]}
+    shown = {name: value for name, value in record.items() if name != "command"}
+    if "arguments" in record:
+        shown["arguments"] = {
+            name: _last_part(value)
+            if name in _FOLDER_ARGUMENTS and value is not None and not (name == "model" and is_public(value))
+            else value
+            for name, value in record["arguments"].items()
+        }
+    return _without_paths(shown)
+
+
 def _without_paths(value: Any) -> Any:
-    """A record without the folders of this machine."""
     if isinstance(value, dict):
         return {key: _without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_paths(item) for item in value]
-    if isinstance(value, str) and (os.path.isabs(value) or value.startswith(("~", ".."))):
-        return Path(value).name
-    return value
+    return _last_part(value) if isinstance(value, str) and _LOCAL_PATH.match(value) else value
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def _is_kept(api: HfApi, repo_id: str, path: str, revision: str | None, own: Path | None) -> bool:

@@ -34,7 +34,8 @@ def save_adapter(
     """Save an adapter with all that is needed to predict with it, and its model card.
 
     Everything is written to a temporary folder, read back, and only then put in the place of what was there; files in
-    the folder that do not belong to the adapter stay. If anything fails, the folder is as it was.
+    the folder that do not belong to the adapter stay, and so does the preprocessing if none is passed. If anything
+    fails, the folder is as it was.
 
     Args:
         model: The model.
@@ -42,13 +43,14 @@ def save_adapter(
         adapter_name: Which adapter; default: the active one.
         processor: What prepared the clouds, saved to `preprocessor_config.json`.
         record: What training recorded, saved to `run.json` and told in the card; several for several seeds.
-        card: Whether to write a model card, `README.md`. One that was written or changed by hand is left as it is.
+        card: Whether to write a model card, `README.md`. One that was written by hand is left as it is, and so
+            is one of ours from which the line that says so was deleted.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If there is no such adapter.
+        ValueError: If there is no such adapter, or the folder cannot be replaced.
     """
     name = adapter_name or model.active_adapter
     if not isinstance(model, PeftModel) or name not in model.peft_config:
@@ -56,7 +58,8 @@ def save_adapter(
         raise ValueError(
             f"The model has no adapter {name!r}; it has {known}. Pass a PeftModel and one of its adapters."
         )
-    with replaced_folder(folder) as new:
+    # What was recorded of the adapter before would be told of this one.
+    with replaced_folder(folder, dropped=(BACKBONE_NAME, RECORD_NAME)) as new:
         _write_adapter(model, name, new)
         if processor is not None:
             processor.save_pretrained(new)
@@ -85,26 +88,32 @@ def _write_adapter(model: PeftModel, name: str, folder: Path) -> None:
 
 
 @contextmanager
-def replaced_folder(folder: str | os.PathLike) -> Iterator[Path]:
+def replaced_folder(folder: str | os.PathLike, dropped: Sequence[str] = (BACKBONE_NAME,)) -> Iterator[Path]:
     """Write a folder as a whole or not at all.
 
     What lies in the folder already and is not written again is taken over, without being copied where the file system
     has hard links. A process that is killed between the two renamings at the end leaves the old folder beside the new
-    one, under the name "<folder>.old"; the next call puts it back.
+    one, under the name ".<folder>.replaced"; the next call puts it back.
 
     Args:
         folder: The folder; it need not exist.
+        dropped: Names of files that are not taken over.
 
     Yields:
         An empty folder beside it, which takes its place when the block ends without an exception.
 
     Raises:
-        ValueError: If there is a file of that name.
+        ValueError: If there is a file of that name, or a folder that cannot be renamed.
     """
     target = Path(folder).resolve()
     if target.exists() and not target.is_dir():
         raise ValueError(f"{folder} is a file. Pass a folder to save to.")
-    old = target.with_name(target.name + ".old")
+    if Path.cwd().is_relative_to(target) or os.path.ismount(target):
+        raise ValueError(
+            f"{folder} is the working directory, holds it, or is a mount point, and so cannot be replaced as a whole. "
+            "Pass a folder inside of it."
+        )
+    old = _replaced(target)
     _put_back(target)
     new = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     new.mkdir(parents=True)
@@ -112,7 +121,7 @@ def replaced_folder(folder: str | os.PathLike) -> Iterator[Path]:
         yield new
         _flush(new)
         if target.exists():
-            _take_over(target, new)
+            _take_over(target, new, dropped)
             if old.exists():
                 shutil.rmtree(old)
             target.rename(old)
@@ -132,14 +141,19 @@ def recover_folder(folder: str | os.PathLike) -> None:
     """
     target = Path(folder).resolve()
     _put_back(target)
-    shutil.rmtree(target.with_name(target.name + ".old"), ignore_errors=True)
+    shutil.rmtree(_replaced(target), ignore_errors=True)
     for unfinished in target.parent.glob(f".{glob.escape(target.name)}.*"):
         if re.fullmatch(r"[0-9a-f]{8}", unfinished.name.rpartition(".")[2]):
             shutil.rmtree(unfinished)
 
 
+def _replaced(target: Path) -> Path:
+    """Where a folder is while another takes its place: under a name that no person gives to one to be kept."""
+    return target.with_name(f".{target.name}.replaced")
+
+
 def _put_back(target: Path) -> None:
-    old = target.with_name(target.name + ".old")
+    old = _replaced(target)
     if old.is_dir() and not target.exists():
         old.rename(target)
 
@@ -148,15 +162,16 @@ def _flush(folder: Path) -> None:
     """Wait until the files are on the disk, so that a power failure cannot leave the new names with old contents."""
     for file in folder.rglob("*"):
         if file.is_file():
-            with open(file, "rb") as opened:
+            # Windows flushes only what may be written.
+            with open(file, "rb" if os.name == "posix" else "r+b") as opened:
                 os.fsync(opened.fileno())
 
 
-def _take_over(old: Path, new: Path) -> None:
+def _take_over(old: Path, new: Path, dropped: Sequence[str]) -> None:
     """Put everything that a folder has and another has not into the other as well."""
     for entry in old.iterdir():
         target = new / entry.name
-        if target.exists() or entry.name == BACKBONE_NAME:
+        if target.exists() or entry.name in dropped:
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.copytree(entry, target, copy_function=_link_or_copy, symlinks=True)

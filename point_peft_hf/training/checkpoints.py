@@ -231,7 +231,8 @@ def _flush(folder: Path) -> None:
     """Wait until a folder is on the disk, so that a power failure cannot leave its name with other contents."""
     for file in folder.rglob("*"):
         if file.is_file():
-            with open(file, "rb") as opened:
+            # Windows flushes only what may be written.
+            with open(file, "rb" if os.name == "posix" else "r+b") as opened:
                 os.fsync(opened.fileno())
         else:
             _flush_folder(file)

@@ -113,7 +113,7 @@ class Finetuning:
             "backbone": fingerprint(backbone).get("float32"),
             "data": data_fingerprint(self.task),
         }
-        self.folder.refuse_other_data(self.identity["data"])
+        self.folder.refuse_to_replace(self.identity)
         model = prepare_method(args.method, backbone, **args.config)
         if uses_bank(model):
             model.to(accelerator.device)
@@ -211,8 +211,7 @@ class Finetuning:
             "fingerprints": {"backbone": self.identity["backbone"], "data": self.identity["data"]},
             **describe_environment(self.accelerator),
         }
-        if self.accelerator.is_main_process:
-            write_json(self.output_dir / RECORD_NAME, self.record)
+        self.folder.begin_record(self.record)
         if self.args.report_to != "none":
             self.accelerator.init_trackers(
                 self.args.method if self.args.report_to == "tensorboard" else "point_peft_hf",
@@ -244,7 +243,7 @@ class Finetuning:
                 outputs = self.model(**batch)
                 losses.append(self._check_and_count(outputs, batch))
                 accelerator.backward(outputs.loss * self._weight_of_batch())
-                norm = self._clip_gradients(batch) if accelerator.sync_gradients else 0.0
+                norm = self._clip_gradients(batch) if accelerator.sync_gradients else None
                 if not progress.parameters:
                     progress.parameters = count_parameters(accelerator.unwrap_model(self.model))
                 self.optimizer.step()
@@ -254,7 +253,8 @@ class Finetuning:
             started = time.perf_counter()
             if accelerator.sync_gradients:
                 learning_rate = self.scheduler.get_last_lr()[0]
-                self.scheduler.step()
+                if not self.optimizer.step_was_skipped:
+                    self.scheduler.step()
                 progress.step += 1
                 measured = {"loss": sum(losses) / len(losses), "gradient_norm": norm, "learning_rate": learning_rate}
                 self._after_step(measured)
@@ -283,12 +283,14 @@ class Finetuning:
         self.progress.count(mean, int(num_right), int(count))
         return mean
 
-    def _clip_gradients(self, batch: Mapping[str, torch.Tensor]) -> float:
+    def _clip_gradients(self, batch: Mapping[str, torch.Tensor]) -> float | None:
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_gradient_norm))
-        # With fp16 this happens now and then, and the scaler leaves the step out.
-        if not math.isfinite(norm) and self.accelerator.scaler is None:
+        if math.isfinite(norm):
+            return norm
+        if self.accelerator.scaler is None:
             self._fail(f"The norm of the gradient is {norm}", batch)
-        return norm
+        # With fp16 this happens now and then, and the scaler leaves the step out.
+        return None
 
     def _fail(self, what: str, batch: Mapping[str, torch.Tensor] | None) -> None:
         names = self.task.train.names_of(batch["sample_ids"].tolist()) if batch is not None else []
@@ -307,7 +309,7 @@ class Finetuning:
         self.bar.update()
         if progress.step % args.log_every_steps == 0:
             self.folder.log_metrics("step", {"step": progress.step, "epoch": progress.epoch, **measured})
-            self.accelerator.log(measured, step=progress.step)
+            self.accelerator.log({k: v for k, v in measured.items() if v is not None}, step=progress.step)
         # Several processes stop where they have agreed to, in their next step.
         is_stopping = self.is_stopping or (self.stop.signal_number > 0 and self.accelerator.num_processes == 1)
         is_last = progress.batches == len(self.train_loader)
@@ -336,7 +338,7 @@ class Finetuning:
         # Without a validation split the last epoch is taken.
         is_best = progress.end_epoch(row, scores.get(self.task.score, float(epoch)))
         if is_best:
-            self.folder.save_best(self.whole_model.gather(self.model), self.processor)
+            self.folder.save_best(self.whole_model.gather(self.model), self.processor, self.record)
         self.folder.log_metrics("epoch", {"step": progress.step, **row})
         self.accelerator.log({name: value for name, value in row.items() if name != "epoch"}, step=progress.step)
         self.folder.save_checkpoint(progress)
@@ -365,6 +367,7 @@ class Finetuning:
         seconds = sum(row["seconds"] for row in history)
         clouds = len(history) * len(self.train_loader) * self.train_loader.total_batch_size
         memory = torch.tensor([self.memory.mebibytes()], device=self.accelerator.device)
+        peak = float(self.accelerator.gather(memory).max())
         record = {
             **self.record,
             "parameters": self.progress.parameters,
@@ -375,7 +378,7 @@ class Finetuning:
             "file_bytes": folder_bytes(self.output_dir),
             "seconds_per_epoch": seconds / len(history),
             "clouds_per_second": clouds / seconds,
-            "peak_memory_mib": float(self.accelerator.gather(memory).max()),
+            "peak_memory_mib": None if math.isnan(peak) else peak,
             "history": history,
         }
         with self.folder.writing("the record of the run"):

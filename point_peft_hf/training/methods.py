@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,8 +117,10 @@ def load_backbone(
         ignore_mismatched_sizes=True,
         **fields,
     )
-    # A shipped backbone goes by its name: its folder is another on every machine.
-    backbone.name_or_path = backbone.config.name_or_path = name
+    # A shipped backbone goes by its name, as its folder is another on every machine; a relative folder by one that no
+    # repository can have.
+    is_relative_folder = os.path.isdir(name) and not os.path.isabs(name)
+    backbone.name_or_path = backbone.config.name_or_path = os.path.join(".", name) if is_relative_folder else name
     return backbone
 
 

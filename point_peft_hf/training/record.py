@@ -189,7 +189,7 @@ def results_table(records: list[dict[str, Any]]) -> str:
         "file": lambda r: f"{r['file_bytes'] / 1e6:.2f} MB",
         **_SCORE_COLUMNS[records[0].get("score", "accuracy")],
         "s/epoch": lambda r: f"{r['seconds_per_epoch']:.1f}",
-        "peak memory": lambda r: f"{r['peak_memory_mib']:.0f} MiB",
+        "peak memory": lambda r: "" if r["peak_memory_mib"] is None else f"{r['peak_memory_mib']:.0f} MiB",
     }
     cells = [list(columns), *([cell(record) for cell in columns.values()] for record in records)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(columns))]

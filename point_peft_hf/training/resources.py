@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import platform
-import resource
 import sys
 from pathlib import Path
 
@@ -49,6 +49,10 @@ class PeakMemory:
                     return int(line.split()[1]) / 2**10
         except OSError:
             pass
+        try:
+            import resource
+        except ImportError:  # Windows
+            return math.nan
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

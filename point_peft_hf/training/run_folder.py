@@ -143,34 +143,48 @@ class RunFolder:
         """Let other processes write to the folder."""
         self.open.close()
 
-    def refuse_other_data(self, data: Mapping[str, str]) -> None:
-        """Refuse to replace what a finished run learned from other data; the same data again may replace it.
+    def refuse_to_replace(self, identity: Mapping[str, Any]) -> None:
+        """Refuse to replace a finished run on other data, or with other arguments; the same again may replace it.
 
         Args:
-            data: Digests of the splits.
+            identity: What the weights depend on.
 
         Raises:
-            ValueError: If a finished run on other data lies in the folder, and is not to be overwritten.
+            ValueError: If another finished run lies in the folder, and is not to be overwritten.
         """
-        try:
-            record = {} if self.args.overwrite_output_dir else read_json(self.folder / RECORD_NAME)
-        except (OSError, ValueError):
+        record = self._read_record()
+        if "test" not in record or self.args.overwrite_output_dir:
             return
-        before = record.get("fingerprints", {}).get("data")
-        if "test" in record and before not in (None, dict(data)):
+        way_out = "Pass another --output_dir, or --overwrite_output_dir to replace it."
+        if record.get("fingerprints", {}).get("data") not in (None, identity["data"]):
             raise ValueError(
                 f"{self.folder} holds what a run on other data has learned ({record['arguments']['data']}, "
-                f"{len(record['class_names'])} classes). Pass another --output_dir, or --overwrite_output_dir to "
-                "replace it."
+                f"{len(record['class_names'])} classes). {way_out}"
             )
+        # A checkpoint says by itself what it belongs to.
+        if self.args.resume_from_checkpoint is None and (different := self._differences(record, identity)):
+            raise ValueError(f"{self.folder} holds a finished run that differs ({', '.join(different)}). {way_out}")
+
+    def _differences(self, record: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+        """In which arguments a run differs from one that was recorded, maybe by a version that had fewer of them."""
+        now = identity["arguments"]
+        then = now | {name: value for name, value in record["arguments"].items() if name in now}
+        then |= {name: record[name] for name in ("learning_rate", "warmup_ratio") if name in record}
+        different = [f"--{name} was {then[name]}, is {value}" for name, value in now.items() if value != then[name]]
+        if record.get("fingerprints", {}).get("backbone", identity["backbone"]) != identity["backbone"]:
+            different.append(f"--model was {record['arguments']['model']}, is {self.args.model} or has other weights")
+        return different
+
+    def _read_record(self) -> dict[str, Any]:
+        try:
+            return read_json(self.folder / RECORD_NAME)
+        except (OSError, ValueError):
+            return {}
 
     def _is_unfinished(self) -> bool:
         if not self.checkpoints.paths():
             return False
-        try:
-            return "test" not in read_json(self.folder / RECORD_NAME)
-        except (OSError, ValueError):
-            return True
+        return "test" not in self._read_record()
 
     # -- Beginning ----------------------------------------------------------------------------------------------------
 
@@ -247,16 +261,22 @@ class RunFolder:
 
     # -- Saving -------------------------------------------------------------------------------------------------------
 
-    def save_best(self, model: nn.Module, processor: PointCloudProcessor) -> None:
+    def begin_record(self, record: Mapping[str, Any]) -> None:
+        """Write down what the run is, unless a finished one lies there: its model and its record are a pair."""
+        if self.accelerator.is_main_process and "test" not in self._read_record():
+            write_json(self.folder / RECORD_NAME, record)
+
+    def save_best(self, model: nn.Module, processor: PointCloudProcessor, record: Mapping[str, Any]) -> None:
         """Save the best model so far, as a whole or not at all: it may be the last good state for a long time."""
         with self.writing("the best model so far"):
             if self.accelerator.is_main_process:
                 if isinstance(model, PeftModel):
-                    save_adapter(model, self.folder, processor=processor, card=False)
+                    save_adapter(model, self.folder, processor=processor, record=record, card=False)
                 else:
                     with replaced_folder(self.folder) as new:
                         save_model(model, new)
                         processor.save_pretrained(new)
+                        write_json(new / RECORD_NAME, record)
         self.accelerator.wait_for_everyone()
 
     def save_checkpoint(self, progress: Progress) -> None:

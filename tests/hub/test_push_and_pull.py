@@ -1,5 +1,6 @@
 """Push and pull, with the real client and a Hub on loopback."""
 
+import json
 import os
 import runpy
 import secrets
@@ -377,6 +378,29 @@ def test_a_backbone_in_a_folder_is_not_pushed_as_a_name(hub, make_adapter, push_
     assert torch.equal(logits(AutoPointPeftModel.from_pretrained("alice/adapter")), logits(model))
     blobs = hub.repositories["alice/adapter"].trees[hub.repositories["alice/adapter"].branches["main"]].values()
     assert not any(str(Path(backbones["point_mae"]).parent).encode() in blob.content for blob in blobs)
+
+
+def test_no_folder_of_this_machine_is_pushed(hub, make_adapter, push_backbone, tmp_path, record):
+    model = make_adapter("geometry")
+    private = {
+        "data": "clients/acme/scans",
+        "model": "outputs/acme/backbone",
+        "output_dir": "C:\\Users\\acme\\out",
+        "resume_from_checkpoint": None,
+    }
+    run = record | {"arguments": record["arguments"] | private, "command": ["train.py", "--data=/home/acme/scans"]}
+    save_adapter(model, tmp_path / "adapter", record=[run | {"note": "file:///acme/x"}, run])
+    push_adapter(tmp_path / "adapter", "alice/adapter", backbone=push_backbone())
+    text = Path(hf_hub_download("alice/adapter", "run.json")).read_text()
+    assert "acme" not in text
+    pushed = json.loads(text)["runs"][0]
+    assert {name: pushed["arguments"][name] for name in private} == {
+        "data": "scans",
+        "model": "backbone",
+        "output_dir": "out",
+        "resume_from_checkpoint": None,
+    }
+    assert (pushed["test"], pushed["arguments"]["seed"]) == (record["test"], record["arguments"]["seed"])
 
 
 def test_what_training_saved_is_pushed_and_predicts(hub, push_backbone, tmp_path):

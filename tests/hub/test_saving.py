@@ -39,9 +39,36 @@ def test_what_does_not_belong_to_the_adapter_stays(saved, make_adapter, logits):
     other = make_adapter(seed=1)
     save_adapter(other, saved)
     assert (saved / "checkpoint" / "optimizer.bin").read_bytes() == b"state"
-    assert (saved / "run.json").is_file()
+    assert (saved / "preprocessor_config.json").is_file()
     assert torch.equal(logits(AutoPointPeftModel.from_pretrained(saved)), logits(other))
-    assert not saved.with_name("adapter.old").exists()
+    # Its results were not those of this one.
+    assert not (saved / "run.json").exists()
+    assert "accuracy" not in (saved / "README.md").read_text()
+
+
+def test_a_folder_that_a_person_keeps_beside_it_stays(saved, make_adapter):
+    shutil.copytree(saved, saved.with_name("adapter.old"))
+    kept = contents(saved.with_name("adapter.old"))
+    save_adapter(make_adapter(seed=1), saved)
+    saving.recover_folder(saved)
+    assert contents(saved.with_name("adapter.old")) == kept
+    shutil.rmtree(saved)
+    saving.recover_folder(saved)
+    assert not saved.exists()
+
+
+def test_what_cannot_be_replaced_is_refused(saved, make_adapter, monkeypatch):
+    before = contents(saved)
+    (saved / "inside").mkdir()
+    monkeypatch.chdir(saved / "inside")
+    for folder in (".", ".."):
+        with pytest.raises(ValueError, match=r"is the working directory, holds it, .* Pass a folder inside of it"):
+            save_adapter(make_adapter(seed=1), folder)
+    monkeypatch.chdir(saved.parent)
+    monkeypatch.setattr(saving.os.path, "ismount", lambda path: path == saved)
+    with pytest.raises(ValueError, match="is a mount point"):
+        save_adapter(make_adapter(seed=1), saved)
+    assert contents(saved) == before
 
 
 @pytest.mark.parametrize("failing", ["_write_adapter", "write_model_card", "read_header", "_flush", "_take_over"])
@@ -62,7 +89,7 @@ def test_a_failed_renaming_puts_the_old_folder_back(saved, make_adapter, monkeyp
     before, rename = contents(saved), type(saved).rename
 
     def fail(self, target):
-        if self.name.startswith(".adapter."):
+        if self.name.startswith(".adapter.") and self.name != ".adapter.replaced":
             raise OSError("interrupted")
         return rename(self, target)
 
@@ -74,7 +101,7 @@ def test_a_failed_renaming_puts_the_old_folder_back(saved, make_adapter, monkeyp
 
 def test_a_process_that_was_killed_between_the_renamings_loses_nothing(saved, make_adapter, logits):
     before = contents(saved)
-    saved.rename(saved.with_name("adapter.old"))
+    saved.rename(saved.with_name(".adapter.replaced"))
     with pytest.raises(RuntimeError), saving.replaced_folder(saved):
         raise RuntimeError("fails again")
     assert contents(saved) == before
@@ -121,10 +148,10 @@ def test_lora_gets_a_fingerprint_as_well(make_adapter, load_backbone, tmp_path, 
 def test_what_killed_processes_left_is_cleaned_up(saved, tmp_path):
     before = contents(saved)
     shutil.copytree(saved, tmp_path / ".adapter.0123abcd")  # killed while writing
-    shutil.copytree(saved, tmp_path / "adapter.old")  # killed after renaming
+    shutil.copytree(saved, tmp_path / ".adapter.replaced")  # killed after renaming
     (tmp_path / ".adapter.mine").mkdir()
     saving.recover_folder(saved)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".adapter.mine", "adapter"]
-    saved.rename(tmp_path / "adapter.old")  # killed between two renamings
+    saved.rename(tmp_path / ".adapter.replaced")  # killed between two renamings
     saving.recover_folder(saved)
     assert contents(saved) == before

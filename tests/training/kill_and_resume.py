@@ -39,7 +39,7 @@ def fork(action) -> int:
 def leftovers(folder: Path) -> list[str]:
     """What a killed process left half written or half deleted."""
     inside = folder.glob("point_peft/checkpoints/.step-*")
-    return [path.name for path in (*folder.glob(".*"), *folder.glob("*.old"), *inside)]
+    return [path.name for path in (*folder.glob(".*"), *inside) if path.suffix != ".lock"]
 
 
 def files(folder: Path) -> set[str]:

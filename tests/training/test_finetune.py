@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from point_peft_hf import PointCloudProcessor
+from point_peft_hf import AutoModelForPointCloudClassification, PointCloudProcessor
 from point_peft_hf.training import (
     METHODS,
     FinetuneArguments,
@@ -43,7 +43,8 @@ def test_a_run_trains_saves_and_predicts(method, finetune, tiny_task, tmp_path):
 
 def test_the_seed_decides(finetune, tmp_path):
     losses = [
-        finetune(tmp_path, method="geometry", epochs=1, seed=seed).run()["history"][0]["loss"] for seed in (0, 0, 1)
+        finetune(tmp_path / str(i), method="geometry", epochs=1, seed=seed).run()["history"][0]["loss"]
+        for i, seed in enumerate((0, 0, 1))
     ]
     assert losses[0] == losses[1] != losses[2]
 
@@ -103,8 +104,32 @@ def test_what_was_learned_from_other_data_is_not_replaced_by_accident(finetune, 
         with pytest.raises(ValueError, match=message):
             finetune(tmp_path, method="linear", epochs=1, task=other, resume_from_checkpoint=resume)
     assert (tmp_path / "linear" / "adapter_model.safetensors").read_bytes() == before
-    finetune(tmp_path, method="linear", epochs=1, seed=1).run()  # the same data
     finetune(tmp_path, method="linear", epochs=1, task=other, overwrite_output_dir=True).run()
+
+
+def test_a_finished_run_is_replaced_by_the_same_one_only(finetune, tmp_path, crash, tiny_backbone):
+    finetune(tmp_path, method="linear").run()
+    folder = tmp_path / "linear"
+    before = {name: (folder / name).read_bytes() for name in ("adapter_model.safetensors", "run.json")}
+    with pytest.raises(ValueError, match=r"that differs \(--learning_rate was 0.002, is 0.001, --seed was 0, is 1\)"):
+        finetune(tmp_path, method="linear", seed=1, learning_rate=1e-3)
+    backbone = AutoModelForPointCloudClassification.from_pretrained(tiny_backbone)
+    with torch.no_grad():
+        next(backbone.base_model.encoder.parameters()).add_(1e-3)
+    shutil.copytree(tiny_backbone, tmp_path / "other")
+    backbone.base_model.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"that differs \(--model was .*, is .*other or has other weights\)"):
+        finetune(tmp_path, method="linear", model=str(tmp_path / "other"))
+    # What is told of the old model is replaced together with it.
+    crash(finetune(tmp_path, method="linear", seed=1, overwrite_output_dir=True), 1)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    crash(finetune(tmp_path, method="linear", seed=1, overwrite_output_dir=True), 4)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["arguments"]["seed"] == 1
+    assert "test" not in record
+    assert (folder / "adapter_model.safetensors").read_bytes() != before["adapter_model.safetensors"]
+    finetune(tmp_path, method="linear", seed=1, resume_from_checkpoint="latest").run()
+    finetune(tmp_path, method="linear", seed=1).run()
 
 
 def test_few_steps_are_said_to_be_few(finetune, tmp_path):

@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 from peft import PeftModel
 
+from point_peft_hf.hub.facts import is_public
 from point_peft_hf.training import METHODS, FinetuneArguments, load_backbone, prepare_method
 
 NAMES = ["bed", "sofa", "mug"]
@@ -51,10 +54,17 @@ def test_unknown_methods_and_options_of_full_are_refused(tiny_backbone):
         prepare_method("full", backbone, r=3)
 
 
-def test_a_backbone_knows_its_classes_and_goes_by_the_name_it_was_asked_for(tiny_backbone):
+def test_a_backbone_knows_its_classes_and_goes_by_the_name_it_was_asked_for(tiny_backbone, monkeypatch):
     backbone = load_backbone(tiny_backbone, NAMES)
     assert backbone.config.id2label == {0: "bed", 1: "sofa", 2: "mug"}
     assert backbone.name_or_path == tiny_backbone
+    # A relative folder must not look like a repository elsewhere.
+    folder = Path(tiny_backbone)
+    monkeypatch.chdir(folder.parent.parent)
+    name = load_backbone(f"{folder.parent.name}/{folder.name}", NAMES).name_or_path
+    assert Path(name).resolve() == folder
+    monkeypatch.chdir("/")
+    assert not is_public(name)
 
 
 def test_the_warm_up_is_that_of_the_method_unless_given():
