@@ -56,7 +56,8 @@ class SlottedActivation(nn.Module):
 class SlottedBlock(nn.Module):
     """A pre-norm block in the style of timm, with slots: x += attn(norm1(x)), x += mlp(norm2(x)).
 
-    It takes over the modules and parameters of the block under the same names, so that no key of the model changes.
+    It takes over the modules, parameters and buffers of the block under the same names, so that no key of the model
+    changes.
     Layer scales (`ls1`, `ls2`) and stochastic depth (`drop_path`, or `drop_path1` and `drop_path2`) are applied where
     the block has them.
 
@@ -73,6 +74,8 @@ class SlottedBlock(nn.Module):
             self.add_module(name, module)
         for name, parameter in block.named_parameters(recurse=False):
             self.register_parameter(name, parameter)
+        for name, buffer in block.named_buffers(recurse=False):
+            self.register_buffer(name, buffer, persistent=name not in block._non_persistent_buffers_set)
         place = (layer_index, num_layers)
         self.norm1_bias_slot = BiasSlot(hidden_size, *place)
         self.out_proj_bias_slot = BiasSlot(hidden_size, *place)

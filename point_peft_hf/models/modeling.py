@@ -33,6 +33,9 @@ class PointPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = False
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # The losses here are means over the batch. With `**kwargs` in forward, Trainer would take it that they are divided
+    # by the items of all batches of a step, and not divide them itself.
+    accepts_loss_kwargs = False
 
     # Modules that belong to a task, not to the pre-training: adapters train them and save them in their file.
     task_module_names: tuple[str, ...] = ()

@@ -61,7 +61,7 @@ def sample_triton(points: Tensor, num_samples: int, near_origin: float | None = 
     block = triton.next_power_of_2(num_points)
     # In float32 the largest number up to the limit stands for it; the limit itself would be rounded up.
     limit = np.float32(near_origin or 0.0)
-    if near_origin is not None and limit > near_origin:
+    if near_origin is not None and float(limit) > near_origin:
         limit = np.nextafter(limit, np.float32(0.0))
     with torch.cuda.device_of(points):
         _pick_farthest[(batch,)](

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -54,6 +54,7 @@ class SlotLayer(nn.Module, BaseTunerLayer):
         self.configs: dict[str, PointTunerConfig] = {}
         self._disable_adapters = False
         self._active_adapter = []
+        self._set_by_hand: set[str] = set()
         self.merged_adapters = []
         self.train(base_layer.training)
 
@@ -112,15 +113,22 @@ class SlotLayer(nn.Module, BaseTunerLayer):
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Choose the active adapters, and train them and no others; see PEFT's method of this name.
 
-        PEFT goes through all adapters; here only those are looked at that were active, or will be.
+        PEFT goes through all adapters; here only those are looked at that were active or will be, or whose parameters
+        `set_requires_grad` has changed since.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        for name in {*self.active_adapters, *names}:
+        for name in {*self.active_adapters, *names, *self._set_by_hand}:
             for part in self.parts:
                 module = self.part(part, name)
                 if module is not None:
                     module.requires_grad_(name in names and not inference_mode)
         self._active_adapter = names
+        self._set_by_hand = set()
+
+    def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
+        """Train adapters or not, whether active or not; see PEFT's method of this name."""
+        super().set_requires_grad(adapter_names, requires_grad)
+        self._set_by_hand |= {adapter_names} if isinstance(adapter_names, str) else set(adapter_names)
 
     def _get_available_adapters(self) -> set[str]:
         return set(self.configs)

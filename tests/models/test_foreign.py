@@ -115,6 +115,11 @@ def test_wrong_use_is_explained(example, clouds):
         slot_context(model, torch.zeros(4, 3))
 
 
+def test_a_bank_that_follows_the_model_is_refused(example):
+    with pytest.raises(ValueError, match="`bank_update`='queue' needs a backbone of point_peft_hf"):
+        get_peft_model(example.build_backbone(), PointPriorPromptConfig(num_prompt_tokens=4, bank_update="queue"))
+
+
 def test_forgotten_context_is_explained(example):
     model = get_peft_model(example.build_backbone(), GeometryAdapterConfig())
     with pytest.raises(ValueError, match="without `context`"):
@@ -131,6 +136,8 @@ class OtherBlock(nn.Module):
         self.ls1, self.ls2 = nn.Linear(32, 32), nn.Linear(32, 32)
         self.drop_path = nn.Dropout(0.5)
         self.gamma = nn.Parameter(torch.ones(3))
+        self.register_buffer("table", torch.ones(3))
+        self.register_buffer("scratch", torch.ones(3), persistent=False)
 
 
 @torch.no_grad()
@@ -140,6 +147,7 @@ def test_layer_scale_stochastic_depth_and_own_parameters(example):
     keys = set(model.state_dict())
     add_slots(model, hidden_size=32, group_size=8)
     assert set(model.state_dict()) == keys
+    assert {name for name, _ in model.named_buffers()} >= {"blocks.0.table", "blocks.0.scratch"}
     block, x = model.eval().blocks[0], torch.randn(2, 5, 32)
     expected = x + block.ls1(block.attn(block.norm1(x)))
     expected = expected + block.ls2(block.mlp(block.norm2(expected)))

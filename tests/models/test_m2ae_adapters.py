@@ -7,8 +7,10 @@ from point_peft_hf import (
     PointM2AEConfig,
     PointM2AEForClassification,
     PointPeftConfig,
+    PointPriorBank,
     PointPriorPromptConfig,
     build_point_prior_bank,
+    set_point_prior_bank,
 )
 
 # The paper's method on Point-M2AE for ScanObjectNN. The published total, 661,046, has 15 gates of the feed-forward
@@ -52,6 +54,30 @@ def model(make_classifier):
     return get_peft_model(make_classifier(), PointPeftConfig(num_prompt_tokens=4, prompt_depth=None))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("config_class", [PointPeftConfig, PointPriorPromptConfig])
+def test_the_default_prompts_reach_the_stage_that_uses_the_bank(config_class, make_classifier, points):
+    config = config_class(num_prompt_tokens=4, init_weights=False)
+    model = get_peft_model(make_classifier(depths=[3, 3, 2]), config).eval()
+    assert config.prompt_depth is None
+    torch.manual_seed(0)
+    logits = []
+    for _ in range(2):
+        bank = PointPriorBank(torch.randn(8, 24), torch.zeros(8, dtype=torch.long), torch.arange(8))
+        set_point_prior_bank(model, bank)
+        logits.append(model(points).logits)
+    assert not torch.allclose(logits[0], logits[1], atol=1e-5)
+
+
+def test_prompts_that_no_bank_reaches_are_refused(make_classifier):
+    message = r"Only the blocks \[6, 7\] of this backbone use a bank, and prompts are in the blocks \[0, 1"
+    for fields in ({"prompt_depth": 6}, {"layers_to_transform": [0, 1]}):
+        with pytest.raises(ValueError, match=message):
+            get_peft_model(make_classifier(depths=[3, 3, 2]), PointPeftConfig(num_prompt_tokens=4, **fields))
+    plain = PointPeftConfig(num_prompt_tokens=4, prompt_depth=6, use_bank=False)
+    get_peft_model(make_classifier(depths=[3, 3, 2]), plain)
+
+
 def test_one_local_attention_a_stage_and_one_set_of_coordinates(model):
     encoder = model.base_model.model.point_m2ae
     local = [stage.locality_slot.part("local_attention", "default") for stage in encoder.stages]
@@ -93,7 +119,9 @@ def test_coordinates_of_prompts_reach_every_stage(model, points):
 
 
 def test_numbers_of_blocks_count_over_stages(make_classifier):
-    model = get_peft_model(make_classifier(), PointPriorPromptConfig(num_prompt_tokens=2, prompt_depth=2))
+    model = get_peft_model(
+        make_classifier(), PointPriorPromptConfig(num_prompt_tokens=2, prompt_depth=2, use_bank=False)
+    )
     stages = model.base_model.model.point_m2ae.stages
     prompted = [isinstance(layer.prompt_slot, BaseTunerLayer) for stage in stages for layer in stage.layers]
     assert prompted == [True, True, False, False]

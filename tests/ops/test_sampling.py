@@ -191,5 +191,12 @@ for size in ((2, 50, 50), (3, 100, 17), (1, 1, 1)):
         for limit in (None, 1e-3):
             expected = _sample_torch(points, size[2], limit is not None)
             assert torch.equal(sample_triton(points, size[2], limit), expected), (name, size, limit)
+# A squared norm of float32(1e-3), which is above 1e-3.
+x = torch.tensor(1e-3).sqrt()
+edge = torch.stack([x + k * torch.finfo(torch.float32).eps * x for k in range(-4, 5)])
+points = torch.zeros(len(edge), 3, 3)
+points[:, 1, 0], points[:, 2, 0] = 0.01, edge
+assert (edge.square() == torch.tensor(1e-3)).any()
+assert torch.equal(sample_triton(points, 2, 1e-3), _sample_torch(points, 2, True))
 """
     subprocess.run([sys.executable, "-c", script], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True)

@@ -1,5 +1,6 @@
 """Building a bank: the same however it is done, to be continued, and refused where it cannot be right."""
 
+import json
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler
 
 import point_peft_hf as pp
 from point_peft_hf.data import PointCloudCollator, get_augmentation
+from point_peft_hf.tuners.point_prior_prompt import bank as bank_module
 from point_peft_hf.tuners.point_prior_prompt import build
 
 NUM_CLOUDS = 21
@@ -142,7 +144,10 @@ def test_a_backbone_that_changed_since_an_adapter_was_attached(make_backbone):
 def test_files_that_are_no_bank(tmp_path):
     save_file({"features": torch.zeros(1)}, tmp_path / "other.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
-    for name in ("other", "broken"):
+    about = {bank_module._FORMAT: json.dumps({"of_a_later_version": 1})}
+    tensors = {"features": torch.zeros(1, 2), "labels": torch.zeros(1).long(), "sample_ids": torch.zeros(1).long()}
+    save_file(tensors, tmp_path / "later.safetensors", metadata=about)
+    for name in ("other", "broken", "later"):
         with pytest.raises(ValueError, match=f"{name}.safetensors is not the file of a point-prior bank"):
             pp.PointPriorBank.load(tmp_path / f"{name}.safetensors")
 

@@ -161,6 +161,21 @@ def test_trainer_resumes_to_the_same_weights(make_backbone, tmp_path):
         torch.testing.assert_close(found, expected, msg=name)
 
 
+def test_trainer_divides_the_loss_by_the_steps_that_it_accumulates(make_backbone, tmp_path):
+    def losses(steps):
+        torch.manual_seed(0)
+        model = get_peft_model(make_backbone(), pp.GeometryAdapterConfig())
+        options = {"learning_rate": 0.0, "max_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True}
+        options |= {"logging_steps": 1, "max_grad_norm": 1e9, "seed": 0, "output_dir": str(tmp_path / str(steps))}
+        options |= {"per_device_train_batch_size": 8 // steps, "gradient_accumulation_steps": steps}
+        run = Trainer(model, TrainingArguments(**options), train_dataset=Clouds())
+        run.train()
+        return run.state.log_history[0]["loss"]
+
+    # The head's BatchNorm sees other batches, so they are not equal; not divided it would be four times as much.
+    assert losses(4) < 2 * losses(1)
+
+
 def test_trainer_saves_mixed_adapters_one_by_one(make_backbone, points, logits, tmp_path):
     model = pp.add_adapters(make_backbone(), {"geometry": pp.GeometryAdapterConfig(), "low_rank": LoraConfig(r=2)})
     before = logits(model, points)

@@ -72,11 +72,11 @@ class PointPriorBank:
             with safe_open(path, "pt") as file:
                 about = json.loads((file.metadata() or {})[_FORMAT])
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
-        except (KeyError, json.JSONDecodeError, SafetensorError) as error:
+            return cls(**tensors, **about)
+        except (KeyError, TypeError, json.JSONDecodeError, SafetensorError) as error:
             raise ValueError(
                 f"{path} is not the file of a point-prior bank ({error}). Write one with `PointPriorBank.save`."
             ) from error
-        return cls(**tensors, **about)
 
 
 _TENSORS = ("features", "labels", "sample_ids")

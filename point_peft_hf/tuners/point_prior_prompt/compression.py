@@ -75,11 +75,11 @@ def _herd(features: torch.Tensor, count: int, generator: torch.Generator) -> tor
     features = features.double()
     target = features.mean(dim=0)
     left = torch.ones(len(features), dtype=torch.bool)
-    chosen, total = [], torch.zeros_like(target)
+    chosen, total, norms = [], torch.zeros_like(target), features.square().sum(dim=1)
     for step in range(1, count + 1):
         # |step * target - total - feature| is smallest; the part without the feature is the same for all.
         wanted = step * target - total
-        distances = features.square().sum(dim=1) - 2 * features @ wanted
+        distances = norms - 2 * (features @ wanted)
         best = int(distances.masked_fill(~left, torch.inf).argmin())
         chosen.append(best)
         left[best] = False

@@ -26,7 +26,8 @@ class PromptOptions:
     Args:
         num_prompt_tokens: Prompt tokens of a block (the paper has 10 for ScanObjectNN, 16 for ModelNet40).
         prompt_depth: The first so many blocks get prompts (the paper has 6 of 12 for ScanObjectNN, all for
-            ModelNet40); `None`: all.
+            ModelNet40); `None`: all. Default: 6; on a backbone of several stages all, as only the blocks of the last
+            stage use the bank. An adapter that is attached has the number here.
         prompt_bottleneck_size: Width of the bottleneck that adapts the retrieved features.
         prompt_dropout: Dropout on the prompt embeddings and inside the bottleneck.
         use_bank: Whether prompts are enhanced with features from a memory bank; if not, they are plain deep prompts.
@@ -62,7 +63,7 @@ class PromptOptions:
     """
 
     num_prompt_tokens: int = field(default=10, metadata={"help": "Prompt tokens of a block."})
-    prompt_depth: int | None = field(default=6, metadata={"help": "Blocks with prompts; None: all."})
+    prompt_depth: int | str | None = field(default="auto", metadata={"help": "Blocks with prompts; None: all."})
     prompt_bottleneck_size: int = field(default=8, metadata={"help": "Width of the prompts' bottleneck."})
     prompt_dropout: float = field(default=0.1, metadata={"help": "Dropout on the prompts."})
     use_bank: bool = field(default=True, metadata={"help": "Enhance prompts with a memory bank."})
@@ -96,13 +97,26 @@ class PromptOptions:
         """The smallest bank that can be used."""
         return max(self.retrieved_count, self.num_prompt_tokens - 2)
 
+    def resolve_prompt_depth(self, has_stages: bool) -> None:
+        """Put a number of blocks for "auto".
+
+        Args:
+            has_stages: Whether the backbone has several stages.
+
+        Raises:
+            ValueError: If that leaves no block behind `query_depth`.
+        """
+        if self.prompt_depth == "auto":
+            self.prompt_depth = None if has_stages else 6
+            self._check_query()
+
     def _check_prompts(self) -> None:
         self._check_at_least("num_prompt_tokens", self.num_prompt_tokens, 1)
         self._check_at_least("prompt_bottleneck_size", self.prompt_bottleneck_size, 1)
         self._check_at_least("bank_size", self.bank_size, 0)
         self._check_at_least("query_depth", self.query_depth, 0)
         for name in ("prompt_depth", "num_retrieved"):
-            if getattr(self, name) is not None:
+            if getattr(self, name) not in (None, "auto"):
                 self._check_at_least(name, getattr(self, name), 1)
         self._check_above_zero("retrieval_temperature")
         self._check_rates("prompt_dropout", "bank_momentum")
@@ -123,7 +137,7 @@ class PromptOptions:
                 f"`query_depth`={self.query_depth} goes with `query='tokens'`; the query 'encoder' is behind all "
                 "blocks. Set `query`, or leave `query_depth` out."
             )
-        if self.prompt_depth is not None and self.query_depth >= self.prompt_depth:
+        if isinstance(self.prompt_depth, int) and self.query_depth >= self.prompt_depth:
             raise ValueError(
                 f"`query_depth`={self.query_depth} leaves no block for prompts, which start behind the query: "
                 f"`prompt_depth`={self.prompt_depth} takes the first {self.prompt_depth} blocks. Lower the one, or "

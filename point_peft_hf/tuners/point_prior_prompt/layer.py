@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -130,6 +131,12 @@ class PriorLayerMixin:
 
     def _retrieve(self, name: str, config: PromptOptions, context: BlockContext) -> torch.Tensor:
         bank, own_ids = self.banks[name], None
+        if self.training and len(bank) == 0 and not torch.compiler.is_compiling():
+            warnings.warn(
+                f"Adapter {name!r} is trained with an empty bank: its prompts know nothing of the training clouds. "
+                "Call build_point_prior_bank(model, dataloader) first, or set `use_bank=False`.",
+                stacklevel=2,
+            )
         if config.leave_own_entry_out and self.training and len(bank) > 0:
             own_ids = self._sample_ids(name, config, context, "leave_own_entry_out")
         return retrieve(

@@ -19,15 +19,35 @@ def wants_prompt_slot(config: PromptOptions, slot: AdapterSlot) -> bool:
 
 
 class PromptTunerMixin:
-    """Refuses backbones that cannot give what an adapter asks its bank with."""
+    """Refuses backbones that cannot give what a bank needs, and prompts that its features never reach."""
 
     def _prepare_model(self, peft_config: PromptOptions, model: nn.Module) -> None:
+        stages = {module.is_last_stage for module in model.modules() if isinstance(module, PromptSlot)}
+        peft_config.resolve_prompt_depth(has_stages=len(stages) > 1)
         super()._prepare_model(peft_config, model)
-        if peft_config.query != "tokens" or not peft_config.use_bank:
+        if not peft_config.use_bank:
             return
+        self._check_bank_is_used(peft_config)
         for slot in self._slots.values():
             if isinstance(slot, PriorSlot) and slot.is_last_stage:
-                _check_query_depth(peft_config.query_depth, slot.max_query_depth, type(model).__name__)
+                if peft_config.query == "tokens":
+                    _check_query_depth(peft_config.query_depth, slot.max_query_depth, type(model).__name__)
+                if peft_config.bank_update != "none" and slot.max_query_depth is None:
+                    raise ValueError(
+                        f"`bank_update`={peft_config.bank_update!r} needs a backbone of point_peft_hf, but "
+                        f"{type(model).__name__} is none. Use 'none'."
+                    )
+
+    def _check_bank_is_used(self, peft_config: PromptOptions) -> None:
+        slots = {name: slot for name, slot in self._slots.items() if isinstance(slot, PromptSlot)}
+        prompted = [s for name, s in slots.items() if self._check_target_module_exists(peft_config, name) is True]
+        if prompted and not any(slot.is_last_stage for slot in prompted):
+            users = [slot.layer_index for slot in slots.values() if slot.is_last_stage]
+            raise ValueError(
+                f"Only the blocks {users} of this backbone use a bank, and prompts are in the blocks "
+                f"{[slot.layer_index for slot in prompted]}. Pass `prompt_depth=None` (got "
+                f"{peft_config.prompt_depth}) or other `layers_to_transform`, or `use_bank=False`."
+            )
 
 
 def _check_query_depth(depth: int, largest: int | None, name: str) -> None:
