@@ -87,6 +87,21 @@ def test_splits_within_classes(tmp_path):
     assert splits["train"].class_names == ["bed", "sofa"]
 
 
+@pytest.mark.parametrize("notes", [[], ["README.txt"], ["labels.csv"], ["notes.txt", "labels.csv"], [".list.txt"]])
+def test_notes_above_the_classes(tmp_path, notes):
+    for name in ("bed", "chair"):
+        for split, number in (("train", 3), ("test", 2)):
+            for index in range(number):
+                path = tmp_path / "ModelNet10" / name / split / f"{index}.off"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("OFF\n2 0 0\n1 2 3\n4 5 6\n")
+    for name in notes:
+        (tmp_path / "ModelNet10" / name).write_text("1,2,3\n" if name == "labels.csv" else "ten classes\n")
+    splits = load_dataset(tmp_path)
+    assert {split: len(dataset) for split, dataset in splits.items()} == {"train": 6, "test": 4}
+    assert splits["train"].class_names == ["bed", "chair"]
+
+
 BAD_FILES = {
     "empty.ply": b"",
     "header_only.ply": b"ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nproperty float y\n"

@@ -108,6 +108,16 @@ def read_column_names(path: Path) -> list[str] | None:
     return _make_plan(read_text_lines(path, _HEAD), path).names
 
 
+def holds_rows(path: Path) -> bool:
+    """Tell by the first row of a text file whether it can be a cloud."""
+    try:
+        lines = read_text_lines(path, _HEAD)
+        plan = _make_plan(lines, path)
+    except (PointCloudError, OSError):
+        return False
+    return bad_row(lines[plan.first], plan.columns, plan.delimiter) is None
+
+
 def _make_plan(lines: list[str], path: Path) -> _Plan:
     """Look at the first lines of a text file."""
     numbers = (i for i, line in enumerate(lines) if line.strip() and not line.lstrip().startswith(_COMMENTS))
