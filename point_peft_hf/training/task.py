@@ -91,7 +91,7 @@ def load_task(
         The task.
 
     Raises:
-        ValueError: If the data cannot be loaded or are too few.
+        ValueError: If the data cannot be loaded, are too few, or are all of one class.
     """
     if data == PROCEDURAL:
         options: dict[str, Any] = {"num_points": num_points, "seed": seed, "corruption": corruption}
@@ -101,6 +101,14 @@ def load_task(
         }
     else:
         splits = load_dataset(data, layout, skip_bad_files=skip_bad_files)
+    class_names = list(splits["train"].class_names)
+    if len(class_names) < 2:
+        # One logit would be right every time, whatever was learnt.
+        raise ValueError(
+            f"{data} has the class {class_names[0]!r} alone; a classifier needs 2 or more. Expected is a folder for "
+            f"each class, or train/ and test/ with those in them: if {class_names[0]!r} holds the folders of the "
+            "classes, pass it as --data."
+        )
     train, validation, test = cut_splits(
         splits,
         data,
@@ -109,7 +117,7 @@ def load_task(
         max_test_clouds=max_test_clouds,
         seed=seed,
     )
-    return ClassificationTask(list(train.class_names), train, validation, test)
+    return ClassificationTask(class_names, train, validation, test)
 
 
 def cut_splits(

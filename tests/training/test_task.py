@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from point_peft_hf.data import HELD_OUT_CLASSES, write_point_cloud
-from point_peft_hf.training import FinetuneArguments, load_task
+from point_peft_hf.training import FinetuneArguments, load_segmentation_task, load_task
 from point_peft_hf.training.tasks import task_from_arguments
 
 
@@ -35,6 +35,16 @@ def test_a_folder_with_one_cloud_a_class_says_what_is_missing(tmp_path):
             write_point_cloud(tmp_path / split / name / "0.npy", np.random.default_rng(0).normal(size=(50, 3)))
     with pytest.raises(ValueError, match=r"validation split of .* is empty.*at least 2 training clouds"):
         load_task(str(tmp_path))
+
+
+def test_one_class_is_no_classification(tmp_path):
+    for index in range(5):
+        (tmp_path / "bolt").mkdir(exist_ok=True)
+        points, labels = np.random.default_rng(index).normal(size=(50, 3)), np.arange(50) % 2
+        write_point_cloud(tmp_path / "bolt" / f"{index}.ply", points, labels=labels)
+    with pytest.raises(ValueError, match="has the class 'bolt' alone; .* needs 2 or more. Expected is a folder for"):
+        load_task(str(tmp_path))
+    assert load_segmentation_task(str(tmp_path)).category_names == ["bolt"]
 
 
 def test_files_that_cannot_be_read_may_be_left_out(tmp_path):
