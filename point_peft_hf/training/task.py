@@ -80,8 +80,9 @@ def load_task(
         clouds_per_class: Procedural shapes: training clouds of a class, validation included.
         corruption: Procedural shapes: how the clouds are corrupted.
         validation_fraction: Share of the training clouds that becomes the validation split.
-        max_train_clouds: Use at most so many training clouds (before the cut), stratified.
-        max_test_clouds: Use at most so many test clouds, stratified.
+        max_train_clouds: Use about so many training clouds at most (before the cut), stratified; a class keeps one or
+            more as long as there are not more classes than that.
+        max_test_clouds: As many test clouds at most, in the same way.
         skip_bad_files: Leave out files that cannot be read, with a warning that names them, instead of failing.
         layout: Name of the folder's layout; by default it is found by looking.
         seed: Seed of the validation split, of the clouds that limits leave, and of the procedural shapes. A test split
@@ -169,5 +170,16 @@ def _in_memory(shapes: ProceduralShapes) -> PointCloudDataset:
 def _limit(dataset: PointCloudDataset, maximum: int | None, seed: int) -> PointCloudDataset:
     if maximum is None or maximum >= len(dataset):
         return dataset
-    _, kept = stratified_split(dataset.labels, maximum / len(dataset), seed)
-    return dataset.select(kept)
+    labels = dataset.labels
+    _, kept = stratified_split(labels, maximum / len(dataset), seed)
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[kept] = True
+    # The split leaves out classes of one cloud: they take the place of clouds of the classes that have most.
+    for label in np.setdiff1d(labels, labels[kept]):
+        if chosen.sum() >= maximum:
+            counts = np.bincount(labels[chosen])
+            if counts.max() < 2:
+                break
+            chosen[np.flatnonzero(chosen & (labels == counts.argmax()))[-1]] = False
+        chosen[labels == label] = True
+    return dataset.select(np.flatnonzero(chosen))
