@@ -17,7 +17,7 @@ from .errors import PointCloudError
 from .formats.text import holds_rows, read_table
 from .layouts_hdf5 import parts_of_classes, read_names
 from .part_files import LABEL_SUFFIX
-from .readers import READERS
+from .readers import READERS, errors_of
 from .sources import LoadOptions, open_files, read_cloud, require_files
 
 SPLIT_NAMES = {
@@ -309,7 +309,8 @@ def read_part_cloud(path: Path, drop_invalid: bool) -> np.ndarray:
     """
     if not path.is_file():
         raise PointCloudError(f"{path}: no such file")
-    table = read_table(path)
+    with errors_of(path):
+        table = read_table(path)
     if table.shape[1] < 4:
         raise PointCloudError(f"{path}: needs x, y, z and a part in the last column, got {table.shape[1]} columns")
     table = table[:, [0, 1, 2, -1]]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -76,28 +78,44 @@ def read_point_cloud(
     if num_points is not None and num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}")
     reader = choose_reader(path)
-    try:
+    with errors_of(path):
         points, faces = reader(path)
-    except (PointCloudError, ImportError):
+        if faces is not None:
+            _check_finite(points, path, "vertices", "; repair the mesh")
+            try:
+                generator = np.random.default_rng(seed)
+                points = sample_surface(points, faces, num_points or DEFAULT_MESH_POINTS, generator)
+            except PointCloudError as error:
+                raise PointCloudError(f"{path}: {error}") from None
+        elif drop_invalid:
+            points = points[np.isfinite(points).all(axis=1)]
+        else:
+            _check_finite(points, path, "points", "; read it with drop_invalid=True to leave them out")
+    if len(points) < 2:
+        raise PointCloudError(f"{path}: holds {len(points)} point{'s' * (len(points) != 1)}; a cloud has at least 2")
+    return to_float32(points, path)
+
+
+@contextmanager
+def errors_of(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in reading a file into an error that names it, for `skip_bad_files` to catch.
+
+    Args:
+        path: The file.
+
+    Raises:
+        PointCloudError: If anything fails but the import of a library.
+    """
+    try:
+        yield
+    except PointCloudError:
         raise
     except OSError as error:
         raise PointCloudError(f"{path}: cannot be read: {error.strerror or error}") from error
     except MemoryError as error:
         raise PointCloudError(f"{path}: does not fit in memory, or is broken") from error
-    if faces is not None:
-        _check_finite(points, path, "vertices", "; repair the mesh")
-        try:
-            generator = np.random.default_rng(seed)
-            points = sample_surface(points, faces, num_points or DEFAULT_MESH_POINTS, generator)
-        except PointCloudError as error:
-            raise PointCloudError(f"{path}: {error}") from None
-    elif drop_invalid:
-        points = points[np.isfinite(points).all(axis=1)]
-    else:
-        _check_finite(points, path, "points", "; read it with drop_invalid=True to leave them out")
-    if len(points) < 2:
-        raise PointCloudError(f"{path}: holds {len(points)} point{'s' * (len(points) != 1)}; a cloud has at least 2")
-    return to_float32(points, path)
+    except (ValueError, IndexError, KeyError, TypeError, struct.error) as error:
+        raise PointCloudError(f"{path}: cannot be read; broken? {type(error).__name__}: {error}") from error
 
 
 def choose_reader(path: Path) -> Reader:

@@ -111,6 +111,8 @@ BAD_FILES = {
     "words.txt": b"these are not numbers\nat all\n",
     "truncated.npy": b"\x93NUMPY\1\0v\0{'descr': '<f4', 'fortran_order': False, 'shape': (9, 3), }".ljust(127)
     + b"\n123",
+    "half_a_header.npy": b"\x93NUMPY\1\0\x10\0{'descr': '<f8'(\n",
+    "short_line.obj": b"v 0 0 0\nv 1 0 0\nv 0 0\nf 1 2 3\n",
     "pickle.npy": b"\x80\x04cposix\nsystem\n(S'true'\ntR.",
     "renamed.pcd": b"ply\nformat ascii 1.0\n",
     "strange.docx": b"PK\3\4",

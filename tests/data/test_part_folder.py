@@ -95,6 +95,8 @@ def test_errors(tmp_path, cloud):
     expect("has 12 points, but 5 labels")
     (tmp_path / "cloud.seg").write_text("0\nleg\n")
     expect("cloud.seg: must hold one number a line")
+    np.savetxt(tmp_path / "cloud.seg", np.column_stack([labels, labels]), "%d")
+    expect("cloud.seg: must hold one number a line, got 2 columns")
     np.savez(tmp_path / "arrays.npz", points=points)
     expect(r"has no array named part, .*; it has \['points'\]", "arrays.npz")
     (tmp_path / "bare.ply").write_bytes(ply(points, labels, "ascii", "temperature"))

@@ -1,3 +1,4 @@
+import struct
 import sys
 import zipfile
 
@@ -259,6 +260,9 @@ def test_obj_variants(write):
         ("a.h5", b"\x89HDF\r\n\x1a\n" + bytes(60), "not a readable HDF5 file"),
         ("a.npz", b"PK\3\4" + bytes(60), "not a readable .npz file"),
         ("a.npy", b"\x93NUMPY\1\0\x10\0{'descr': oops}\n", "not a readable .npy file"),
+        ("a.npy", b"\x93NUMPY\1\0\x10\0{'descr': '<f8'(\n", "not a readable .npy file: .*EOF"),
+        ("a.obj", "v 0 0 0\nv 1 0 0\nv 0 0\nf 1 2 3\n", "line 3: expected 'v x y z', got 'v 0 0'"),
+        ("a.obj", "v 0\nv 1\nv 0\nf 1 2 3\n", "line 1: expected 'v x y z', got 'v 0'"),
     ],
 )
 def test_broken(write, name, content, message):
@@ -268,6 +272,28 @@ def test_broken(write, name, content, message):
     with pytest.raises(PointCloudError, match=message) as error:
         read_point_cloud(path)
     assert str(path) in str(error.value)
+
+
+def test_damaged_text_of_a_glb_is_no_missing_library(tmp_path):
+    path = tmp_path / "a.glb"
+    trimesh.creation.box().export(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:30] + b"\xff\xfe" + data[32:])
+    with pytest.raises(PointCloudError, match="a.glb: not a readable .glb mesh: .*damaged"):
+        read_point_cloud(path)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), IndexError("x"), TypeError("x"), struct.error("x"), ValueError("x")])
+def test_whatever_a_reader_stumbles_over_names_the_file(write, monkeypatch, error):
+    def fail(path):
+        raise error
+
+    path = write("a.xyz", "1 2 3\n4 5 6\n")
+    write("a.seg", "0\n1\n")
+    monkeypatch.setitem(READERS, ".xyz", fail)
+    for read in (read_point_cloud, read_labelled_cloud):
+        with pytest.raises(PointCloudError, match=f"a.xyz: cannot be read; broken. {type(error).__name__}: "):
+            read(path)
 
 
 @pytest.mark.parametrize("suffix", sorted(READERS))
