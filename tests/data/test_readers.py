@@ -12,6 +12,7 @@ import trimesh
 from point_peft_hf.data import READERS, PointCloudError, read_point_cloud, write_point_cloud
 from point_peft_hf.data.formats.mesh import sample_surface
 from point_peft_hf.data.part_files import read_labelled_cloud
+from point_peft_hf.data.readers import read_shifted
 
 POINTS = np.array([[0, 0, 0], [1, 2, 3], [-4, 5.5, 6.25], [1, 1, 1]], dtype=np.float32)
 
@@ -184,6 +185,23 @@ def test_las_in_a_national_grid(tmp_path, suffix):
     with pytest.warns(UserWarning, match="far from the origin are shifted"):
         found = read_point_cloud(tmp_path / f"a{suffix}")
     np.testing.assert_allclose(found, points - [500000, 4000000, 10], atol=1e-3)
+
+
+@pytest.mark.parametrize("suffix", [".ply", ".npy"])
+def test_coordinates_far_from_the_origin_are_written_in_double_precision(tmp_path, rng, suffix):
+    near, path = rng.uniform(size=(20, 3)), tmp_path / f"a{suffix}"
+    near[0] = 0
+    write_point_cloud(path, near + [350000, 5600000, 100], labels=np.arange(20))
+    with pytest.warns(UserWarning, match="shifted"):
+        np.testing.assert_allclose(read_point_cloud(path), near, atol=1e-6)
+    points, shift = read_shifted(path)
+    np.testing.assert_allclose(points + shift, near + [350000, 5600000, 100], rtol=0, atol=1e-6)
+    with pytest.warns(UserWarning, match="shifted"):
+        np.testing.assert_array_equal(read_labelled_cloud(path)[:, 3], np.arange(20))
+    # Others are as they were.
+    write_point_cloud(path, near + 100)
+    assert path.stat().st_size < 20 * 12 + 200
+    np.testing.assert_array_equal(read_shifted(path)[1], np.zeros(3))
 
 
 def test_small_clouds_are_not_shifted(tmp_path, recwarn):
