@@ -33,16 +33,39 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def part_files(files: list[str], output_dir: Path) -> list[Path]:
+    """Say where the parts of each file go.
+
+    Raises:
+        ValueError: If those of two files would go to the same place, or over a file that is read.
+    """
+    targets: dict[Path, str] = {}
+    read = {Path(file).resolve() for file in files}
+    for file in files:
+        target = output_dir / f"{Path(file).stem}_parts.ply"
+        if target in targets:
+            raise ValueError(
+                f"The parts of {targets[target]} and of {file} would both go to {target}. Predict them one by one, "
+                "each with an --output_dir of its own."
+            )
+        if target.resolve() in read:
+            raise ValueError(
+                f"The parts of {file} would replace {target}, which is to be read as well. Pass another --output_dir."
+            )
+        targets[target] = file
+    return list(targets)
+
+
 def main() -> None:
     """Print the top classes of each file, or write its parts."""
     args = parse_arguments()
     show_only_own_messages()
     predictor = load_predictor(args.adapter, args.model, device=args.device)
-    for file in args.files:
-        if isinstance(predictor, PartPredictor):
+    has_parts = isinstance(predictor, PartPredictor)
+    targets = part_files(args.files, args.output_dir) if has_parts else [None] * len(args.files)
+    for file, target in zip(args.files, targets, strict=True):
+        if has_parts:
             prediction = predictor.predict(file, args.category)
-            args.output_dir.mkdir(parents=True, exist_ok=True)
-            target = args.output_dir / f"{Path(file).stem}_parts.ply"
             prediction.save(target)
             shares = sorted(prediction.shares().items(), key=lambda item: -item[1])
             print(f"{file}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares) + f" -> {target}")

@@ -13,15 +13,17 @@ import numpy as np
 import torch
 
 from .errors import PointCloudError, shorten
+from .readers import to_float32
 from .sources import FileClouds, read_cloud
 
 
 class PointCloudDataset(torch.utils.data.Dataset):
     """Labelled clouds, as items `points` (float32, `(num_points, 3)`), `labels` (int) and `sample_ids` (int).
 
-    With part labels, an item has `part_labels` as well (int64, `(num_points,)`). Coordinates keep the unit of the
-    files. Clouds may differ in size: a batch is made of them by `PointCloudCollator` or `PointCloudProcessor`, or set
-    `num_points` for items that all have the same.
+    With part labels, an item has `part_labels` as well (int64, `(num_points,)`). Coordinates keep their unit; those of
+    float64 clouds far from the origin are shifted as `read_point_cloud` does. Clouds may differ in size: a batch is
+    made of them by `PointCloudCollator` or `PointCloudProcessor`, or set `num_points` for items that all have the
+    same.
 
     Args:
         clouds: Array of shape `(num_clouds, num_points, 3)`, or a list of arrays of shape `(num_points, 3)`, or a list
@@ -133,8 +135,9 @@ class PointCloudDataset(torch.utils.data.Dataset):
             parts = np.asarray(self._part_labels[place])
         elif self.class_parts is not None:
             parts = rows[:, 3]
+        points = to_float32(rows[:, :3], f"cloud {sample_id}")
         chosen = self._choose(len(rows), sample_id)
-        item = {"points": torch.from_numpy(np.array(rows[chosen, :3], dtype=np.float32))}
+        item = {"points": torch.from_numpy(np.array(points[chosen]))}
         if parts is not None:
             item["part_labels"] = torch.from_numpy(np.array(parts[chosen], dtype=np.int64))
         return {**item, "labels": int(self.labels[index]), "sample_ids": sample_id}
@@ -277,7 +280,9 @@ class _ColumnClouds(Sequence):
     def __getitem__(self, index: int) -> np.ndarray:
         value = self.dataset[int(index)][self.column]
         try:
-            cloud = np.asarray(value, dtype=np.float32)
+            cloud = np.asarray(value)
+            if cloud.dtype != np.float32:
+                cloud = cloud.astype(np.float64)
         except (TypeError, ValueError):
             raise PointCloudError(
                 f"row {index}, column {self.column!r}: not an array of points: {shorten(value)}"

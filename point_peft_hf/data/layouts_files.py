@@ -14,10 +14,10 @@ import numpy as np
 
 from .dataset import PointCloudDataset, check_class_names
 from .errors import PointCloudError
-from .formats.text import read_table
+from .formats.text import holds_rows, read_table
 from .layouts_hdf5 import parts_of_classes, read_names
 from .part_files import LABEL_SUFFIX
-from .readers import READERS
+from .readers import READERS, errors_of
 from .sources import LoadOptions, open_files, read_cloud, require_files
 
 SPLIT_NAMES = {
@@ -42,6 +42,8 @@ _BESIDE = {
     ".md",
 }
 _BESIDE_NAMES = ("readme", "license", "licence", "thumbs.db", "desktop.ini")
+# Clouds by their ending, but as often notes, lists of files or tables of labels.
+_TEXT_OR_NOTES = (".txt", ".csv")
 
 
 def subfolders(path: Path) -> list[Path]:
@@ -58,8 +60,29 @@ def find_folders(path: Path) -> Path | None:
 
 
 def has_files(path: Path) -> bool:
-    """Tell whether there are clouds in a folder itself."""
-    return any(entry.is_file() and entry.suffix.lower() in READERS for entry in path.iterdir())
+    """Tell whether there are clouds in a folder itself; notes and tables above folders of clouds are none."""
+    clouds = [entry for entry in path.iterdir() if entry.is_file() and _is_cloud(entry)]
+    if any(entry.suffix.lower() not in _TEXT_OR_NOTES for entry in clouds):
+        return True
+    if not clouds or not any(_holds_clouds(folder) for folder in subfolders(path)):
+        return bool(clouds)
+    return len([entry for entry in clouds if holds_rows(entry)]) > 1
+
+
+def _holds_clouds(folder: Path) -> bool:
+    """Tell whether there are clouds in a folder or in the folders in it."""
+    return any(_is_cloud(Path(name)) for _, _, names in os.walk(folder) for name in names)
+
+
+def _is_cloud(path: Path) -> bool:
+    """Tell by its name whether a file is a cloud."""
+    return path.suffix.lower() in READERS and not _is_beside(path)
+
+
+def _is_beside(path: Path) -> bool:
+    """Tell by its name whether a file lies beside clouds without being one."""
+    name = path.name.lower()
+    return name.startswith((".", *_BESIDE_NAMES)) or path.suffix.lower() in _BESIDE
 
 
 def load_folders(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset]:
@@ -178,7 +201,7 @@ def _list_files(folder: Path, strange: list[Path], options: LoadOptions) -> list
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         for name in sorted(names):
             path = Path(parent, name)
-            if name.startswith(".") or path.suffix.lower() in _BESIDE or name.lower().startswith(_BESIDE_NAMES):
+            if _is_beside(path):
                 continue
             (files if path.suffix.lower() in READERS else strange).append(path)
     return files
@@ -286,7 +309,8 @@ def read_part_cloud(path: Path, drop_invalid: bool) -> np.ndarray:
     """
     if not path.is_file():
         raise PointCloudError(f"{path}: no such file")
-    table = read_table(path)
+    with errors_of(path):
+        table = read_table(path)
     if table.shape[1] < 4:
         raise PointCloudError(f"{path}: needs x, y, z and a part in the last column, got {table.shape[1]} columns")
     table = table[:, [0, 1, 2, -1]]

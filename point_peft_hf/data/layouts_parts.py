@@ -20,8 +20,8 @@ NAMES_FILE = "parts.txt"
 
 
 def find_part_folder(path: Path) -> Path | None:
-    """Tell whether a folder has clouds, or subfolders for its splits or categories."""
-    return path if has_files(path) else find_folders(path)
+    """Tell whether a folder has clouds, names of parts, or subfolders for its splits or categories."""
+    return path if has_files(path) or (path / NAMES_FILE).is_file() else find_folders(path)
 
 
 def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset]:

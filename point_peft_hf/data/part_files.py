@@ -10,7 +10,7 @@ from .errors import PointCloudError
 from .formats.arrays import load_npz_array
 from .formats.ply import read_ply
 from .formats.text import read_column_names, read_table
-from .readers import Reader, choose_reader, to_float32
+from .readers import Reader, choose_reader, errors_of, to_float32
 from .sources import MAX_CACHED_POINTS
 
 # What a column, a vertex property or an array of labels is called, upper and lower case aside; with the names that
@@ -53,7 +53,7 @@ def read_labelled_cloud(path: Path, drop_invalid: bool = False) -> np.ndarray:
     reader = choose_reader(path)
     beside = path.with_suffix(LABEL_SUFFIX)
     suffix = path.suffix.lower()
-    try:
+    with errors_of(path):
         if beside.is_file():
             points, labels = reader(path)[0], _read_label_file(beside)
         elif suffix in _TEXT:
@@ -65,9 +65,7 @@ def read_labelled_cloud(path: Path, drop_invalid: bool = False) -> np.ndarray:
             points, labels = _read_array(path, reader)
         else:
             raise PointCloudError(f"{path}: has no labels; write them to {beside.name}, one number a line")
-    except OSError as error:
-        raise PointCloudError(f"{path}: cannot be read: {error.strerror or error}") from error
-    points, labels = np.asarray(points), np.asarray(labels, dtype=np.float64)
+        points, labels = np.asarray(points), np.asarray(labels, dtype=np.float64)
     if len(points) != len(labels):
         raise PointCloudError(f"{path}: has {len(points)} points, but {len(labels)} labels")
     return _check(path, points, labels, drop_invalid)
@@ -95,9 +93,12 @@ def _check(path: Path, points: np.ndarray, labels: np.ndarray, drop_invalid: boo
 
 def _read_label_file(path: Path) -> np.ndarray:
     try:
-        return np.loadtxt(path, ndmin=1, dtype=np.float64)
+        labels = np.loadtxt(path, ndmin=1, dtype=np.float64)
     except ValueError as error:
         raise PointCloudError(f"{path}: must hold one number a line: {error}") from None
+    if labels.ndim != 1:
+        raise PointCloudError(f"{path}: must hold one number a line, got {labels.shape[1]} columns")
+    return labels
 
 
 def _read_text(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,10 @@ READERS: dict[str, Reader] = {
     ".ply": read_ply,
 }
 DEFAULT_MESH_POINTS = 8192
+_SHIFTED = (
+    "coordinates far from the origin are shifted so that float32 keeps the shape: they are relative to the lowest "
+    "corner of the cloud, rounded down"
+)
 # First bytes that give a format away when the name of the file does not agree.
 _SIGNATURES = (
     (b"ply\n", ".ply"),
@@ -72,32 +78,73 @@ def read_point_cloud(
             points, or NaN or infinite coordinates. The message names the file.
         ImportError: If the format needs a library of the `io` extra that is not installed.
     """
+    points, shift = read_shifted(path, num_points, seed, drop_invalid=drop_invalid)
+    if shift.any():
+        warnings.warn(_SHIFTED, stacklevel=2)
+    return points
+
+
+def read_shifted(
+    path: str | os.PathLike, num_points: int | None = None, seed: int = 0, *, drop_invalid: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read as `read_point_cloud`, without its warning; also give the shift.
+
+    Args:
+        path: As in `read_point_cloud`.
+        num_points: As in `read_point_cloud`.
+        seed: As in `read_point_cloud`.
+        drop_invalid: As in `read_point_cloud`.
+
+    Returns:
+        The points of shape `(num_points, 3)`, float32, and what must be added to them in float64 for the coordinates
+        of the file, of shape `(3,)`: zeros where they are not shifted.
+
+    Raises:
+        PointCloudError: As `read_point_cloud`.
+        ImportError: As `read_point_cloud`.
+    """
     path = Path(path)
     if num_points is not None and num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}")
     reader = choose_reader(path)
-    try:
+    with errors_of(path):
         points, faces = reader(path)
-    except (PointCloudError, ImportError):
+        if faces is not None:
+            _check_finite(points, path, "vertices", "; repair the mesh")
+            try:
+                generator = np.random.default_rng(seed)
+                points = sample_surface(points, faces, num_points or DEFAULT_MESH_POINTS, generator)
+            except PointCloudError as error:
+                raise PointCloudError(f"{path}: {error}") from None
+        elif drop_invalid:
+            points = points[np.isfinite(points).all(axis=1)]
+        else:
+            _check_finite(points, path, "points", "; read it with drop_invalid=True to leave them out")
+    if len(points) < 2:
+        raise PointCloudError(f"{path}: holds {len(points)} point{'s' * (len(points) != 1)}; a cloud has at least 2")
+    return shift_to_float32(points, path)
+
+
+@contextmanager
+def errors_of(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in reading a file into an error that names it, for `skip_bad_files` to catch.
+
+    Args:
+        path: The file.
+
+    Raises:
+        PointCloudError: If anything fails but the import of a library.
+    """
+    try:
+        yield
+    except PointCloudError:
         raise
     except OSError as error:
         raise PointCloudError(f"{path}: cannot be read: {error.strerror or error}") from error
     except MemoryError as error:
         raise PointCloudError(f"{path}: does not fit in memory, or is broken") from error
-    if faces is not None:
-        _check_finite(points, path, "vertices", "; repair the mesh")
-        try:
-            generator = np.random.default_rng(seed)
-            points = sample_surface(points, faces, num_points or DEFAULT_MESH_POINTS, generator)
-        except PointCloudError as error:
-            raise PointCloudError(f"{path}: {error}") from None
-    elif drop_invalid:
-        points = points[np.isfinite(points).all(axis=1)]
-    else:
-        _check_finite(points, path, "points", "; read it with drop_invalid=True to leave them out")
-    if len(points) < 2:
-        raise PointCloudError(f"{path}: holds {len(points)} point{'s' * (len(points) != 1)}; a cloud has at least 2")
-    return to_float32(points, path)
+    except (ValueError, IndexError, KeyError, TypeError, struct.error) as error:
+        raise PointCloudError(f"{path}: cannot be read; broken? {type(error).__name__}: {error}") from error
 
 
 def choose_reader(path: Path) -> Reader:
@@ -134,24 +181,41 @@ def _check_finite(points: np.ndarray, path: Path, what: str, way_out: str) -> No
         )
 
 
-def to_float32(points: np.ndarray, path: Path) -> np.ndarray:
-    """Convert to float32, shifted to the origin where float32 would otherwise lose the shape."""
-    if points.dtype == np.float32:
-        return np.ascontiguousarray(points)
+def to_float32(points: np.ndarray, where: object) -> np.ndarray:
+    """Convert to float32 as `shift_to_float32`, with a warning where points are shifted."""
+    points, shift = shift_to_float32(points, where)
+    if shift.any():
+        warnings.warn(_SHIFTED, stacklevel=3)
+    return points
+
+
+def shift_to_float32(points: np.ndarray, where: object) -> tuple[np.ndarray, np.ndarray]:
+    """Convert to float32, shifted to the origin where float32 would otherwise lose the shape.
+
+    Args:
+        points: Coordinates of shape `(num_points, 3)`, any unit.
+        where: What to name in the error, such as a file.
+
+    Returns:
+        The points, and what must be added to them in float64, of shape `(3,)`: zeros where they are not shifted.
+
+    Raises:
+        PointCloudError: If they are too large for float32.
+    """
+    shift = np.zeros(3)
+    if points.dtype == np.float32 or len(points) == 0:
+        return np.ascontiguousarray(points, dtype=np.float32), shift
     points = points.astype(np.float64, copy=False)
-    low, high = points.min(axis=0), points.max(axis=0)
+    # NaN, which who gets the points may want to leave out, has no say.
+    low, high = np.fmin.reduce(points), np.fmax.reduce(points)
     largest, extent = max(abs(low).max(), abs(high).max()), (high - low).max()
-    if not np.isfinite(extent) or max(largest, extent) > 1e30:
-        raise PointCloudError(f"{path}: coordinates up to {largest:.3g} are too large for float32")
+    if max(largest, extent) > 1e30:
+        raise PointCloudError(f"{where}: coordinates up to {largest:.3g} are too large for float32")
     # The step between neighbouring float32 numbers should stay below a 10,000th of the size of the cloud.
     if extent > 0 and largest * np.finfo(np.float32).eps > extent * 1e-4:
-        warnings.warn(
-            "coordinates far from the origin are shifted so that float32 keeps the shape: read_point_cloud gives "
-            "them relative to the lowest corner of the cloud, rounded down",
-            stacklevel=3,
-        )
-        points = points - np.floor(low)
-    return points.astype(np.float32)
+        shift = np.floor(low)
+        points = points - shift
+    return points.astype(np.float32), shift
 
 
 def write_point_cloud(
@@ -166,22 +230,25 @@ def write_point_cloud(
 
     Args:
         path: The file, ending with .ply or .npy; an existing one is replaced.
-        points: Coordinates of shape `(num_points, 3)`, array or tensor, any unit; written as float32.
+        points: Coordinates of shape `(num_points, 3)`, array or tensor, any unit; written as float32, or as float64
+            where float32 would lose the shape far from the origin.
         colors: Red, green and blue of shape `(num_points, 3)`: integers from 0 to 255, or floats from 0 to 1. Only for
             .ply.
         labels: A whole number for each point, of shape `(num_points,)`: the vertex property "label" of a .ply, the
             fourth column of an .npy.
 
     Raises:
-        PointCloudError: If the ending or a shape is another, or colours are out of range.
+        PointCloudError: If the ending or a shape is another, or coordinates or colours are out of range.
     """
     path = Path(path)
-    points = np.asarray(points.detach().cpu() if hasattr(points, "detach") else points, dtype=np.float32)
+    points = np.asarray(points.detach().cpu() if hasattr(points, "detach") else points)
     if points.ndim != 2 or points.shape[1] != 3:
         raise PointCloudError(f"{path}: points to write must be of shape (num_points, 3), got {points.shape}")
     suffix = path.suffix.lower()
     if suffix not in (".ply", ".npy"):
         raise PointCloudError(f"{path}: clouds are written as .ply or .npy, got {path.suffix or 'no ending'}")
+    shift = shift_to_float32(points, path)[1]
+    points = points.astype(np.float64 if shift.any() else np.float32, copy=False)
     if colors is not None:
         if suffix == ".npy":
             raise PointCloudError(f"{path}: colours are written to .ply files only")
@@ -190,7 +257,7 @@ def write_point_cloud(
         labels = _label_numbers(labels, points, path)
     with atomic_write(path) as file:
         if suffix == ".npy":
-            rows = points if labels is None else np.column_stack([points, labels.astype(np.float32)])
+            rows = points if labels is None else np.column_stack([points, labels.astype(points.dtype)])
             np.save(file, rows, allow_pickle=False)
         else:
             file.write(_ply_bytes(points, colors, labels))
@@ -220,9 +287,10 @@ def _label_numbers(labels: np.ndarray, points: np.ndarray, path: Path) -> np.nda
 
 
 def _ply_bytes(points: np.ndarray, colors: np.ndarray | None, labels: np.ndarray | None) -> bytes:
-    fields = [(axis, "<f4") for axis in "xyz"]
+    kind, name = ("<f8", "double") if points.dtype == np.float64 else ("<f4", "float")
+    fields = [(axis, kind) for axis in "xyz"]
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
-    header += [f"property float {axis}" for axis in "xyz"]
+    header += [f"property {name} {axis}" for axis in "xyz"]
     if colors is not None:
         fields += [(name, "u1") for name in ("red", "green", "blue")]
         header += [f"property uchar {name}" for name in ("red", "green", "blue")]

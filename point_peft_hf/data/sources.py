@@ -22,7 +22,7 @@ from .readers import read_point_cloud
 
 CloudReader = Callable[[Path], np.ndarray]
 # Part of what a cache is checked against: raised whenever parsed clouds would differ from those of older versions.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 # More points than any of the models takes, kept small enough that 10,000 scans of any size fit on a disk.
 MAX_CACHED_POINTS = 65536
 _STALE_SECONDS = 86400

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data import PointCloudProcessor, read_point_cloud, write_point_cloud
+from ..data import PointCloudProcessor, write_point_cloud
+from ..data.readers import read_shifted, shift_to_float32
 from ..ops import knn_indices
 from ..visualization.palette import part_colors, to_rgb
 from .segmentation import predict_parts
@@ -21,7 +22,8 @@ class PartPrediction:
     """The parts of a cloud.
 
     Attributes:
-        points: All points of the cloud, of shape `(num_points, 3)`, in the unit of the file.
+        points: All points of the cloud, of shape `(num_points, 3)`, where they are in the file and in its unit;
+            float32, or float64 where float32 would lose the shape far from the origin.
         labels: The part of each, int64, of shape `(num_points,)`.
         part_names: Names of all parts, by label.
         own_parts: The parts that objects of its category can have; `None` if that is not known.
@@ -117,15 +119,27 @@ class PartPredictor:
         """
         index = self.category_index(category)
         category_ids = None if index is None else torch.tensor([index], device=next(self.model.parameters()).device)
-        points = read_point_cloud(cloud) if isinstance(cloud, str | Path) else np.asarray(cloud)[:, :3]
-        points = torch.as_tensor(points, dtype=torch.float32)
+        points, placed = _read(cloud)
         # The numbers of the points go through the sampling as labels do, and say which were taken.
         batch = self.processor([points], part_labels=[torch.arange(len(points))])
         device = next(self.model.parameters()).device
         logits = self.model(batch["points"].to(device), category_ids=category_ids).logits
         labels = predict_parts(logits, category_ids, self.model.config.category_parts)
+        if points.dtype != np.float32:  # which would blur the distances far from the origin
+            points = (points - points.min(axis=0)).astype(np.float32)
+        points = torch.from_numpy(points)
         sampled = points[batch["part_labels"][0]]
         nearest = knn_indices(points[None], sampled[None], 1)[0, :, 0]
         category_parts = self.model.config.category_parts
         own_parts = None if index is None or category_parts is None else list(category_parts[index])
-        return PartPrediction(points.numpy(), labels[0].cpu()[nearest].numpy(), self.part_names, own_parts)
+        return PartPrediction(placed, labels[0].cpu()[nearest].numpy(), self.part_names, own_parts)
+
+
+def _read(cloud: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Give a cloud as the processor gets it, and in its place as it is returned; both of shape `(num_points, 3)`."""
+    if isinstance(cloud, str | Path):
+        points, shift = read_shifted(cloud)
+        return points, points + shift if shift.any() else points
+    points = np.asarray(cloud)[:, :3]
+    rounded, shift = shift_to_float32(points, "the cloud")
+    return points, points.astype(np.float64) if shift.any() else rounded

@@ -80,8 +80,9 @@ def load_task(
         clouds_per_class: Procedural shapes: training clouds of a class, validation included.
         corruption: Procedural shapes: how the clouds are corrupted.
         validation_fraction: Share of the training clouds that becomes the validation split.
-        max_train_clouds: Use at most so many training clouds (before the cut), stratified.
-        max_test_clouds: Use at most so many test clouds, stratified.
+        max_train_clouds: Use about so many training clouds at most (before the cut), stratified; a class keeps one or
+            more as long as there are not more classes than that.
+        max_test_clouds: As many test clouds at most, in the same way.
         skip_bad_files: Leave out files that cannot be read, with a warning that names them, instead of failing.
         layout: Name of the folder's layout; by default it is found by looking.
         seed: Seed of the validation split, of the clouds that limits leave, and of the procedural shapes. A test split
@@ -91,7 +92,7 @@ def load_task(
         The task.
 
     Raises:
-        ValueError: If the data cannot be loaded or are too few.
+        ValueError: If the data cannot be loaded, are too few, or are all of one class.
     """
     if data == PROCEDURAL:
         options: dict[str, Any] = {"num_points": num_points, "seed": seed, "corruption": corruption}
@@ -101,6 +102,14 @@ def load_task(
         }
     else:
         splits = load_dataset(data, layout, skip_bad_files=skip_bad_files)
+    class_names = list(splits["train"].class_names)
+    if len(class_names) < 2:
+        # One logit would be right every time, whatever was learnt.
+        raise ValueError(
+            f"{data} has the class {class_names[0]!r} alone; a classifier needs 2 or more. Expected is a folder for "
+            f"each class, or train/ and test/ with those in them: if {class_names[0]!r} holds the folders of the "
+            "classes, pass it as --data."
+        )
     train, validation, test = cut_splits(
         splits,
         data,
@@ -109,7 +118,7 @@ def load_task(
         max_test_clouds=max_test_clouds,
         seed=seed,
     )
-    return ClassificationTask(list(train.class_names), train, validation, test)
+    return ClassificationTask(class_names, train, validation, test)
 
 
 def cut_splits(
@@ -161,5 +170,16 @@ def _in_memory(shapes: ProceduralShapes) -> PointCloudDataset:
 def _limit(dataset: PointCloudDataset, maximum: int | None, seed: int) -> PointCloudDataset:
     if maximum is None or maximum >= len(dataset):
         return dataset
-    _, kept = stratified_split(dataset.labels, maximum / len(dataset), seed)
-    return dataset.select(kept)
+    labels = dataset.labels
+    _, kept = stratified_split(labels, maximum / len(dataset), seed)
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[kept] = True
+    # The split leaves out classes of one cloud: they take the place of clouds of the classes that have most.
+    for label in np.setdiff1d(labels, labels[kept]):
+        if chosen.sum() >= maximum:
+            counts = np.bincount(labels[chosen])
+            if counts.max() < 2:
+                break
+            chosen[np.flatnonzero(chosen & (labels == counts.argmax()))[-1]] = False
+        chosen[labels == label] = True
+    return dataset.select(np.flatnonzero(chosen))

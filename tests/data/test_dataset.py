@@ -56,6 +56,36 @@ def test_kinds_of_clouds(clouds, tmp_path, kind):
         np.testing.assert_array_equal(dataset[index]["points"], clouds[index])
 
 
+def test_coordinates_far_from_the_origin(rng):
+    """Maps in metres, where neighbours in float32 are half a metre apart."""
+    near = rng.uniform(size=(2, 500, 3))
+    clouds = near + [350000, 5600000, 100]
+    rows = [{"points": cloud.tolist(), "label": label} for label, cloud in enumerate(clouds)]
+    for dataset in (
+        PointCloudDataset(clouds, [0, 1], NAMES[:2], num_points=100),
+        from_hf_dataset(Rows(rows), num_points=100),
+    ):
+        with pytest.warns(UserWarning, match="far from the origin are shifted"):
+            points = dataset[1]["points"].numpy()
+        assert points.dtype == np.float32
+        np.testing.assert_allclose(points, near[1][dataset._choose(500, 1)], atol=1e-6)
+
+
+def test_shift_of_a_cloud_does_not_depend_on_the_points_that_stay(rng):
+    cloud = np.concatenate([rng.uniform(size=(50, 3)) + 5600000, [[5600000.0] * 3]])
+    near = PointCloudDataset([cloud], [0], ["a"], num_points=10)
+    with pytest.warns(UserWarning, match="shifted"):
+        np.testing.assert_allclose(near[0]["points"], cloud[near._choose(51, 0)] - 5600000, atol=1e-6)
+
+
+def test_clouds_in_memory_are_passed_on_as_they_are(recwarn):
+    cloud = np.array([[0, 0, 0], [np.nan, 1, 2], [100, 1, 3]])
+    np.testing.assert_array_equal(PointCloudDataset([cloud], [0], ["a"])[0]["points"], cloud)
+    assert not recwarn.list
+    with pytest.raises(PointCloudError, match="cloud 0: coordinates up to 1e.200 are too large for float32"):
+        PointCloudDataset([cloud * 1e198], [0], ["a"])[0]
+
+
 def test_num_points(clouds):
     ragged = [cloud[: 5 + 3 * index] for index, cloud in enumerate(clouds)]
     dataset = PointCloudDataset(ragged, LABELS, NAMES, num_points=10)

@@ -87,6 +87,21 @@ def test_splits_within_classes(tmp_path):
     assert splits["train"].class_names == ["bed", "sofa"]
 
 
+@pytest.mark.parametrize("notes", [[], ["README.txt"], ["labels.csv"], ["notes.txt", "labels.csv"], [".list.txt"]])
+def test_notes_above_the_classes(tmp_path, notes):
+    for name in ("bed", "chair"):
+        for split, number in (("train", 3), ("test", 2)):
+            for index in range(number):
+                path = tmp_path / "ModelNet10" / name / split / f"{index}.off"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text("OFF\n2 0 0\n1 2 3\n4 5 6\n")
+    for name in notes:
+        (tmp_path / "ModelNet10" / name).write_text("1,2,3\n" if name == "labels.csv" else "ten classes\n")
+    splits = load_dataset(tmp_path)
+    assert {split: len(dataset) for split, dataset in splits.items()} == {"train": 6, "test": 4}
+    assert splits["train"].class_names == ["bed", "chair"]
+
+
 BAD_FILES = {
     "empty.ply": b"",
     "header_only.ply": b"ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nproperty float y\n"
@@ -96,6 +111,8 @@ BAD_FILES = {
     "words.txt": b"these are not numbers\nat all\n",
     "truncated.npy": b"\x93NUMPY\1\0v\0{'descr': '<f4', 'fortran_order': False, 'shape': (9, 3), }".ljust(127)
     + b"\n123",
+    "half_a_header.npy": b"\x93NUMPY\1\0\x10\0{'descr': '<f8'(\n",
+    "short_line.obj": b"v 0 0 0\nv 1 0 0\nv 0 0\nf 1 2 3\n",
     "pickle.npy": b"\x80\x04cposix\nsystem\n(S'true'\ntR.",
     "renamed.pcd": b"ply\nformat ascii 1.0\n",
     "strange.docx": b"PK\3\4",

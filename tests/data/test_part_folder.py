@@ -95,6 +95,8 @@ def test_errors(tmp_path, cloud):
     expect("has 12 points, but 5 labels")
     (tmp_path / "cloud.seg").write_text("0\nleg\n")
     expect("cloud.seg: must hold one number a line")
+    np.savetxt(tmp_path / "cloud.seg", np.column_stack([labels, labels]), "%d")
+    expect("cloud.seg: must hold one number a line, got 2 columns")
     np.savez(tmp_path / "arrays.npz", points=points)
     expect(r"has no array named part, .*; it has \['points'\]", "arrays.npz")
     (tmp_path / "bare.ply").write_bytes(ply(points, labels, "ascii", "temperature"))
@@ -145,6 +147,28 @@ def test_names_of_parts(tmp_path, rng):
     (tmp_path / "parts.txt").write_text("foot\nshade\n")
     with pytest.raises(PointCloudError, match=r"parts.txt: has 2 names, but the labels go up to 3"):
         load_dataset(tmp_path, "part_folder", progress=False)
+
+
+def test_text_files_beside_folders(tmp_path, rng):
+    """Clouds and folders of more clouds are one category, but notes and names of parts are no clouds."""
+    for place in ("a.txt", "b.txt", "more/c.txt", "more/d.txt", "more/e.txt"):
+        write(tmp_path / "data" / "mugs" / place, rng.normal(size=(10, 3)), np.arange(10) % 2)
+    splits = load_dataset(tmp_path / "data", "part_folder", progress=False)
+    assert splits["train"].class_names == ["mugs"]
+    assert sum(map(len, splits.values())) == 5
+    make_folder(tmp_path / "archive" / "objects", rng, "categories")
+    for name in ("parts.txt", "readme.txt"):
+        (tmp_path / "archive" / "objects" / name).write_text("foot\nshade\nbody\nhandle\n")
+    train = load_dataset(tmp_path / "archive", "part_folder", progress=False)["train"]
+    assert train.class_names == ["lamp", "mug"]
+    assert train.part_names == ["foot", "shade", "body", "handle"]
+
+
+def test_names_of_parts_above_the_folder_of_the_categories(tmp_path, rng):
+    make_folder(tmp_path / "objects", rng, "categories")
+    (tmp_path / "parts.txt").write_text("foot\nshade\nbody\nhandle\n")
+    train = load_dataset(tmp_path, "part_folder", progress=False)["train"]
+    assert train.part_names == ["foot", "shade", "body", "handle"]
 
 
 def test_labels_that_were_corrected_are_read_again(tmp_path, rng):

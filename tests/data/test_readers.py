@@ -1,3 +1,4 @@
+import struct
 import sys
 import zipfile
 
@@ -11,6 +12,7 @@ import trimesh
 from point_peft_hf.data import READERS, PointCloudError, read_point_cloud, write_point_cloud
 from point_peft_hf.data.formats.mesh import sample_surface
 from point_peft_hf.data.part_files import read_labelled_cloud
+from point_peft_hf.data.readers import read_shifted
 
 POINTS = np.array([[0, 0, 0], [1, 2, 3], [-4, 5.5, 6.25], [1, 1, 1]], dtype=np.float32)
 
@@ -185,6 +187,23 @@ def test_las_in_a_national_grid(tmp_path, suffix):
     np.testing.assert_allclose(found, points - [500000, 4000000, 10], atol=1e-3)
 
 
+@pytest.mark.parametrize("suffix", [".ply", ".npy"])
+def test_coordinates_far_from_the_origin_are_written_in_double_precision(tmp_path, rng, suffix):
+    near, path = rng.uniform(size=(20, 3)), tmp_path / f"a{suffix}"
+    near[0] = 0
+    write_point_cloud(path, near + [350000, 5600000, 100], labels=np.arange(20))
+    with pytest.warns(UserWarning, match="shifted"):
+        np.testing.assert_allclose(read_point_cloud(path), near, atol=1e-6)
+    points, shift = read_shifted(path)
+    np.testing.assert_allclose(points + shift, near + [350000, 5600000, 100], rtol=0, atol=1e-6)
+    with pytest.warns(UserWarning, match="shifted"):
+        np.testing.assert_array_equal(read_labelled_cloud(path)[:, 3], np.arange(20))
+    # Others are as they were.
+    write_point_cloud(path, near + 100)
+    assert path.stat().st_size < 20 * 12 + 200
+    np.testing.assert_array_equal(read_shifted(path)[1], np.zeros(3))
+
+
 def test_small_clouds_are_not_shifted(tmp_path, recwarn):
     np.save(tmp_path / "a.npy", POINTS.astype(np.float64) + 100)
     np.testing.assert_array_equal(read_point_cloud(tmp_path / "a.npy"), POINTS + 100)
@@ -259,6 +278,9 @@ def test_obj_variants(write):
         ("a.h5", b"\x89HDF\r\n\x1a\n" + bytes(60), "not a readable HDF5 file"),
         ("a.npz", b"PK\3\4" + bytes(60), "not a readable .npz file"),
         ("a.npy", b"\x93NUMPY\1\0\x10\0{'descr': oops}\n", "not a readable .npy file"),
+        ("a.npy", b"\x93NUMPY\1\0\x10\0{'descr': '<f8'(\n", "not a readable .npy file: .*EOF"),
+        ("a.obj", "v 0 0 0\nv 1 0 0\nv 0 0\nf 1 2 3\n", "line 3: expected 'v x y z', got 'v 0 0'"),
+        ("a.obj", "v 0\nv 1\nv 0\nf 1 2 3\n", "line 1: expected 'v x y z', got 'v 0'"),
     ],
 )
 def test_broken(write, name, content, message):
@@ -268,6 +290,28 @@ def test_broken(write, name, content, message):
     with pytest.raises(PointCloudError, match=message) as error:
         read_point_cloud(path)
     assert str(path) in str(error.value)
+
+
+def test_damaged_text_of_a_glb_is_no_missing_library(tmp_path):
+    path = tmp_path / "a.glb"
+    trimesh.creation.box().export(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:30] + b"\xff\xfe" + data[32:])
+    with pytest.raises(PointCloudError, match="a.glb: not a readable .glb mesh: .*damaged"):
+        read_point_cloud(path)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), IndexError("x"), TypeError("x"), struct.error("x"), ValueError("x")])
+def test_whatever_a_reader_stumbles_over_names_the_file(write, monkeypatch, error):
+    def fail(path):
+        raise error
+
+    path = write("a.xyz", "1 2 3\n4 5 6\n")
+    write("a.seg", "0\n1\n")
+    monkeypatch.setitem(READERS, ".xyz", fail)
+    for read in (read_point_cloud, read_labelled_cloud):
+        with pytest.raises(PointCloudError, match=f"a.xyz: cannot be read; broken. {type(error).__name__}: "):
+            read(path)
 
 
 @pytest.mark.parametrize("suffix", sorted(READERS))

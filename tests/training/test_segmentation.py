@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from point_peft_hf.data import PointCloudDataset, load_dataset
+from point_peft_hf.data.readers import read_shifted
 from point_peft_hf.hub import model_card
 from point_peft_hf.training import (
     METHODS,
@@ -200,6 +201,24 @@ def test_predicted_files_are_labelled_data(adapter, tmp_path):
     for item, place in zip(items, np.concatenate([split.sample_ids for split in splits.values()]), strict=True):
         np.testing.assert_array_equal(item["points"], clouds[place])
         np.testing.assert_array_equal(item["part_labels"], predictions[place].labels)
+
+
+def test_parts_of_a_georeferenced_scan(adapter, tmp_path, recwarn):
+    """The parts do not depend on the place, and lie over the scan."""
+    predictor, offset = load_predictor(adapter), np.array([350000, 5600000, 100])
+    # On a grid that float64 has at the offset, too.
+    near = np.round(objects(2, num_points=700, seed=3)[0][0] * 2.0**20) / 2.0**20
+    expected = predictor.predict(near, "table")
+    assert expected.points.dtype == np.float32
+    np.save(tmp_path / "scan.npy", near + offset)
+    for cloud in (near + offset, tmp_path / "scan.npy"):
+        prediction = predictor.predict(cloud, "table")
+        assert (prediction.labels == expected.labels).mean() > 0.99
+        np.testing.assert_allclose(prediction.points, near + offset, rtol=0, atol=1e-6)
+        prediction.save(tmp_path / "parts.ply")
+        points, shift = read_shifted(tmp_path / "parts.ply")
+        np.testing.assert_allclose(points + shift, near + offset, rtol=0, atol=1e-6)
+    assert not [warning for warning in recwarn if "shifted" in str(warning.message)]
 
 
 def test_colors(adapter):

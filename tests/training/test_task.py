@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from point_peft_hf.data import HELD_OUT_CLASSES, write_point_cloud
-from point_peft_hf.training import FinetuneArguments, load_task
+from point_peft_hf.data import HELD_OUT_CLASSES, PointCloudDataset, stratified_split, write_point_cloud
+from point_peft_hf.training import FinetuneArguments, load_segmentation_task, load_task
+from point_peft_hf.training.task import cut_splits
 from point_peft_hf.training.tasks import task_from_arguments
 
 
@@ -28,6 +29,34 @@ def test_a_limit_keeps_all_classes():
     assert set(task.test.labels) == set(range(len(HELD_OUT_CLASSES)))
 
 
+@pytest.mark.parametrize(
+    ("counts", "maximum", "left"),
+    [
+        ((10, 10, 1), 10, [4, 5, 1]),
+        ((10, 1, 1, 1), 6, [3, 1, 1, 1]),
+        ((4, 1, 1, 1), 3, [1, 1, 1, 0]),
+        ((1, 1, 1), 2, [1, 1, 0]),
+    ],
+)
+def test_a_limit_keeps_classes_of_one_cloud(counts, maximum, left):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    dataset = PointCloudDataset(np.zeros((len(labels), 8, 3), np.float32), labels, list("abcd")[: len(counts)])
+    splits = {"train": dataset, "validation": dataset, "test": dataset}
+    options = {"validation_fraction": 0.2, "max_test_clouds": None, "seed": 0}
+    first, second = (cut_splits(splits, "data", max_train_clouds=maximum, **options)[0] for _ in range(2))
+    assert np.bincount(first.labels, minlength=len(counts)).tolist() == left
+    assert np.array_equal(first.sample_ids, second.sample_ids)
+
+
+def test_a_limit_draws_what_the_stratified_split_draws():
+    """The clouds of recorded studies."""
+    labels = np.repeat(np.arange(4), (20, 3, 2, 11))
+    dataset = PointCloudDataset(np.zeros((36, 8, 3), np.float32), labels, list("abcd"))
+    options = {"validation_fraction": 0.2, "max_test_clouds": 5, "seed": 3}
+    _, _, test = cut_splits({"train": dataset, "test": dataset}, "data", max_train_clouds=None, **options)
+    assert np.array_equal(test.sample_ids, stratified_split(labels, 5 / 36, seed=3)[1])
+
+
 def test_a_folder_with_one_cloud_a_class_says_what_is_missing(tmp_path):
     for split in ("train", "test"):
         for name in ("bolt", "nut"):
@@ -35,6 +64,16 @@ def test_a_folder_with_one_cloud_a_class_says_what_is_missing(tmp_path):
             write_point_cloud(tmp_path / split / name / "0.npy", np.random.default_rng(0).normal(size=(50, 3)))
     with pytest.raises(ValueError, match=r"validation split of .* is empty.*at least 2 training clouds"):
         load_task(str(tmp_path))
+
+
+def test_one_class_is_no_classification(tmp_path):
+    for index in range(5):
+        (tmp_path / "bolt").mkdir(exist_ok=True)
+        points, labels = np.random.default_rng(index).normal(size=(50, 3)), np.arange(50) % 2
+        write_point_cloud(tmp_path / "bolt" / f"{index}.ply", points, labels=labels)
+    with pytest.raises(ValueError, match="has the class 'bolt' alone; .* needs 2 or more. Expected is a folder for"):
+        load_task(str(tmp_path))
+    assert load_segmentation_task(str(tmp_path)).category_names == ["bolt"]
 
 
 def test_files_that_cannot_be_read_may_be_left_out(tmp_path):

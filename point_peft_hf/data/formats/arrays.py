@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
 # Names that a cloud has in files of many arrays, in order of preference.
 _NAMES = ("points", "point", "xyz", "pos", "position", "positions", "coords", "data", "arr_0", "vertices")
 _MAX_HDF5_BYTES = 64 << 30
+# What numpy and zipfile raise at broken files. A header is parsed as Python, hence the third line.
+_BROKEN = (
+    *(ValueError, EOFError, KeyError, TypeError, AttributeError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, RuntimeError),
+    *(SyntaxError, tokenize.TokenError),
+)
 
 
 def read_npy(path: Path) -> tuple[np.ndarray, None]:
@@ -24,7 +32,7 @@ def read_npy(path: Path) -> tuple[np.ndarray, None]:
     try:
         # Mapped first, as that compares the size of the file with the header before any memory is taken.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, TypeError, SyntaxError, OverflowError) as error:
+    except _BROKEN as error:
         raise PointCloudError(f"{path}: not a readable .npy file: {_reason(error)}") from None
     return _cloud(array, path, "the array"), None
 
@@ -38,7 +46,7 @@ def read_npz(path: Path) -> tuple[np.ndarray, None]:
             array = archive[name]
     except PointCloudError:
         raise
-    except (ValueError, EOFError, OSError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (*_BROKEN, OSError) as error:
         raise PointCloudError(f"{path}: not a readable .npz file: {_reason(error)}") from None
     return _cloud(array, path, f"array {name!r}"), None
 
@@ -64,7 +72,7 @@ def load_npz_array(path: Path, names: tuple[str, ...]) -> np.ndarray:
             return archive[found]
     except PointCloudError:
         raise
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (*_BROKEN, OSError) as error:
         raise PointCloudError(f"{path}: not a readable .npz file: {_reason(error)}") from None
 
 

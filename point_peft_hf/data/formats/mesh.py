@@ -33,18 +33,23 @@ def read_mesh(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
             # From memory and without a resolver: a mesh cannot make the reader open other files.
             scene = trimesh.load(io.BytesIO(data), file_type=file_type, process=False, **options)
             mesh = scene.to_geometry() if isinstance(scene, trimesh.Scene) else scene
-    except ImportError:
-        raise
     except BaseException as error:  # trimesh has no common class of errors
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         mesh, reason = None, f"{type(error).__name__}: {error}"
+        if isinstance(error, ImportError):
+            reason = "its text is not UTF-8; damaged?"  # for which trimesh wants a library that guesses encodings
     else:
         reason = "it holds no mesh"
     vertices = np.asarray(getattr(mesh, "vertices", np.empty((0, 3))), dtype=np.float64)
     faces = getattr(mesh, "faces", None)
     if len(vertices) == 0 and file_type == "obj" and b"\nf " not in data:
         vertices, faces = _obj_vertices(data, path), None
+    if vertices.ndim != 2 or vertices.shape[1] != 3:
+        reason = f"its vertices are of shape {vertices.shape}"
+        if file_type == "obj":
+            _obj_vertices(data, path)  # names the line
+        vertices = np.empty((0, 3))
     if len(vertices) == 0:
         raise PointCloudError(f"{path}: not a readable .{file_type} mesh: {reason}")
     return vertices, np.asarray(faces) if faces is not None and len(faces) else None

@@ -13,6 +13,13 @@ from ..errors import PointCloudError, shorten
 from .rows import bad_row, parse_rows, parse_text_faces
 
 _COMMENTS = ("#", "//")
+# What the columns of the coordinates are called in lower case, in order of preference; with the names of ParaView.
+_AXES = (
+    ("x", "y", "z"),
+    *(tuple(f"points{mark}{axis}" for axis in range(3)) for mark in (":", "_")),
+    *((*plane, height) for plane in (("easting", "northing"), ("x", "y")) for height in ("height", "elevation", "z")),
+)
+_UNIT = re.compile(r"(?<=[^\s,;\"'])\s*(\[[^\]]*\]|\([^)]*\))")
 _HEAD = 65536
 _OFF_HEADER = re.compile(r"^(?:ST)?C?N?4?n?OFF\b|^(?:ST)?C?N?4?n?OFF(?=\d)")
 
@@ -29,6 +36,11 @@ def _split(line: str) -> tuple[str | None, list[str]]:
     """Find the delimiter of a line and split it."""
     delimiter = next((character for character in ";," if character in line), None)
     return delimiter, [token.strip().strip("\"'") for token in line.split(delimiter)]
+
+
+def _split_names(line: str) -> list[str]:
+    """Split a line of names of columns; in lower case, without units in brackets and the mark of a comment."""
+    return [name.lower() for name in _split(_UNIT.sub("", line.strip().lstrip("#/")))[1]]
 
 
 def read_text_lines(path: Path, limit: int = -1) -> list[str]:
@@ -77,7 +89,8 @@ def read_table(path: Path) -> np.ndarray:
         Array of shape `(num_points, num_columns)`, float64, x, y, z first when the file names its columns.
 
     Raises:
-        PointCloudError: If a line cannot be read as numbers, or there are fewer rows than the file says.
+        PointCloudError: If a line cannot be read as numbers, there are fewer rows than the file says, or a header of
+            more than three names does not name the coordinates.
     """
     head = read_text_lines(path, _HEAD)
     table = None
@@ -108,6 +121,16 @@ def read_column_names(path: Path) -> list[str] | None:
     return _make_plan(read_text_lines(path, _HEAD), path).names
 
 
+def holds_rows(path: Path) -> bool:
+    """Tell by the first row of a text file whether it can be a cloud."""
+    try:
+        lines = read_text_lines(path, _HEAD)
+        plan = _make_plan(lines, path)
+    except (PointCloudError, OSError):
+        return False
+    return bad_row(lines[plan.first], plan.columns, plan.delimiter) is None
+
+
 def _make_plan(lines: list[str], path: Path) -> _Plan:
     """Look at the first lines of a text file."""
     numbers = (i for i, line in enumerate(lines) if line.strip() and not line.lstrip().startswith(_COMMENTS))
@@ -120,7 +143,7 @@ def _make_plan(lines: list[str], path: Path) -> _Plan:
     if not any(_is_number(token) for token in tokens):
         if second is None:
             raise PointCloudError(f"{path}: holds a header, {shorten(lines[first])}, and no row of numbers")
-        names, first = [token.lower() for token in tokens], second
+        names, first = _split_names(lines[first]), second
     elif len(tokens) == 1 and tokens[0].isdigit() and second is not None and len(_split(lines[second])[1]) >= 3:
         promised, first = int(tokens[0]), second
     delimiter, tokens = _split(lines[first])
@@ -129,7 +152,7 @@ def _make_plan(lines: list[str], path: Path) -> _Plan:
             f"{path}: line {first + 1}: a point needs 3 numbers (x y z), got {len(tokens)} columns: "
             f"{shorten(lines[first].strip())}"
         )
-    columns = _column_order(names, tokens)
+    columns = _column_order(names or _commented_names(lines[:first], tokens), tokens, path)
     if names is not None:
         names = [names[column] if column < len(names) else "" for column in columns]
     return _Plan(first, columns, delimiter, promised, names)
@@ -153,17 +176,35 @@ def _parse_lines(lines: list[str], plan: _Plan, path: Path) -> np.ndarray:
         raise
 
 
-def _column_order(names: list[str] | None, tokens: list[str]) -> list[int]:
+def _commented_names(lines: list[str], tokens: list[str]) -> list[str] | None:
+    """Find the names of the columns in the last comment before the first row, if that names the coordinates."""
+    comment = next((line for line in reversed(lines) if line.lstrip().startswith(_COMMENTS)), "")
+    names = _split_names(comment)
+    return names if len(names) == len(tokens) and _find_axes(names) else None
+
+
+def _find_axes(names: list[str]) -> list[int] | None:
+    """Find the columns of the coordinates by their names."""
+    axes = next((axes for axes in _AXES if set(axes) <= set(names)), None)
+    return None if axes is None else [names.index(axis) for axis in axes]
+
+
+def _column_order(names: list[str] | None, tokens: list[str], path: Path) -> list[int]:
     """Choose the columns: x, y, z by name where there are names, then the other columns of numbers, in order."""
+    first = [0, 1, 2] if names is None else _find_axes(names)
+    if first is None:
+        if sum(map(bool, tokens)) > 3:  # a last one may be empty
+            raise PointCloudError(
+                f"{path}: cannot tell which columns are the coordinates; name them x, y and z in its header, which "
+                f"has {shorten(names, 200)}"
+            )
+        first = [0, 1, 2]
     numeric = [column for column, token in enumerate(tokens) if _is_number(token)]
-    first = [0, 1, 2]
-    if names and {"x", "y", "z"} <= set(names):
-        first = [names.index(axis) for axis in "xyz"]
     return first + [column for column in numeric if column not in first]
 
 
 def read_text(path: Path) -> tuple[np.ndarray, None]:
-    """Read the points of a text file: the first three columns, or those named x, y and z."""
+    """Read the points of a text file: the columns named x, y and z or the like, without names the first three."""
     return read_table(path)[:, :3], None
 
 
