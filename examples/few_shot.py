@@ -2,8 +2,10 @@
 
     python examples/few_shot.py --data path/to/modelnet40_ply_hdf5_2048 --jobs 2
     python examples/few_shot.py --data path/to/data --settings 5x10 --rows linear point_peft
+    python examples/few_shot.py --data path/to/ModelNetFewshot --jobs 2    # published: 5way_10shot/0.pkl, ...
 
-All clouds come from the training split of the data set, 20 of each class to test on. With so few clouds none can be
+All clouds come from the training split of the data set, 20 of each class to test on; or the folds are those of the
+files of Point-BERT, which published tables use. With so few clouds none can be
 spared for validation: the last epoch is taken, and the learning rates are those of the study's file. The table has
 the mean over the folds with its 95 % interval.
 """

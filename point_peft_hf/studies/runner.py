@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate.utils import release_memory
 
-from ..data import few_shot_fold, load_dataset
+from ..data import few_shot_fold, load_dataset, read_few_shot_fold
 from ..locks import locked_folder
 from ..training import (
     ClassificationTask,
@@ -225,12 +225,17 @@ def few_shot_task(data: str, protocol: FewShot, fold: int, layout: str | None = 
     There is no validation split: with so few clouds none can be spared, and the last epoch is taken.
 
     Args:
-        data: Folder of the data set; the clouds of a fold come from its training split.
+        data: Folder of the data set; the clouds of a fold come from its training split. Or a folder of published
+            folds, "5way_10shot/0.pkl" and so on, which are taken as they are.
         protocol: Classes and clouds of a fold.
         fold: Number of the fold.
         layout: Name of the folder's layout; by default it is found by looking.
     """
-    dataset = load_dataset(data, layout)["train"]
-    splits = few_shot_fold(dataset, protocol.way, protocol.shot, protocol.query, fold)
+    published = Path(data) / f"{protocol.way}way_{protocol.shot}shot" / f"{fold}.pkl"
+    if published.is_file():
+        splits = read_few_shot_fold(published)
+    else:
+        dataset = load_dataset(data, layout)["train"]
+        splits = few_shot_fold(dataset, protocol.way, protocol.shot, protocol.query, fold)
     empty = splits["train"].select([])
     return ClassificationTask(list(splits["train"].class_names), splits["train"], empty, splits["test"])

@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 import sys
 from dataclasses import replace
@@ -11,9 +12,11 @@ import torch
 from point_peft_hf import AutoModelForPointCloudClassification, locks
 from point_peft_hf.data import few_shot_fold
 from point_peft_hf.studies import (
+    FewShot,
     Study,
     StudyRow,
     draw_report,
+    few_shot_task,
     rerun,
     run_study,
     runner,
@@ -221,3 +224,18 @@ def test_without_a_validation_split_the_last_epoch_is_taken(tiny_backbone, tmp_p
     assert "validation_accuracy" not in record["history"][0]
     assert 0 <= record["test"]["accuracy"] <= 1
     assert "chosen on a validation split" not in (tmp_path / "linear" / "README.md").read_text()
+
+
+def test_published_folds_are_taken_as_they_are(tmp_path):
+    clouds = np.random.default_rng(0).normal(size=(6, 9, 6)).astype(np.float32)
+    (tmp_path / "2way_2shot").mkdir()
+    for fold in (0, 1):
+        rows = [(cloud, index % 2) for index, cloud in enumerate(clouds[::-1] if fold else clouds)]
+        path = tmp_path / "2way_2shot" / f"{fold}.pkl"
+        path.write_bytes(pickle.dumps({"train": rows[:4], "test": rows[4:]}))
+    task = few_shot_task(str(tmp_path), FewShot(way=2, shot=2), fold=1)
+    assert task.train.labels.tolist() == [0, 1, 0, 1]
+    np.testing.assert_array_equal(task.test[1]["points"], clouds[0, :, :3])
+    assert len(task.validation) == 0
+    with pytest.raises(ValueError, match="has none of the layouts"):
+        few_shot_task(str(tmp_path), FewShot(way=2, shot=2), fold=2)
