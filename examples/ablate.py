@@ -14,11 +14,13 @@ from pathlib import Path
 
 import compare
 
+from point_peft_hf.training import TrainingStopped
+
 ABLATION = Path(__file__).parent / "studies" / "ablation.yaml"
 
 if __name__ == "__main__":
     try:
         compare.main([str(ABLATION), *sys.argv[1:]])
-    except ValueError as error:
+    except (OSError, TrainingStopped, ValueError) as error:
         # What a person can mend needs no traceback.
         sys.exit(f"error: {error}")

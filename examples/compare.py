@@ -32,6 +32,7 @@ from point_peft_hf.studies import (
     validation_score,
     write_report,
 )
+from point_peft_hf.training import TrainingStopped
 from point_peft_hf.visualization.figure import in_words
 
 
@@ -98,7 +99,7 @@ def compare_with_record(study: Study, output_dir: Path, row: str, seed: int, ove
     if (again["test"], validation_score(again)) != (recorded["test"], validation_score(recorded)):
         circumstances = ("versions", "commit", "device", "threads", "mixed_precision", "clouds", "fingerprints")
         changed = [
-            f"{name} was {recorded.get(name)}, is {again[name]}"
+            f"{name} was {recorded.get(name) or 'not recorded'}, is {again[name]}"
             for name in circumstances
             if recorded.get(name) != again[name]
         ]
@@ -108,6 +109,6 @@ def compare_with_record(study: Study, output_dir: Path, row: str, seed: int, ove
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (OSError, TrainingStopped, ValueError) as error:
         # What a person can mend needs no traceback.
         sys.exit(f"error: {error}")

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from point_peft_hf.studies import FewShot, Study, draw_report, run_study, summarize, write_report
+from point_peft_hf.training import TrainingStopped
 
 SETTINGS = ("5x10", "5x20", "10x10", "10x20")
 
@@ -51,6 +52,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (OSError, TrainingStopped, ValueError) as error:
         # What a person can mend needs no traceback.
         sys.exit(f"error: {error}")

@@ -133,7 +133,7 @@ tags:
 | blocks | {record["shape"]["blocks"]}, {args["num_attention_heads"]} heads |
 | input | {args["num_points"]} points, unit sphere, y up; {record["shape"]["groups"]} |
 | data | {data} |
-| training | {args["steps"]} steps of {args["batch_size"]} clouds, AdamW, learning rate {args["learning_rate"]} |
+| training | {args["steps"]} steps of {record["batch"]} clouds, AdamW, learning rate {args["learning_rate"]} |
 | Chamfer distance of masked groups at the end | {record["final_chamfer_x1000"]:.3f} / 1000 |
 | versions | {", ".join(f"{k} {v}" for k, v in record["versions"].items())} |
 
@@ -236,7 +236,8 @@ def main() -> None:
     sampler = RandomSampler(
         dataset,
         replacement=True,
-        num_samples=args.steps * args.batch_size,
+        # Each process gets its share, and takes all the steps.
+        num_samples=args.steps * args.batch_size * accelerator.num_processes,
         generator=torch.Generator().manual_seed(args.seed),
     )
     loader = DataLoader(
@@ -248,6 +249,9 @@ def main() -> None:
     )
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     augment = get_augmentation("scale_translate")
+    if accelerator.num_processes > 1:
+        # The weights are the same on all processes, the masks are not.
+        set_seed(args.seed, device_specific=True)
 
     model.train()
     started, losses = time.perf_counter(), []
@@ -277,6 +281,7 @@ def main() -> None:
         record = {
             "arguments": asdict(args),
             "shape": shape_of(backbone.config),
+            "batch": args.batch_size * accelerator.num_processes,
             "clouds": len(dataset),
             "classes": list(BASE_CLASSES if args.data == PROCEDURAL else dataset.class_names),
             "final_chamfer_x1000": 1000 * sum(losses[-args.log_every :]) / len(losses[-args.log_every :]),

@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def trained_models(folder: Path) -> dict[str, Predictor]:
-    """The models of a row, by the name of their folder: the row's folder itself, or one for each seed.
+    """The models of a row, by the name of their folder in it: one for each seed, or "" for the row's folder itself.
 
     Raises:
         ValueError: If there is none.
@@ -80,7 +80,7 @@ def trained_models(folder: Path) -> dict[str, Predictor]:
     found = [path for path in (folder, *sorted(folder.glob("seed-*"))) if (path / "run.json").exists()]
     if not found:
         raise ValueError(f"{folder} holds no trained model: neither a run.json nor folders seed-* with one.")
-    return {path.name: Predictor.from_pretrained(str(path)) for path in found}
+    return {"" if path == folder else path.name: Predictor.from_pretrained(str(path)) for path in found}
 
 
 def corrupted(test: PointCloudDataset, index: int, num_points: int, name: str, strength: int) -> np.ndarray:

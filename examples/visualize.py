@@ -44,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="Backbone: a name, a folder or a Hub repository (default: the adapter's).")
     parser.add_argument("--category", help="Parts: category of the object in the file.")
     parser.add_argument("--data", help="Folder of the data set (default: what the adapter was trained on).")
+    parser.add_argument("--layout", help="Layout of that folder, where it holds several data sets.")
     parser.add_argument("--max_clouds", type=int, default=240, help="Test clouds to draw at most (default: 240).")
     parser.add_argument("--projection", choices=visualization.features.PROJECTIONS, default="pca")
     parser.add_argument("--output_dir", type=Path, default=Path("pictures"), help="Default: pictures.")
@@ -81,7 +82,11 @@ def draw_test_clouds(args: argparse.Namespace, predictor: Predictor, arguments: 
     options["skip_bad_files"] = arguments.get("skip_bad_files", False)
     if args.data is not None:
         options["data"] = args.data
-    elif options["data"] != PROCEDURAL and not Path(options["data"]).exists():
+    else:
+        options["layout"] = arguments.get("layout")
+    if args.layout is not None:
+        options["layout"] = args.layout
+    if args.data is None and options["data"] != PROCEDURAL and not Path(options["data"]).exists():
         # An adapter from the Hub knows what its data were called, but does not bring them.
         print(f"No features and confusion matrix: the data {options['data']!r} are not here. Pass them: --data.")
         return

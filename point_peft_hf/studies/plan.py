@@ -16,6 +16,7 @@ from ..training import METHODS, FinetuneArguments
 # What a study sets for each run, and so no yaml may.
 _SET_BY_STUDY = {"seed", "output_dir", "resume_from_checkpoint"}
 _ARGUMENT_NAMES = {f.name for f in fields(FinetuneArguments)} - _SET_BY_STUDY
+_MAPPINGS = {f.name for f in fields(FinetuneArguments) if str(f.type).startswith("dict")}
 _NUMBERS = {f.name for f in fields(FinetuneArguments) if "float" in str(f.type)}
 # What decides the clouds of a run, which under the few-shot protocol the fold does.
 _NOT_FEW_SHOT = {"task", "max_train_clouds", "max_test_clouds", "validation_fraction", "skip_bad_files"}
@@ -74,7 +75,8 @@ class PlannedRun:
 
         Of data and backbone only the name counts, so that their folders, or the book, can be moved.
         """
-        names = {field: Path(self.arguments[field]).name for field in ("data", "model") if field in self.arguments}
+        paths = {field: Path(self.arguments[field]) for field in ("data", "model") if field in self.arguments}
+        names = {field: path.name or path.resolve().name for field, path in paths.items()}
         content = [self.stage, self.seed, self.arguments | names, self.few_shot and vars(self.few_shot)]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"{self.row}-{self.stage}-{self.seed}-{digest[:12]}"
@@ -122,7 +124,7 @@ class Study:
         Raises:
             ValueError: If the file is not a study, with the key that is wrong.
         """
-        content = yaml.safe_load(Path(path).read_text())
+        content = _load_yaml(path)
         if not isinstance(content, dict) or not isinstance(content.get("rows"), dict) or not content["rows"]:
             raise ValueError(f"{path} is not a study: it needs the key `rows`, with name and arguments of each line.")
         known = {"description", "arguments", "seeds", "reference", "learning_rates", "few_shot", "compare_on", "rows"}
@@ -130,7 +132,12 @@ class Study:
             raise ValueError(f"{path} has unknown keys {unknown}. A study has {sorted(known)}.")
         search = _mapping(path, content, "learning_rates", {"values", "seeds"})
         few_shot = _mapping(path, content, "few_shot", {"way", "shot", "query"}, needed={"way", "shot"})
-        common = (content.get("arguments") or {}) | overrides
+        if wrong := [value for value in few_shot.values() if not isinstance(value, int) or value < 1]:
+            raise ValueError(f"`few_shot` in {path} must have whole numbers from 1, got {wrong}.")
+        common = content.get("arguments") or {}
+        if not isinstance(common, dict):
+            raise ValueError(f"`arguments` in {path} must have names and values, got {common!r}.")
+        common |= overrides
         rows = {str(name): _row(path, str(name), common, line or {}) for name, line in content["rows"].items()}
         study = cls(
             rows=rows,
@@ -167,7 +174,10 @@ class Study:
                 f"The seeds {shared} in {path} choose learning rates and count in the table. Use other seeds for one."
             )
         for run in self.final_runs(dict.fromkeys(self.rows)):
-            FinetuneArguments(**run.arguments, seed=run.seed).check()
+            try:
+                FinetuneArguments(**run.arguments, seed=run.seed).check()
+            except TypeError as error:
+                raise ValueError(f"The row {run.row!r} in {path} has a value of another type: {error}.") from error
 
     def _check_few_shot(self, path: str | Path) -> None:
         if self.compare_on == "validation":
@@ -300,12 +310,38 @@ def _row(path: str | Path, name: str, common: dict[str, Any], line: dict[str, An
     for key in sorted(_NUMBERS & arguments.keys()):
         if arguments[key] is not None:
             arguments[key] = _number(f"`{key}` of the row {name!r} of {path}", arguments[key])
+    for key in sorted(_MAPPINGS & arguments.keys()):
+        if not isinstance(arguments[key], dict):
+            raise ValueError(
+                f"`{key}` of the row {name!r} of {path} must have names and values, got {arguments[key]!r}."
+            )
+    if learning_rate_from is not None and arguments.get("learning_rate") is not None:
+        raise ValueError(
+            f"The row {name!r} of {path} has a `learning_rate`, and another by `learning_rate_from`. Give it one."
+        )
     if arguments["method"] not in METHODS:
         raise ValueError(
             f"The row {name!r} of {path} has the method {arguments['method']!r}. Give it `method`: one of "
             f"{', '.join(METHODS)}."
         )
     return StudyRow(name, arguments, learning_rate_from, learning_rates, reference)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML takes the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise yaml.constructor.ConstructorError(problem=f"{twice} is there twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _load_yaml(path: str | Path) -> Any:
+    try:
+        return yaml.load(Path(path).read_text(), _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not readable as YAML: {error}") from error
 
 
 def _mapping(

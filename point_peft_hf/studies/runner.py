@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import multiprocessing
 import os
@@ -23,7 +24,10 @@ from ..training import (
     ClassificationTask,
     FinetuneArguments,
     Finetuning,
+    Task,
+    TrainingDiverged,
     backbone_digest,
+    data_fingerprint,
     show_only_own_messages,
     task_from_arguments,
 )
@@ -31,6 +35,11 @@ from .book import RunBook, score_name, validation_score
 from .plan import FewShot, PlannedRun, Study
 from .report import validation_by_rate
 
+# What decides the clouds of a run.
+_DATA_ARGUMENTS = (
+    *("task", "data", "layout", "clouds_per_class", "corruption", "validation_fraction", "max_train_clouds"),
+    *("max_test_clouds", "skip_bad_files", "data_seed"),
+)
 # What of a run's record goes into the book; the whole of it stays beside the adapter.
 _KEPT_FIELDS = (
     "learning_rate",
@@ -67,16 +76,19 @@ def run_study(
         The book, and the learning rate of each line.
 
     Raises:
-        ValueError: If the book has runs on a backbone of the same name with other weights, or another process runs a
+        ValueError: If the book has runs on another backbone or other data of the same name, or another process runs a
             study in the folder.
+        TrainingStopped: If a run of the table could not be finished, after all others are done.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}.")
     show_only_own_messages()
     output_dir = Path(output_dir)
     with locked_folder(output_dir):
         output_dir.mkdir(exist_ok=True)
         book = RunBook(output_dir / "runs.jsonl")
         searches = list(study.search_runs())
-        refuse_other_backbones(searches, book)
+        refuse_other_inputs(searches, book)
         _run_all(searches, book, output_dir, jobs, report)
         scores = validation_by_rate(study, book)
         rates = study.chosen_rates(scores)
@@ -84,7 +96,7 @@ def run_study(
             if study.learning_rates:
                 report(f"{name}: {_describe_rate(rate, scores.get(name, {}))}")
         finals = list(study.final_runs(rates))
-        refuse_other_backbones(finals, book)
+        refuse_other_inputs(finals, book)
         _run_all(finals, book, output_dir, jobs, report)
     return book, rates
 
@@ -96,30 +108,52 @@ def _describe_rate(rate: float | None, tried: dict[float, list[float]]) -> str:
     return f"learning rate {rate:g}" + (f", the {end} of those tried" if end else "")
 
 
-def refuse_other_backbones(runs: Iterable[PlannedRun], book: RunBook) -> None:
-    """Refuse to go on with a book whose runs were made on other weights than their backbone has now.
+def refuse_other_inputs(runs: Iterable[PlannedRun], book: RunBook) -> None:
+    """Refuse to go on with a book whose runs were made on another backbone or other data than there are now.
 
     Args:
         runs: What is planned.
         book: What is done.
 
     Raises:
-        ValueError: If a planned run is in the book, but its backbone has other weights since.
+        ValueError: If a planned run is in the book, but its backbone has other weights since, or its data are others.
     """
-    now: dict[str, str | None] = {}
+    digest, data_digests = functools.cache(_backbone_digest), functools.cache(_data_digests)
     for run in runs:
-        then = (book.records.get(run.key, {}).get("fingerprints") or {}).get("backbone")
-        if then is None or run.arguments.get("task") == "segmentation":
-            continue
-        arguments = FinetuneArguments(**run.arguments)
-        backbone = json.dumps([arguments.model, arguments.model_config])
-        if backbone not in now:
-            now[backbone] = backbone_digest(arguments.model, **arguments.model_config)
-        if now[backbone] != then:
-            raise ValueError(
-                f"{book.path} has a run of {run.row!r} (seed {run.seed}) on other weights than {arguments.model} has "
-                "now. Remove its lines to run them again, or pass another --output_dir."
-            )
+        then = book.records.get(run.key, {}).get("fingerprints") or {}
+        arguments = FinetuneArguments(**run.arguments, seed=run.seed)
+        now = {}
+        if "backbone" in then:
+            now["backbone"] = digest(arguments.model, json.dumps(arguments.model_config))
+        if "data" in then:
+            about = {name: getattr(arguments, name) for name in _DATA_ARGUMENTS}
+            if run.few_shot is not None:
+                about["seed"] = run.seed  # the fold
+            now["data"] = data_digests(json.dumps(about), run.few_shot, run.stage == "final")
+        for what, value in now.items():
+            if value != then[what]:
+                name = "weights of " + arguments.model if what == "backbone" else "clouds in " + arguments.data
+                raise ValueError(
+                    f"{book.path} has a run of {run.row!r} (seed {run.seed}) on other {name} than there are now. "
+                    "Remove its lines to run them again, or pass another --output_dir."
+                )
+
+
+def _backbone_digest(name: str, model_config: str) -> str | None:
+    return backbone_digest(name, **json.loads(model_config))
+
+
+def _data_digests(arguments: str, few_shot: FewShot | None, with_test: bool) -> dict[str, str]:
+    return data_fingerprint(_load_task(FinetuneArguments(**json.loads(arguments)), few_shot, with_test))
+
+
+def _load_task(arguments: FinetuneArguments, few_shot: FewShot | None, with_test: bool) -> Task:
+    """The data of a run; what chooses must not know the test split."""
+    if few_shot is None:
+        task = task_from_arguments(arguments)
+    else:
+        task = few_shot_task(arguments.data, few_shot, fold=arguments.seed, layout=arguments.layout)
+    return task if with_test else replace(task, test=task.test.select([]))
 
 
 def rerun(record: dict[str, Any], **overrides: Any) -> dict[str, Any]:
@@ -148,15 +182,29 @@ def _run_all(
         book.add(record)
         scores = {"validation": validation_score(record), "test": record["test"].get(score_name(record))}
         score = ", ".join(f"{split} {100 * value:.1f} %" for split, value in scores.items() if value is not None)
+        score = "diverged" if "diverged" in record else score
         name = f"{record['row']}, {record['stage']}, seed {record['seed']}, learning rate {record['learning_rate']:g}"
         report(f"[{done}/{len(pending)}] {name}: {score}")
 
 
 def _results(runs: list[PlannedRun], output_dir: Path, jobs: int, threads: int) -> Iterator[dict[str, Any]]:
-    """The records of runs, as they are done."""
+    """The records of runs, as they are done. One that fails does not keep the others from it."""
+    errors = []
+    for result in _attempts(runs, output_dir, jobs, threads):
+        try:
+            yield result()
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _attempts(
+    runs: list[PlannedRun], output_dir: Path, jobs: int, threads: int
+) -> Iterator[Callable[[], dict[str, Any]]]:
     if jobs == 1:
         for run in runs:
-            yield _execute(run, output_dir, threads, progress=True)
+            yield functools.partial(_execute, run, output_dir, threads, progress=True)
         return
     # Fresh processes: a fork would copy the locks of torch's threads.
     context = multiprocessing.get_context("spawn")
@@ -164,7 +212,7 @@ def _results(runs: list[PlannedRun], output_dir: Path, jobs: int, threads: int) 
         futures = [pool.submit(_execute, run, output_dir, threads) for run in runs]
         try:
             for future in as_completed(futures):
-                yield future.result()
+                yield future.result
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -186,15 +234,16 @@ def _execute(run: PlannedRun, output_dir: Path, threads: int, progress: bool = F
     arguments = FinetuneArguments(
         **run.arguments, seed=run.seed, output_dir=str(work_dir), resume_from_checkpoint="latest"
     )
-    if run.few_shot is None:
-        task = task_from_arguments(arguments)
-    else:
-        task = few_shot_task(arguments.data, run.few_shot, fold=run.seed, layout=arguments.layout)
-    if run.stage != "final":
-        # What chooses must not know the test split.
-        task = replace(task, test=task.test.select([]))
+    task = _load_task(arguments, run.few_shot, run.stage == "final")
     finetuning = Finetuning(arguments, task, report=lambda line: None, progress=progress)
-    record = finetuning.run()
+    try:
+        record = finetuning.run()
+    except TrainingDiverged as error:
+        if run.stage != "search":
+            raise
+        # A rate that is too high is what a search is there to find out.
+        score = {"learning_rate": arguments.peak_learning_rate, "score": task.score, f"validation_{task.score}": 0.0}
+        record = {**dict.fromkeys(_KEPT_FIELDS), **finetuning.record, **score, "test": {}, "diverged": str(error)}
     folder = finetuning.output_dir
     finetuning.accelerator.free_memory()
     release_memory(finetuning)
@@ -210,6 +259,7 @@ def _execute(run: PlannedRun, output_dir: Path, threads: int, progress: bool = F
         "few_shot": run.few_shot and vars(run.few_shot),
         "threads": threads,
         **{name: record[name] for name in (*_KEPT_FIELDS, f"validation_{record['score']}")},
+        **({"diverged": record["diverged"]} if "diverged" in record else {}),
     }
 
 

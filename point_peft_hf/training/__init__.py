@@ -5,17 +5,17 @@ from .batch_norm import SyncFreezableBatchNorm1d, synchronize_batch_norms
 from .batches import EpochSampler, TrainingCollator, evaluation_loader, training_loader
 from .checkpoints import Checkpoints, load_model, register_adapter_checkpoints, save_model
 from .finetune import Finetuning
-from .interruption import TrainingInterrupted, TrainingStopped
+from .interruption import TrainingDiverged, TrainingInterrupted, TrainingStopped
 from .methods import METHODS, backbone_digest, load_backbone, load_processor, method_config, prepare_method
 from .metrics import ClassificationMetrics
 from .optimization import parameter_groups, warmup_cosine
 from .part_predictor import PartPrediction, PartPredictor
 from .predictor import Predictor, load_predictor
-from .record import results_table
+from .record import data_fingerprint, results_table
 from .resident import load_resident, share_weights
 from .segmentation import SegmentationMetrics, SegmentationTask, load_segmentation_task, predict_parts
 from .task import ClassificationTask, load_task
-from .tasks import task_from_arguments
+from .tasks import Task, task_from_arguments
 from .verbosity import show_only_own_messages
 
 __all__ = [
@@ -32,11 +32,14 @@ __all__ = [
     "SegmentationMetrics",
     "SegmentationTask",
     "SyncFreezableBatchNorm1d",
+    "Task",
     "TrainingCollator",
+    "TrainingDiverged",
     "TrainingInterrupted",
     "TrainingStopped",
     "evaluation_loader",
     "backbone_digest",
+    "data_fingerprint",
     "load_backbone",
     "load_processor",
     "load_model",

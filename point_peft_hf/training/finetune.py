@@ -32,7 +32,7 @@ from .arguments import FinetuneArguments
 from .batch_norm import synchronize_batch_norms
 from .batches import evaluation_loader, training_loader
 from .checkpoints import load_model, register_adapter_checkpoints
-from .interruption import StopRequest, TrainingInterrupted, TrainingStopped
+from .interruption import StopRequest, TrainingDiverged, TrainingInterrupted, TrainingStopped
 from .methods import load_backbone, load_processor, prepare_method, uses_bank
 from .optimization import parameter_groups, warmup_cosine
 from .record import check_tracker, data_fingerprint, describe_environment
@@ -296,7 +296,7 @@ class Finetuning:
         names = self.task.train.names_of(batch["sample_ids"].tolist()) if batch is not None else []
         self.folder.save_failure(what, self.progress, self.whole_model.gather(self.model), batch, names)
         clouds = f", on {', '.join(names)}" if names else ", in another process"
-        raise TrainingStopped(
+        raise TrainingDiverged(
             f"{what} in step {self.progress.step + 1} (epoch {self.progress.epoch}){clouds}. The model and the batch "
             f"are in {self.folder.failure}. Look at these clouds, or try a lower --learning_rate. "
             f"{self.folder.what_is_safe()}"

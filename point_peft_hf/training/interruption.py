@@ -12,6 +12,10 @@ class TrainingStopped(RuntimeError):
     """Training cannot go on. The message says why, what is safe and where, and how to go on."""
 
 
+class TrainingDiverged(TrainingStopped):
+    """A loss or a gradient is not finite."""
+
+
 class TrainingInterrupted(SystemExit):
     """A signal ended training after its state was saved; the exit code is 128 and the number of the signal."""
 

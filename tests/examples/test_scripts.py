@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -130,6 +131,13 @@ def test_compare_then_do_a_run_again_then_corrupt(script, tmp_path, tiny_backbon
     clean = {result["row"]: result["accuracy"] for result in results if result["corruption"] == "as they are"}
     records = map(json.loads, (tmp_path / "results" / "tiny" / "runs.jsonl").read_text().splitlines())
     assert clean == pytest.approx({record["row"]: record["test"]["accuracy"] for record in records})
+    # What train.py leaves has one model a row, without seeds.
+    for row in ("full", "linear"):
+        shutil.copytree(tmp_path / "results" / "tiny" / "adapters" / row / "seed-0", tmp_path / "outputs" / row)
+    script("robustness.py", "outputs", "--rows", "full", "linear", "--data", "clouds")
+    table = (tmp_path / "results" / "robustness" / "table.md").read_text().splitlines()
+    differences = table[table.index("Differences to full:") + 4]
+    assert all(cell.strip() for cell in differences.strip("|").split("|"))
     with pytest.raises(SystemExit, match="knows the 3 classes ball, plate, stick, but the data have 12"):
         script("robustness.py", "results/tiny/adapters", "--rows", "linear")
 

@@ -127,6 +127,17 @@ def test_overrides(tmp_path):
         ({"rows": {"full": {"epochs": 0}}}, "--epochs must be at least 1, got 0"),
         ({"rows": {"full": {"learning_rate_from": "half"}}}, "is 'half'"),
         ({"rows": {"full": None, "lora": follows("full"), "linear": follows("lora")}}, "which has none"),
+        (
+            {"rows": {"full": None, "lora": {**follows("full"), "learning_rate": 1e-3}}},
+            "and another by `learning_rate_from`",
+        ),
+        ({"rows": {"full": {"config": 3}}}, "`config` of the row 'full' of .* must have names and values, got 3"),
+        ({"rows": {"full": {"epochs": "ten"}}}, "The row 'full' in .* has a value of another type"),
+        ({"arguments": [1]}, r"`arguments` in .* must have names and values, got \[1\]"),
+        (
+            {"few_shot": {"way": "five", "shot": 10}},
+            r"`few_shot` in .* must have whole numbers from 1, got \['five'\]",
+        ),
         ({"seeds": 5}, "`seeds` in .* must be a list of whole numbers, got 5"),
         ({"seeds": []}, "must be a list of whole numbers"),
         ({"seeds": [0, 0]}, "names a seed twice"),
@@ -143,6 +154,20 @@ def test_overrides(tmp_path):
 def test_wrong_studies(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         study(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rows: {full: {}}\nseeds: [0]\nrows: {linear: {}}", r"(?s)\['rows'\] is there twice.*line 1"),
+        ("rows: {full: {epochs: 3, epochs: 4}}", r"\['epochs'\] is there twice"),
+        ("rows: [", "not readable as YAML"),
+    ],
+)
+def test_files_that_are_no_yaml(tmp_path, text, message):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Study.from_yaml(tmp_path / "study.yaml")
 
 
 def test_what_yaml_takes_for_something_else(tmp_path):

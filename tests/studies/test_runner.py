@@ -2,6 +2,7 @@ import json
 import pickle
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from point_peft_hf import AutoModelForPointCloudClassification, locks
 from point_peft_hf.data import few_shot_fold
 from point_peft_hf.studies import (
     FewShot,
+    RunBook,
     Study,
     StudyRow,
     draw_report,
@@ -24,7 +26,14 @@ from point_peft_hf.studies import (
     summarize,
     write_report,
 )
-from point_peft_hf.training import ClassificationTask, FinetuneArguments, Finetuning, load_predictor, load_task
+from point_peft_hf.training import (
+    ClassificationTask,
+    FinetuneArguments,
+    Finetuning,
+    TrainingStopped,
+    load_predictor,
+    load_task,
+)
 
 STUDY = """
 description: Tiny.
@@ -96,8 +105,74 @@ def test_a_backbone_that_was_trained_anew_is_refused(done, tiny_backbone, tmp_pa
     shutil.copytree(tiny_backbone, other)
     backbone.base_model.save_pretrained(other)
     changed = Study.from_yaml(folder.parent / "study.yaml", model=str(other))
-    with pytest.raises(ValueError, match="on other weights than .* has now"):
+    with pytest.raises(ValueError, match="on other weights of .* than there are now"):
         run_study(changed, tmp_path / "out", report=lambda line: None)
+
+
+def test_data_that_have_changed_are_refused(tiny_backbone, tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(24):
+        folder = tmp_path / "scans" / ("train", "test")[index % 4 == 3] / ("ball", "plate")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{index}.npy", rng.normal(size=(150, 3)))
+    (tmp_path / "study.yaml").write_text(
+        "arguments: {epochs: 1, batch_size: 8, num_points: 128}\nrows: {linear: {}}\n"
+    )
+    study = Study.from_yaml(tmp_path / "study.yaml", model=tiny_backbone, data=str(tmp_path / "scans"))
+    run_study(study, tmp_path / "out", report=lambda line: None)
+    run_study(study, tmp_path / "out", report=pytest.fail)
+    np.save(tmp_path / "scans" / "train" / "ball" / "another.npy", rng.normal(size=(150, 3)))
+    with pytest.raises(
+        ValueError, match=r"has a run of 'linear' \(seed 0\) on other clouds in .*scans than there are now"
+    ):
+        run_study(study, tmp_path / "out", report=lambda line: None)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_fails_does_not_keep_the_others_from_it(done, jobs, tmp_path, monkeypatch):
+    study = done[0]
+
+    def execute(run, *args, **kwargs):
+        if run.stage == "search" and run.arguments["learning_rate"] == 4e-3:
+            raise TrainingStopped("no space left")
+        return {**done[1].records[run.key], "key": run.key}
+
+    monkeypatch.setattr(runner, "_execute", execute)
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", lambda jobs, **options: ThreadPoolExecutor(jobs))
+    monkeypatch.setattr(runner, "refuse_other_inputs", lambda *args: None)
+    study = replace(study, learning_rates=[4e-3, 1e-3])
+    with pytest.raises(TrainingStopped, match="no space left"):
+        run_study(study, tmp_path, jobs=jobs, report=lambda line: None)
+    (record,) = RunBook(tmp_path / "runs.jsonl").records.values()
+    assert record["learning_rate"] == 1e-3
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        run_study(study, tmp_path, jobs=0)
+
+
+def test_a_rate_that_diverges_is_the_worst_one(tiny_backbone, tmp_path, monkeypatch):
+    (tmp_path / "study.yaml").write_text(STUDY)
+    study = Study.from_yaml(tmp_path / "study.yaml", model=tiny_backbone).only(["linear"])
+    study = replace(study, seeds=[0])
+    count = Finetuning._check_and_count
+
+    def explode(self, outputs, batch):
+        if self.args.learning_rate == 4e-3:
+            outputs.loss = outputs.loss * float("nan")
+        return count(self, outputs, batch)
+
+    monkeypatch.setattr(Finetuning, "_check_and_count", explode)
+    said = []
+    book, rates = run_study(study, tmp_path / "out", report=said.append)
+    assert rates == {"linear": 1e-3}
+    assert "linear, search, seed 9, learning rate 0.004: diverged" in said[1]
+    diverged = book.of_stage("search")[1]
+    assert "The loss is nan" in diverged["diverged"]
+    assert diverged["validation_accuracy"] == 0
+    assert not list((tmp_path / "out" / "unfinished").iterdir())
+    # Where no other can be taken for it, it is an error.
+    row = replace(study.rows["linear"], arguments=study.rows["linear"].arguments | {"learning_rate": 4e-3})
+    with pytest.raises(TrainingStopped, match="The loss is nan"):
+        run_study(replace(study, rows={"linear": row}, learning_rates=[]), tmp_path / "out", report=lambda line: None)
 
 
 def test_a_study_that_runs_already_is_refused(done, locked_elsewhere, monkeypatch):

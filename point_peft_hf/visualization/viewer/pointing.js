@@ -103,5 +103,5 @@ function listen() {
   element("theme").addEventListener("click", () => setTheme(!isDark()));
   element("coloring").addEventListener("change", (event) => choose(event.target.selectedIndex));
   new ResizeObserver(resize).observe(canvas);
-  matchMedia("(max-width: 640px)").addEventListener("change", showLegend);
+  matchMedia("(max-width: 640px)").addEventListener("change", () => choose(element("coloring").selectedIndex));
 }
