@@ -211,9 +211,9 @@ class PromptSlot(BlockSlot):
         self.is_last_stage = is_last_stage
 
     @property
-    def prompt_names(self) -> tuple[str, ...]:
-        """Names of the adapters that insert prompts here, in the order of the tokens."""
-        return ()
+    def prompt_counts(self) -> dict[str, int]:
+        """Names of the adapters that insert prompts here, in the order of the tokens, and how many each inserts."""
+        return {}
 
     def forward(
         self, hidden_states: torch.Tensor, context: BlockContext | None
@@ -272,8 +272,13 @@ def prepare_context(
     """
     context = replace(context, prompts={}, neighborhoods={})
     context = prior_slot(context)
+    prompt_counts = [slot.prompt_counts for slot in prompt_slots]
+    for counts in prompt_counts:
+        for name, count in counts.items():
+            # Prompts of which the prior slot has nothing to say have no place either.
+            context.prompts.setdefault(name, PromptSet(count))
     # Blocks with other prompts have other point sets; each set gets its neighbourhoods once.
-    prompt_sets = tuple(dict.fromkeys(slot.prompt_names for slot in prompt_slots))
+    prompt_sets = tuple(dict.fromkeys(map(tuple, prompt_counts)))
     return locality_slot(context, prompt_sets)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import point_peft_hf
+from point_peft_hf.training import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -59,3 +60,10 @@ def test_quoted_messages_are_those_of_the_code():
     for quote in quotes:
         parts = [part.strip() for part in quote.split("...") if part.strip()]
         assert any(all(part in text for part in parts) for text in texts), quote
+
+
+def test_the_table_of_methods_is_that_of_the_code():
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (\S+) \| (\S+) \|$", PAGES["README.md"].read_text(), flags=re.MULTILINE)
+    assert {name: (float(rate), float(warmup)) for name, rate, warmup in rows} == {
+        name: (method.learning_rate, method.warmup_ratio) for name, method in METHODS.items()
+    }

@@ -214,7 +214,9 @@ def _geometry_share(run: Run, shape: Shape, batch_size: int, case: str) -> None:
     def find() -> None:
         with torch.no_grad():
             context = encoder.prior_slot(BlockContext(centers, 1, query))
-            encoder.locality_slot(context, dict.fromkeys(layer.prompt_slot.prompt_names for layer in encoder.layers))
+            encoder.locality_slot(
+                context, dict.fromkeys(tuple(layer.prompt_slot.prompt_counts) for layer in encoder.layers)
+            )
 
     times = alternate({"find": find, "all": models.prediction(setting, model, points)}, run.clock, run.rounds)
     name = "retrieval and geometry of the tokens"

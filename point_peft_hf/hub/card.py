@@ -11,7 +11,9 @@ from statistics import mean
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
+from ..tuners.config import PointTunerConfig
 from .facts import AdapterFacts, is_shipped, read_facts
 
 CARD_NAME = "README.md"
@@ -19,17 +21,11 @@ MARK = "<!-- Written by point_peft_hf; delete this line to keep your own changes
 # What PEFT and transformers leave behind: a form to be filled in, and what the Trainer says that nobody has read yet.
 _BLANK = "[More Information Needed]"
 _TRAINER_NOTE = "You should probably proofread and complete it, then remove this comment"
-_GEOMETRY = "Geometry-aware Adapter (Point-PEFT, arXiv 2310.03059): attention inside local groups of tokens"
-_PROMPTS = "Point-prior Prompts (Point-PEFT, arXiv 2310.03059): prompt tokens enhanced from a memory bank"
-_PLAIN_PROMPTS = "deep prompts (VPT, arXiv 2203.12119): prompt tokens in the blocks, without a memory bank"
-_OWN_TYPES = ("POINT_PEFT", "GEOMETRY_ADAPTER", "POINT_PRIOR_PROMPT")
-# Fields that a reader wants to know, by the part that they belong to.
-_PART_FIELDS = {
-    "geometry": ("bottleneck_size",),
-    "prompts": ("num_prompt_tokens", "prompt_depth"),
-    "bank": ("bank_size",),
+# Types of peft itself: in words, and the fields that a reader wants to know.
+_OTHERS = {
+    "LORA": ("LoRA (arXiv 2106.09685)", ("r",)),
+    "LN_TUNING": ("LN tuning: the norms of the blocks", ()),
 }
-_OTHERS = {"LORA": "LoRA (arXiv 2106.09685)", "LN_TUNING": "LN tuning: the norms of the blocks"}
 # Scores that a run records of the test split, and what they are called.
 _SCORES = {
     "accuracy": "accuracy",
@@ -158,38 +154,16 @@ def _summary(facts: AdapterFacts) -> str:
     text = f"An adapter that {verb} point clouds into {what}, trained{on}"
     if facts.backbone_name:
         text += f" on top of the frozen backbone `{facts.backbone_name}`"
-    return f"{text}.\n\nMethod: {_method(facts.fields)}."
+    return f"{text}.\n\nMethod: {_describe(facts.fields)[0]}."
 
 
-def _method(fields: dict[str, Any]) -> str:
-    """What the adapter adds, in words: its type, without the parts that are switched off."""
+def _describe(fields: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """What the adapter adds, in words, and the fields that tell most."""
     peft_type = fields["peft_type"]
-    if peft_type not in _OWN_TYPES:
-        return _OTHERS.get(peft_type, peft_type)
-    parts = _parts(fields)
-    prompts = _PROMPTS if parts["bank"] else _PLAIN_PROMPTS
-    if parts["geometry"] and parts["prompts"]:
-        kind = "Point-prior Prompts" if parts["bank"] else "prompts without a memory bank"
-        return f"Point-PEFT (arXiv 2310.03059): a Geometry-aware Adapter and {kind} in the blocks"
-    if parts["geometry"] or parts["prompts"]:
-        return _GEOMETRY if parts["geometry"] else prompts
-    return (
-        "the biases of the blocks, and the head"
-        if fields.get("tune_biases")
-        else "the head and the class token (linear probe)"
-    )
-
-
-def _parts(fields: dict[str, Any]) -> dict[str, bool]:
-    """Which parts of Point-PEFT an adapter has; none if its type is another package's."""
-    peft_type = fields["peft_type"]
-    has_prompts = peft_type == "POINT_PRIOR_PROMPT" or (peft_type == "POINT_PEFT" and fields.get("use_prompts", True))
-    return {
-        "geometry": peft_type == "GEOMETRY_ADAPTER"
-        or (peft_type == "POINT_PEFT" and fields.get("use_geometry", True)),
-        "prompts": has_prompts,
-        "bank": has_prompts and fields.get("use_bank", True),
-    }
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type)
+    if config_class is not None and issubclass(config_class, PointTunerConfig):
+        return config_class.describe(fields)
+    return _OTHERS.get(peft_type, (peft_type, ()))
 
 
 def _usage(facts: AdapterFacts, place: str, subfolder: str | None) -> str:
@@ -291,9 +265,8 @@ def _recipe(facts: AdapterFacts) -> Iterator[str]:
                 f"({_percent(run[score])})"
             )
     options = facts.fields
-    parts = _parts(options)
-    shown = ["r", *(name for part, names in _PART_FIELDS.items() if parts[part] for name in names)]
-    if values := [f"{name}={options[name]}" for name in shown if options.get(name) is not None]:
+    shown = [name for name in _describe(options)[1] if options.get(name) is not None]
+    if values := [f"{name}={options[name]}" for name in shown]:
         yield f"configuration: {', '.join(values)}; all fields are in `adapter_config.json`"
 
 

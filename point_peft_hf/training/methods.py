@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..data import PointCloudProcessor
 from ..models import AutoModelForPointCloudClassification
 from ..pretrained import backbone_folder
 from ..tuners import GeometryAdapterConfig, PointPeftConfig, PointPriorPromptConfig
+from ..tuners.config import PointTunerConfig
 from ..tuners.fingerprint import fingerprint
 
 
@@ -27,6 +29,8 @@ class Method:
         learning_rate: Default learning rate, from a coarse search on the validation split of the default task with one
             seed (`examples/train.py --learning_rate`): full, linear, lora and point_peft were compared at two to four
             rates each, where differences below three points are noise; the others go with what they are a part of.
+        config_class: Class of its configuration; `None` for full fine-tuning.
+        defaults: Fields of the configuration that are other than its defaults.
         warmup_ratio: Default share of the steps with rising learning rate: 0.1 or 0.3, whichever had the higher mean
             over three validation seeds (`examples/studies/recipe.yaml`; point_peft, full, linear and lora, all within
             noise). The others go with point_peft.
@@ -34,22 +38,32 @@ class Method:
 
     description: str
     learning_rate: float
+    config_class: type[PeftConfig] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     warmup_ratio: float = 0.3
 
 
+_HEAD = {"use_geometry": False, "use_prompts": False, "tune_norm": False, "tune_biases": False}
+_BIASES = {**_HEAD, "tune_biases": True}
+_PROJECTIONS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+_LORA = {"r": 8, "lora_alpha": 16, "target_modules": _PROJECTIONS}
+_DEEP_PROMPTS = {"use_bank": False, "prompt_depth": None}
 METHODS = {
     "full": Method("all weights of the backbone, and the head", 1e-3),
-    "linear": Method("the head and the class token", 2e-3),
-    "lora": Method("LoRA of rank 8 on all projections of the blocks, and the head", 2e-3, 0.1),
-    "bias": Method("the biases of the blocks, and the head", 4e-3),
-    "ln_tuning": Method("the norms of the blocks, and the head", 4e-3),
-    "deep_prompts": Method("prompt tokens in every block without a bank (VPT-deep), and the head", 4e-3),
-    "geometry": Method("Geometry-aware Adapter, and the head", 4e-3),
-    "prompt": Method("Point-prior Prompt, and the head", 4e-3),
-    "point_peft": Method("Point-PEFT: geometry, prompts, biases, final norm, and the head", 4e-3),
+    "linear": Method("the head and the class token", 2e-3, PointPeftConfig, _HEAD),
+    "lora": Method("LoRA of rank 8 on all projections of the blocks, and the head", 2e-3, LoraConfig, _LORA, 0.1),
+    "bias": Method("the biases of the blocks, and the head", 4e-3, PointPeftConfig, _BIASES),
+    "ln_tuning": Method("the norms of the blocks, and the head", 4e-3, LNTuningConfig),
+    "deep_prompts": Method(
+        "prompt tokens in every block without a bank (VPT-deep), and the head",
+        4e-3,
+        PointPriorPromptConfig,
+        _DEEP_PROMPTS,
+    ),
+    "geometry": Method("Geometry-aware Adapter, and the head", 4e-3, GeometryAdapterConfig),
+    "prompt": Method("Point-prior Prompt, and the head", 4e-3, PointPriorPromptConfig),
+    "point_peft": Method("Point-PEFT: geometry, prompts, biases, final norm, and the head", 4e-3, PointPeftConfig),
 }
-
-LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 
 def method_config(name: str, backbone: nn.Module, **options) -> PeftConfig | None:
@@ -68,30 +82,15 @@ def method_config(name: str, backbone: nn.Module, **options) -> PeftConfig | Non
     """
     if name not in METHODS:
         raise ValueError(f"There is no method {name!r}. Choose one of {', '.join(METHODS)}.")
-    if name == "full":
+    method = METHODS[name]
+    if method.config_class is None:
         if options:
             raise ValueError(f"Full fine-tuning has no options, got {sorted(options)}.")
         return None
-    if name == "lora":
-        defaults = {
-            "r": 8,
-            "lora_alpha": 16,
-            "target_modules": LORA_TARGETS,
-            "modules_to_save": list(backbone.task_module_names),
-        }
-        return LoraConfig(**(defaults | options))
-    if name == "ln_tuning":
-        return LNTuningConfig(**({"modules_to_save": list(backbone.task_module_names)} | options))
-    if name == "deep_prompts":
-        return PointPriorPromptConfig(**({"use_bank": False, "prompt_depth": None} | options))
-    if name == "geometry":
-        return GeometryAdapterConfig(**options)
-    if name == "prompt":
-        return PointPriorPromptConfig(**options)
-    parts = {}
-    if name in ("linear", "bias"):
-        parts = {"use_geometry": False, "use_prompts": False, "tune_norm": False, "tune_biases": name == "bias"}
-    return PointPeftConfig(**(parts | options))
+    # The configurations of this package find the modules of the task, those of peft have to be told.
+    is_own = issubclass(method.config_class, PointTunerConfig)
+    task = {} if is_own else {"modules_to_save": list(backbone.task_module_names)}
+    return method.config_class(**(task | method.defaults | options))
 
 
 def load_backbone(

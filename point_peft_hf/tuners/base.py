@@ -183,7 +183,7 @@ class SlotTuner(BaseTuner):
             )
         if peft_config.modules_to_save is None:
             peft_config.modules_to_save = self._default_modules_to_save(peft_config, model)
-        if peft_config.modules_to_save and not any(self.wants_slot(peft_config, s) for s in self._slots.values()):
+        if peft_config.modules_to_save and not any(self._has_use_for(peft_config, s) for s in self._slots.values()):
             # Every part is switched off: an adapter that is nothing but a head. PEFT knows this by a name of its own.
             peft_config.target_modules = DUMMY_TARGET_MODULES
         self._check_targets(peft_config, model)
@@ -244,8 +244,16 @@ class SlotTuner(BaseTuner):
         return list(getattr(model, "task_module_names", ())) or None
 
     def wants_slot(self, peft_config: PointTunerConfig, slot: AdapterSlot) -> bool:
-        """Whether the configuration has anything to put around this slot."""
+        """Whether the configuration has anything to put around this slot.
+
+        Args:
+            peft_config: The configuration.
+            slot: A slot of one of the kinds in `layer_classes`.
+        """
         return True
+
+    def _has_use_for(self, peft_config: PointTunerConfig, slot: AdapterSlot) -> bool:
+        return isinstance(slot, tuple(self.layer_classes)) and self.wants_slot(peft_config, slot)
 
     def _check_target_module_exists(self, peft_config: PointTunerConfig, key: str) -> Any:
         slot = self._slots.get(key)
@@ -263,7 +271,7 @@ class SlotTuner(BaseTuner):
         if not peft_config.layers_pattern and wanted is not None:
             if slot.layer_index not in ([wanted] if isinstance(wanted, int) else wanted):
                 return False
-        return self.wants_slot(peft_config, slot)
+        return self._has_use_for(peft_config, slot)
 
     def _serves_a_block(self, peft_config: PointTunerConfig, key: str, slot: AdapterSlot) -> bool:
         """Whether a slot before the blocks of a stage prepares anything for a block that is attached to.
@@ -272,7 +280,7 @@ class SlotTuner(BaseTuner):
         """
         # Retrieval for the prompts goes through all stages, neighbourhoods belong to one.
         kind, stage = (OutputSlot, key.rpartition(".")[0]) if isinstance(slot, LocalitySlot) else (PromptSlot, "")
-        usable = isinstance(slot, tuple(self.layer_classes)) and self.wants_slot(peft_config, slot)
+        usable = self._has_use_for(peft_config, slot)
         return usable and any(
             isinstance(other, kind)
             and name.startswith(stage)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -114,6 +114,18 @@ class PointTunerConfig(PeftConfig):
                 raise ValueError(f"`backbone` must have an object as its `{name}`, got {part!r}.")
         for pattern, width in self.bottleneck_pattern.items():
             self._check_at_least(f"bottleneck_pattern[{pattern!r}]", width, 1)
+
+    @classmethod
+    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+        """Tell what an adapter adds, for its model card.
+
+        Args:
+            fields: Fields of its saved configuration, maybe of a version that had fewer.
+
+        Returns:
+            A phrase with the source, and the names of the fields that a reader wants to know.
+        """
+        return cls._peft_type_name, ()
 
     @property
     def id2label(self) -> dict[int, str] | None:

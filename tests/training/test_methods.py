@@ -20,21 +20,15 @@ def test_a_method_trains_the_head_and_what_it_says(method, tiny_backbone):
     assert any("classifier" in name for name in names)
     assert any("class_token" in name for name in names)
     others = [name for name in names if "classifier" not in name and "class_token" not in name]
-    marks = {
-        "full": "layers",
-        "lora": "lora_",
-        "bias": "point_peft_bias",
-        "geometry": "geometry_adapter_",
-        "prompt": "point_prior_prompt_",
-        "point_peft": "point_peft_",
-        "ln_tuning": "ln_tuning_layers",
-        "deep_prompts": "point_prior_prompt_",
-    }
+    assert isinstance(model, PeftModel) == (method != "full")
     if method == "linear":
         assert others == []
+    elif method == "full":
+        assert any("layers" in name for name in others)
     else:
-        assert any(marks[method] in name for name in others)
-    assert isinstance(model, PeftModel) == (method != "full")
+        assert isinstance(model.active_peft_config, METHODS[method].config_class)
+        mark = "point_peft_bias" if method == "bias" else model.base_model.prefix
+        assert any(mark in name for name in others)
     if method != "full":
         assert not any(name.endswith(("fc1.weight", "q_proj.weight", "patch_embedding")) for name in names)
 

@@ -38,7 +38,10 @@ TYPES = {
     "prompt": (pp.PointPriorPromptConfig, {"num_prompt_tokens": 4}),
     "point_peft": (pp.PointPeftConfig, {"num_prompt_tokens": 4}),
 }
-CASES = ("geometry", "prompt", "prompt+bank", "point_peft", "point_peft+bank")
+# Types whose adapters act before they are trained: prompts join the attention.
+ACTIVE_WHEN_FRESH = {"prompt", "point_peft"}
+BANK_TYPES = [name for name, (config_class, _) in TYPES.items() if hasattr(config_class, "use_bank")]
+CASES = (*TYPES, *(f"{name}+bank" for name in BANK_TYPES))
 
 
 @cache
@@ -69,9 +72,14 @@ class Case:
         return self.name.endswith("+bank")
 
     @property
+    def holds_bank(self) -> bool:
+        """Whether the type has a bank, be it empty."""
+        return self.type_name in BANK_TYPES
+
+    @property
     def is_identity_when_fresh(self) -> bool:
-        """Prompts join the attention, so a fresh one does change the output."""
-        return self.type_name == "geometry"
+        """Whether a fresh adapter leaves the frozen function as it is."""
+        return self.type_name not in ACTIVE_WHEN_FRESH
 
     def config(self, **fields):
         config_class, defaults = TYPES[self.type_name]

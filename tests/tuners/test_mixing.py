@@ -96,6 +96,17 @@ def test_other_types_of_peft(make_backbone, points, logits, tmp_path, other):
     assert torch.equal(logits(loaded, points), logits(model, points))
 
 
+@pytest.mark.parametrize("is_last", [True, False])
+def test_any_type_beside_others(make_backbone, type_case, points, logits, is_last):
+    others = {"around": pp.GeometryAdapterConfig(init_weights=False), "low_rank": LoraConfig(r=2)}
+    own = {"own": type_case.config(init_weights=False)}
+    model = pp.add_adapters(make_backbone(), {**others, **own} if is_last else {**own, **others})
+    together = logits(model, points)
+    torch.testing.assert_close(logits(model, points[:2]), together[:2], rtol=1e-5, atol=1e-5)
+    pp.set_adapters(model, list(others))
+    assert not torch.allclose(logits(model, points), together)
+
+
 @pytest.mark.parametrize("order", itertools.permutations(("lora", "ia3", "geometry")), ids=" ".join)
 def test_two_types_of_peft_at_one_module(make_backbone, points, logits, train, tmp_path, order):
     configs = parts() | {"ia3": IA3Config(init_ia3_weights=False)}

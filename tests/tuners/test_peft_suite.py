@@ -84,7 +84,7 @@ def test_save_pretrained_writes_what_peft_writes(make_backbone, case, tmp_path):
     assert not any("default" in key for key in weights)
     # The bank is there once.
     banks = [key for key in weights if key.endswith("_bank.features")]
-    assert len(banks) == (1 if case.uses_bank or case.type_name != "geometry" else 0)
+    assert len(banks) == case.holds_bank
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["peft_type"] == model.peft_config["default"].peft_type.value
     assert config["peft_version"]
@@ -301,7 +301,7 @@ def blocks_with_parts(model) -> set[int]:
 @pytest.mark.parametrize(("wanted", "expected"), [([0], {0}), (1, {1}), ([0, 2], {0, 2})])
 def test_layers_to_transform(backbone, type_case, points, labels, train, wanted, expected):
     # With a bank, Point-M2AE wants prompts in its last block.
-    fields = {} if type_case.name == "geometry" else {"use_bank": False}
+    fields = {"use_bank": False} if type_case.holds_bank else {}
     model = type_case.attach(backbone, layers_to_transform=wanted, modules_to_save=[], **fields)
     assert blocks_with_parts(model) == expected
     train(model, steps=1)

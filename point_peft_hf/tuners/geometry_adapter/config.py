@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..config import PointTunerConfig
 
@@ -107,3 +108,9 @@ class GeometryAdapterConfig(GeometryOptions, PointTunerConfig):
     def __post_init__(self):
         super().__post_init__()
         self._check_geometry()
+
+    @classmethod
+    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
+        text = "Geometry-aware Adapter (Point-PEFT, arXiv 2310.03059): attention inside local groups of tokens"
+        return text, ("bottleneck_size",)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..config import PointTunerConfig
-from ..geometry_adapter.config import GeometryOptions
-from ..point_prior_prompt.config import PromptOptions
+from ..geometry_adapter.config import GeometryAdapterConfig, GeometryOptions
+from ..point_prior_prompt.config import PointPriorPromptConfig, PromptOptions
 
 
 @dataclass
@@ -45,3 +46,20 @@ class PointPeftConfig(GeometryOptions, PromptOptions, PointTunerConfig):
         self._check_prompts()
         # Coordinates learn from the propagation weights; without those they would never be trained.
         self.use_prompt_coordinates &= self.use_geometry and self.use_local_aggregation and self.use_propagation
+
+    @classmethod
+    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
+        geometry, geometry_fields = GeometryAdapterConfig.describe(fields)
+        prompts, prompt_fields = PointPriorPromptConfig.describe(fields)
+        if fields.get("use_geometry", True) and fields.get("use_prompts", True):
+            kind = "Point-prior Prompts" if fields.get("use_bank", True) else "prompts without a memory bank"
+            text = f"Point-PEFT (arXiv 2310.03059): a Geometry-aware Adapter and {kind} in the blocks"
+            return text, (*geometry_fields, *prompt_fields)
+        if fields.get("use_geometry", True):
+            return geometry, geometry_fields
+        if fields.get("use_prompts", True):
+            return prompts, prompt_fields
+        if fields.get("tune_biases", True):
+            return "the biases of the blocks, and the head", ()
+        return "the head and the class token (linear probe)", ()

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..base import SlotLayer
 from ..geometry_adapter.layer import FeedForwardLayerMixin, LocalityLayerMixin, OutputLayerMixin
+from ..inserting_layer import InsertingLayer
 from ..point_prior_prompt.layer import PriorLayerMixin, PromptLayerMixin
 from .config import PointPeftConfig
 
@@ -34,7 +35,7 @@ class PointPeftPriorLayer(PriorLayerMixin, PointPeftLayer):
     """Prior layer of type POINT_PEFT."""
 
 
-class PointPeftPromptLayer(PromptLayerMixin, PointPeftLayer):
+class PointPeftPromptLayer(PromptLayerMixin, InsertingLayer, PointPeftLayer):
     """Prompt layer of type POINT_PEFT."""
 
 

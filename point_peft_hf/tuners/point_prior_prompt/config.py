@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..config import PointTunerConfig
 
@@ -117,6 +118,8 @@ class PromptOptions:
         self._check_at_least("query_depth", self.query_depth, 0)
         for name in ("prompt_depth", "num_retrieved"):
             if getattr(self, name) not in (None, "auto"):
+                if isinstance(getattr(self, name), str):
+                    raise ValueError(f"`{name}` must be a number, None or 'auto', got {getattr(self, name)!r}.")
                 self._check_at_least(name, getattr(self, name), 1)
         self._check_above_zero("retrieval_temperature")
         self._check_rates("prompt_dropout", "bank_momentum")
@@ -176,3 +179,12 @@ class PointPriorPromptConfig(PromptOptions, PointTunerConfig):
     def __post_init__(self):
         super().__post_init__()
         self._check_prompts()
+
+    @classmethod
+    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
+        names = ("num_prompt_tokens", "prompt_depth")
+        if not fields.get("use_bank", True):
+            return "deep prompts (VPT, arXiv 2203.12119): prompt tokens in the blocks, without a memory bank", names
+        text = "Point-prior Prompts (Point-PEFT, arXiv 2310.03059): prompt tokens enhanced from a memory bank"
+        return text, (*names, "bank_size")

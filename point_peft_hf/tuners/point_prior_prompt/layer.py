@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...slots import BlockContext, InsertedPrompts, PromptSet, require_context
+from ...slots import BlockContext, PromptSet
 from ..base import SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
+from ..inserting_layer import InsertingLayer
 from .bank import BankBuffers, PointPriorBank, check_bank, select_entries
 from .config import PointPriorPromptConfig, PromptOptions
 from .dynamics import update_entries
@@ -177,14 +178,9 @@ class PriorLayerMixin:
 
 
 class PromptLayerMixin:
-    """Around a [`~point_peft_hf.slots.PromptSlot`]: inserts prompt tokens behind the prefix tokens."""
+    """The prompt tokens of an [`InsertingLayer`]."""
 
     parts = ("prompt_embedding", "prompt_bottleneck")
-
-    @property
-    def prompt_names(self) -> tuple[str, ...]:
-        """Names of the adapters that insert prompts here, in the order of the tokens."""
-        return (*self.base_layer.prompt_names, *self.working_adapters())
 
     def create_parts(self, adapter_name: str, config: PromptOptions, slot_name: str) -> dict[str, nn.Module]:
         """Create the embeddings and, where they are enhanced, the bottleneck for the retrieved features."""
@@ -198,42 +194,24 @@ class PromptLayerMixin:
             created["prompt_bottleneck"].reset_parameters(initialization)
         return created
 
-    def forward(
-        self, hidden_states: torch.Tensor, context: BlockContext | None
-    ) -> tuple[torch.Tensor, InsertedPrompts]:
-        """Insert the prompts.
+    def prompt_count(self, config: PromptOptions) -> int:
+        """Number of prompts of a block."""
+        return config.num_prompt_tokens
 
-        Args:
-            hidden_states: Tokens of shape `(batch_size, num_prefix_tokens + num_groups, hidden_size)`.
-            context: The context, with what the prior slot of the stage prepared.
-
-        Returns:
-            Tokens of shape `(batch_size, num_prefix_tokens + num_prompts + num_groups, hidden_size)`, and which
-            prompts are among them.
-        """
-        hidden_states, inserted = self.base_layer(hidden_states, context)
-        for name in self.working_adapters():
-            context = require_context(context, f"the prompt slot of block {self.slot.layer_index}")
-            prompts = self._enhanced_prompts(name, context, len(hidden_states)).to(hidden_states.dtype)
-            start = context.num_prefix_tokens + inserted.count
-            hidden_states = torch.cat([hidden_states[:, :start], prompts, hidden_states[:, start:]], dim=1)
-            inserted = InsertedPrompts((*inserted.names, name), inserted.count + prompts.shape[1])
-        return hidden_states, inserted
-
-    def _enhanced_prompts(self, name: str, context: BlockContext, batch_size: int) -> torch.Tensor:
-        """dropout(E) + Z + A(Z), of shape `(batch_size, num_prompt_tokens, hidden_size)`."""
-        if name not in context.prompts:
+    def make_prompts(self, name: str, hidden_states: torch.Tensor, context: BlockContext) -> torch.Tensor:
+        """dropout(E) + Z + A(Z), of shape `(batch_size, num_prompt_tokens, hidden_size)`, with Z of the prior slot."""
+        prompt_set, bottleneck = context.prompts.get(name), self.part("prompt_bottleneck", name)
+        if prompt_set is None or (bottleneck is not None and prompt_set.cache is None):
             raise ValueError(
                 f"The context of block {self.slot.layer_index} has no prompts of adapter {name!r}. Prepare it with "
                 "`prepare_context` (see point_peft_hf.slots) and leave the prior slot among the `target_modules`."
             )
-        embedding = self.part("prompt_embedding", name).weight.expand(batch_size, -1, -1)
+        embedding = self.part("prompt_embedding", name).weight.expand(len(hidden_states), -1, -1)
         prompts = F.dropout(embedding, self.configs[name].prompt_dropout, self.training)
-        cache = context.prompts[name].cache
-        if cache is not None:
-            cache = cache.to(prompts.dtype)
-            prompts = prompts + cache + self.part("prompt_bottleneck", name)(cache)
-        return prompts
+        if bottleneck is None:
+            return prompts
+        cache = prompt_set.cache.to(prompts.dtype)
+        return prompts + cache + bottleneck(cache)
 
 
 class PointPriorPromptLayer(SlotLayer):
@@ -247,5 +225,5 @@ class PointPriorPromptPriorLayer(PriorLayerMixin, PointPriorPromptLayer):
     """Prior layer of type POINT_PRIOR_PROMPT."""
 
 
-class PointPriorPromptPromptLayer(PromptLayerMixin, PointPriorPromptLayer):
+class PointPriorPromptPromptLayer(PromptLayerMixin, InsertingLayer, PointPriorPromptLayer):
     """Prompt layer of type POINT_PRIOR_PROMPT."""
