@@ -23,8 +23,9 @@ def fill(page: str, results: Path) -> str:
     def block(match: re.Match[str]) -> str:
         path = results / match["name"] / "table.md"
         lines = path.read_text().splitlines() if path.exists() else []
-        # A study's description stands above its table; the page has words of its own.
-        table = "\n".join(line for line in lines if line.startswith("|"))
+        # A study's description stands above its first table; the page has words of its own.
+        rows = [number for number, line in enumerate(lines) if line.startswith("|")]
+        table = "\n".join(lines[rows[0] : rows[-1] + 1]) if rows else ""
         return f"{match[1]}{table or '*Not run yet.*'}\n{match[3]}"
 
     return _BLOCK.sub(block, page)

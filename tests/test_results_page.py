@@ -17,6 +17,10 @@ def test_tables_are_replaced_and_words_stay(tmp_path):
         "<!-- table a/b -->\n*Not run yet.*\n<!-- end -->\n"
     )
     assert fill(filled, tmp_path) == filled
+    (tmp_path / "main" / "table.md").write_text("| one |\n|---|\n\nDifferences:\n\n| two |\n|---|\n")
+    assert "<!-- table main -->\n| one |\n|---|\n\nDifferences:\n\n| two |\n|---|\n<!-- end -->" in fill(
+        page, tmp_path
+    )
 
 
 def test_the_page_has_a_place_for_every_study():

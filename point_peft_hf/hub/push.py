@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
 from ..adapter_files import BACKBONE_NAME, CONFIG_NAME, WEIGHTS_NAME, read_json, write_json
 from .card import CARD_NAME, MARK, is_generated, write_model_card
@@ -73,11 +73,21 @@ def push_adapter(
         if subfolder and not _is_kept(api, repo_id, CARD_NAME, revision, None):
             overview = _overview(api, repo_id, revision, prefix.strip("/"), license)
             operations.append(CommitOperationAdd(CARD_NAME, overview.encode()))
+        # What an earlier push left that this adapter has not would be told of it.
+        paths = {prefix + name for name in (RECORD_NAME, BACKBONE_NAME) if name not in names}
+        operations += [CommitOperationDelete(path) for path in paths & _files(api, repo_id, revision)]
         message = commit_message or f"Push adapter{f' {subfolder}' if subfolder else ''}"
         commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
     if tag is not None:
         api.create_tag(repo_id, tag=tag, revision=commit.oid)
     return commit
+
+
+def _files(api: HfApi, repo_id: str, revision: str | None) -> set[str]:
+    try:
+        return set(api.list_repo_files(repo_id, revision=revision))
+    except RevisionNotFoundError:  # a pull request that is only opened with this commit
+        return set()
 
 
 def _stage(folder: Path, staged: Path, backbone: str | None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import glob
 import os
 import re
@@ -34,8 +35,8 @@ def save_adapter(
     """Save an adapter with all that is needed to predict with it, and its model card.
 
     Everything is written to a temporary folder, read back, and only then put in the place of what was there; files in
-    the folder that do not belong to the adapter stay, and so does the preprocessing if none is passed. If anything
-    fails, the folder is as it was.
+    the folder that do not belong to the adapter stay, and so do the preprocessing if none is passed, and the record
+    if the weights are the same as before. If anything fails, the folder is as it was.
 
     Args:
         model: The model.
@@ -58,9 +59,12 @@ def save_adapter(
         raise ValueError(
             f"The model has no adapter {name!r}; it has {known}. Pass a PeftModel and one of its adapters."
         )
-    # What was recorded of the adapter before would be told of this one.
     with replaced_folder(folder, dropped=(BACKBONE_NAME, RECORD_NAME)) as new:
         _write_adapter(model, name, new)
+        before = Path(folder)
+        if record is None and (before / RECORD_NAME).is_file() and _same(before / WEIGHTS_NAME, new / WEIGHTS_NAME):
+            # What was recorded of other weights would be told of these.
+            shutil.copyfile(before / RECORD_NAME, new / RECORD_NAME)
         if processor is not None:
             processor.save_pretrained(new)
         if record is not None:
@@ -70,6 +74,10 @@ def save_adapter(
         read_header(new / WEIGHTS_NAME)
         read_json(new / CONFIG_NAME)
     return Path(folder)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 def _write_adapter(model: PeftModel, name: str, folder: Path) -> None:

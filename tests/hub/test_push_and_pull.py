@@ -240,6 +240,15 @@ def test_an_unchanged_second_push_makes_no_commit(hub, pushed):
     assert len(hub.repositories["alice/adapter"].trees) == commits
 
 
+def test_the_record_of_other_weights_does_not_stay(hub, pushed, push_backbone, make_adapter):
+    _, folder = pushed
+    assert "run.json" in HfApi().list_repo_files("alice/adapter")
+    save_adapter(make_adapter(seed=1), folder)
+    push_adapter(folder, "alice/adapter", backbone=push_backbone())
+    assert "run.json" not in HfApi().list_repo_files("alice/adapter")
+    assert "test accuracy" not in Path(hf_hub_download("alice/adapter", "README.md")).read_text()
+
+
 def test_tags_and_branches(hub, pushed, make_adapter, tmp_path, logits):
     model, folder = pushed
     push_adapter(folder, "alice/adapter", tag="v1")

@@ -72,7 +72,7 @@ def run(folder, backbone, num_processes, batch_size):
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(next(line for line in done.stdout.splitlines() if "RESULT" in line).split("RESULT")[1])

@@ -207,7 +207,7 @@ def test_values_that_do_not_fit(field, value):
     ("fields", "message"),
     [
         ({"query_depth": 2}, "`query_depth`=2 goes with `query='tokens'`"),
-        ({"query": "tokens", "query_depth": 6}, "leaves no block for prompts"),
+        ({"query": "tokens", "query_depth": 6, "prompt_depth": 6}, "leaves no block for prompts"),
         ({"bank_selection": "kmeans", "leave_own_entry_out": True}, "`leave_own_entry_out`=True needs entries"),
         ({"bank_selection": "kmeans", "bank_update": "ema"}, "`bank_update`='ema' needs entries"),
         ({"bank_selection": "kmeans", "max_bank_size": None}, "needs a `max_bank_size`, got None"),
