@@ -80,13 +80,11 @@ def draw_test_clouds(args: argparse.Namespace, predictor: Predictor, arguments: 
     """Draw what a classifier makes of the test clouds."""
     options = {name: arguments[name] for name in DATA_ARGUMENTS} | {"seed": arguments["data_seed"]}
     options["skip_bad_files"] = arguments.get("skip_bad_files", False)
+    # The recorded layout is that of the recorded folder.
+    options["layout"] = args.layout or (arguments.get("layout") if args.data is None else None)
     if args.data is not None:
         options["data"] = args.data
-    else:
-        options["layout"] = arguments.get("layout")
-    if args.layout is not None:
-        options["layout"] = args.layout
-    if args.data is None and options["data"] != PROCEDURAL and not Path(options["data"]).exists():
+    elif options["data"] != PROCEDURAL and not Path(options["data"]).exists():
         # An adapter from the Hub knows what its data were called, but does not bring them.
         print(f"No features and confusion matrix: the data {options['data']!r} are not here. Pass them: --data.")
         return

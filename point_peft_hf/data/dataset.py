@@ -135,7 +135,9 @@ class PointCloudDataset(torch.utils.data.Dataset):
             parts = np.asarray(self._part_labels[place])
         elif self.class_parts is not None:
             parts = rows[:, 3]
-        points = to_float32(rows[:, :3], f"cloud {sample_id}")
+        points = rows[:, :3]
+        if points.dtype != np.float32:  # else only what is chosen below is read and copied
+            points = to_float32(points, f"cloud {sample_id}")
         chosen = self._choose(len(rows), sample_id)
         item = {"points": torch.from_numpy(np.array(points[chosen]))}
         if parts is not None:

@@ -70,12 +70,13 @@ def push_adapter(
         if _is_kept(api, repo_id, prefix + CARD_NAME, revision, staged / CARD_NAME):
             names.remove(CARD_NAME)
         operations = [CommitOperationAdd(prefix + name, str(staged / name)) for name in names]
+        present = _files(api, repo_id, revision)
         if subfolder and not _is_kept(api, repo_id, CARD_NAME, revision, None):
-            overview = _overview(api, repo_id, revision, prefix.strip("/"), license)
+            overview = _overview(repo_id, present, prefix.strip("/"), license)
             operations.append(CommitOperationAdd(CARD_NAME, overview.encode()))
         # What an earlier push left that this adapter has not would be told of it.
-        paths = {prefix + name for name in (RECORD_NAME, BACKBONE_NAME) if name not in names}
-        operations += [CommitOperationDelete(path) for path in paths & _files(api, repo_id, revision)]
+        stale = {prefix + name for name in (RECORD_NAME, BACKBONE_NAME) if name not in names} & present
+        operations += [CommitOperationDelete(path) for path in sorted(stale)]
         message = commit_message or f"Push adapter{f' {subfolder}' if subfolder else ''}"
         commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
     if tag is not None:
@@ -152,9 +153,8 @@ def _is_kept(api: HfApi, repo_id: str, path: str, revision: str | None, own: Pat
         return False
 
 
-def _overview(api: HfApi, repo_id: str, revision: str | None, subfolder: str, license: str) -> str:
+def _overview(repo_id: str, files: set[str], subfolder: str, license: str) -> str:
     """The card of a repository that holds several adapters."""
-    files = api.list_repo_files(repo_id, revision=revision)
     folders = {match[1] for file in files if (match := re.fullmatch(rf"(.+)/{re.escape(CONFIG_NAME)}", file))}
     rows = [
         f'* [{name}]({name}/README.md): `AutoPointPeftModel.from_pretrained("{repo_id}", subfolder="{name}")`'
