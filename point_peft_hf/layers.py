@@ -30,9 +30,9 @@ class FreezableBatchNorm1d(nn.BatchNorm1d):
         """Whether the next forward pass normalises by the running statistics."""
         return not self.training or self.is_frozen
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Normalise `hidden_states`."""
-        if not self.uses_running_stats:
+    def forward(self, hidden_states: torch.Tensor, frozen: bool = False) -> torch.Tensor:
+        """Normalise `hidden_states`, in any case by the running statistics if `frozen`."""
+        if not (frozen or self.uses_running_stats):
             if hidden_states.numel() < 2 * self.num_features:
                 raise ValueError(
                     f"Batch normalisation cannot be trained on a batch of one value a channel, got an input of shape "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from peft.functional import set_adapter
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -9,14 +12,16 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..adapter_files import write_checksums
 from ..ops import validate_points
-from ..slots import PriorSlot
+from ..tokens import Memo, Tokens
 from .adapter_loading import load_adapter_checked
 from .configuration import PointTransformerConfig
-from .layers import ClassToken
-from .modeling_outputs import PointClassifierOutput
+from .layers import ClassToken, PointAttention, trained_weight
+from .layers.encoder import OwnTokens
+from .modeling_outputs import PointClassifierOutput, PointModelOutput
 from .published import find_published_weights, load_published_weights
 
 
@@ -36,6 +41,10 @@ class PointPreTrainedModel(PreTrainedModel):
     # The losses here are means over the batch. With `**kwargs` in forward, Trainer would take it that they are divided
     # by the items of all batches of a step, and not divide them itself.
     accepts_loss_kwargs = False
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(OwnTokens, capture_initial_hidden_state=False),
+        "attentions": OutputRecorder(PointAttention, index=1),
+    }
 
     # Modules that belong to a task, not to the pre-training: adapters train them and save them in their file.
     task_module_names: tuple[str, ...] = ()
@@ -140,47 +149,122 @@ class PointPreTrainedModel(PreTrainedModel):
         """Return the layer that turns groups into tokens; gradient checkpointing hooks its output."""
         return getattr(self, self.base_model_prefix, self).patch_embedding
 
-    def extract_prior_features(self, points: torch.Tensor, query_depth: int | None = None) -> torch.Tensor:
-        """Features of the pre-trained encoder, untouched by any adapter: what a point-prior bank holds.
+    @torch.no_grad()
+    def precompute(self, points: torch.Tensor, sample_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """What the adapters at work compute of each cloud alone, without gradient.
+
+        Where clouds are not augmented it is the same in every epoch: `model(points, precomputed=...)` does not compute
+        it again.
 
         Args:
             points: Clouds of shape `(batch_size, num_points, 3)`.
-            query_depth: Return the mean over the patch tokens behind so many blocks instead, as adapters with
-                `query="tokens"` ask their bank with.
+            sample_ids: Numbers of the clouds in their data set, of shape `(batch_size,)`.
+
+        Returns:
+            Tensors by name, one row a cloud; none if no adapter computes anything of this kind.
+        """
+        memo = Memo()
+        self.base_model.encode(points, sample_ids, memo=memo)
+        return memo.per_cloud()
+
+    def frozen_features(self, points: torch.Tensor) -> torch.Tensor:
+        """Features of the pre-trained encoder, untouched by any adapter.
+
+        Args:
+            points: Clouds of shape `(batch_size, num_points, 3)`.
 
         Returns:
             Features of shape `(batch_size, hidden_size)`, without gradient.
         """
-        return getattr(self, self.base_model_prefix).extract_prior_features(points, query_depth)
+        return self.base_model.frozen_features(points)
 
-    def _is_trained_with(self, prior_slot: PriorSlot) -> bool:
-        """Whether this pass belongs to a training with a bank."""
-        is_training = self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        return is_training and (prior_slot.needs_query_features or bool(prior_slot.query_depths))
 
-    def _wants(self, name: str, value: bool | None) -> bool:
-        """An option of the forward pass, which falls back on the configuration."""
-        return bool(getattr(self.config, name, False) if value is None else value)
+class Encoded(NamedTuple):
+    """What an encoder makes of clouds.
 
-    def _check_points(self, points: torch.Tensor, num_groups: int, group_size: int) -> torch.Tensor:
+    Attributes:
+        tokens: The tokens that left the last block, with those that adapters inserted to stay.
+        normed: The same after the final norm.
+        pooled: What a classification head reads, of shape `(batch_size, pooled_size)`.
+        levels: The tokens that left the blocks that were asked for.
+    """
+
+    tokens: Tokens
+    normed: Tokens
+    pooled: torch.Tensor
+    levels: tuple[Tokens, ...]
+
+
+class PointEncoderMixin:
+    """The forward pass of an encoder, around its `encode`."""
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        points: torch.Tensor,
+        sample_ids: torch.Tensor | None = None,
+        precomputed: Mapping[str, torch.Tensor] | None = None,
+        **kwargs,
+    ) -> PointModelOutput | tuple:
+        """Encode clouds.
+
+        Args:
+            points: Clouds of shape `(batch_size, num_points, 3)`, with at least as many points as there are groups and
+                as a group has points.
+            sample_ids: Numbers of the clouds in their data set, of shape `(batch_size,)`, -1 where unknown. Only
+                adapters need them that know single training clouds, and only in training.
+            precomputed: What adapters need not compute again, from `precompute(points)`.
+            **kwargs: `output_hidden_states`: whether to return the tokens at every block (class and patch tokens; of a
+                backbone of several stages, each in its own number and width). `output_attentions`: whether to return
+                the attention weights; needs `attn_implementation="eager"`. `return_dict`. Other keys, which trainers
+                pass along, are ignored.
+
+        Returns:
+            The tokens after the final norm (class token first), the pooled features and the centres.
+
+        Raises:
+            ValueError: If the clouds are no float tensor of that shape, not finite or too small.
+        """
+        encoded = self.encode(points, sample_ids, precomputed)
+        return PointModelOutput(
+            last_hidden_state=encoded.normed.own(),
+            pooler_output=encoded.pooled,
+            group_centers=encoded.normed.centers,
+        )
+
+    def check_frozen(self, reason: str) -> None:
+        """Check that nothing is trained of the pre-trained encoder.
+
+        Args:
+            reason: Why not, for the message.
+
+        Raises:
+            ValueError: If something is, with its name.
+        """
+        left_out = () if getattr(self, "is_pretrained_with_class_token", False) else ("class_token",)
+        name = trained_weight(self, left_out)
+        if name is not None:
+            raise ValueError(
+                f"{name!r}, a weight of the backbone, is being trained, but {reason}. Freeze it, or name its module in "
+                "the adapter's `modules_to_save`."
+            )
+
+    def check_points(self, points: torch.Tensor, num_groups: int, group_size: int) -> torch.Tensor:
         """Check the clouds; geometry is computed in float32 whatever the weights are in."""
-        minimum = max(num_groups, group_size)
-        validate_points(points, minimum=minimum)
+        validate_points(points, minimum=max(num_groups, group_size))
         return points if points.dtype == torch.float64 else points.float()
 
 
 class PointClassificationMixin:
     """The forward pass of a classifier: the encoder, then `classifier` on its pooled features."""
 
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         points: torch.Tensor,
         labels: torch.Tensor | None = None,
-        query_features: torch.Tensor | None = None,
         sample_ids: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
+        precomputed: Mapping[str, torch.Tensor] | None = None,
         **kwargs,
     ) -> PointClassifierOutput | tuple:
         """Classify clouds.
@@ -189,16 +273,9 @@ class PointClassificationMixin:
             points: Clouds of shape `(batch_size, num_points, 3)`, with at least as many points as there are groups and
                 as a group has points.
             labels: Class indices of shape `(batch_size,)`, for the loss.
-            query_features: Features that a point-prior bank is asked with, of shape `(batch_size, hidden_size)`, as
-                `extract_prior_features` returns them. Computed here when an adapter needs them and none are given;
-                pass them to save that pass where the clouds are not augmented.
-            sample_ids: Numbers of the clouds in their data set, of shape `(batch_size,)`, -1 where unknown. Only
-                adapters need them that leave a cloud's own entry out of its bank or update it, and only in training.
-            output_hidden_states: Whether to return the tokens at every block; default: as in the configuration.
-            output_attentions: Whether to return the attention weights; needs `attn_implementation="eager"`.
-            return_dict: Whether to return a [`PointClassifierOutput`] instead of a tuple; default: as in the
-                configuration.
-            **kwargs: Ignored; keys that trainers pass along.
+            sample_ids: As for the encoder.
+            precomputed: As for the encoder.
+            **kwargs: As for the encoder.
 
         Returns:
             Logits of shape `(batch_size, num_labels)`, and the loss if `labels` are given.
@@ -206,22 +283,12 @@ class PointClassificationMixin:
         Raises:
             ValueError: If the clouds or the labels do not fit the model.
         """
-        outputs = self.base_model(
-            points,
-            query_features=query_features,
-            sample_ids=sample_ids,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
-        )
-        logits = self.classifier(outputs.pooler_output)
-        output = PointClassifierOutput(
-            loss=None if labels is None else classification_loss(logits, labels, self.config),
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-        return output if self._wants("return_dict", return_dict) else output.to_tuple()
+        encoded = self.base_model.encode(points, sample_ids, precomputed)
+        logits = self.classifier(encoded.pooled)
+        loss = None
+        if labels is not None:
+            loss = sum(encoded.tokens.losses, classification_loss(logits, labels, self.config))
+        return PointClassifierOutput(loss=loss, logits=logits)
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: PointTransformerConfig) -> torch.Tensor:

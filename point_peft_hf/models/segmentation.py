@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.nn import functional as F
+from transformers.utils.output_capturing import capture_outputs
 
+from ..slots import ReadoutSlot
 from .configuration import PointTransformerConfig
 from .layers import SegmentationHead, TokenFusion, TokenPyramid
-from .modeling_outputs import PointModelOutput, PointSegmentationOutput
+from .modeling_outputs import PointSegmentationOutput
 
 # Points that no label is known of.
 IGNORE_INDEX = -100
@@ -23,34 +25,47 @@ class PointSegmentationMixin:
     gives other groups.)
     """
 
-    def _build_head(self, fusion: TokenFusion | TokenPyramid) -> SegmentationHead:
+    def _build(self, config: PointTransformerConfig) -> None:
+        """Build read-out and head; the encoder is there already."""
+        # The head reads the tokens of several depths, not what a classification head would.
+        self.base_model.readout_slot.is_read = False
+        stage, fusion = self.base_model.readout_slot.stage, self._build_fusion()
+        self.readout_slot = ReadoutSlot(stage, "points", SegmentationHead.global_size(fusion))
+        self.segmentation_head = self.build_head(self.readout_slot.hidden_size)
+
+    def build_head(self, in_size: int) -> SegmentationHead:
+        """A new head that knows `in_size` features of the whole cloud, beside those of the points."""
         config = self.config
         return SegmentationHead(
-            fusion,
+            self._build_fusion(),
             config.segmentation_propagation_sizes,
             config.segmentation_hidden_sizes,
             config.num_labels,
             config.num_categories,
             config.segmentation_dropout,
+            in_size,
         )
 
-    def _select_features(self, outputs: PointModelOutput) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
-        """The normalised tokens that the head reads, and their centres."""
+    def _build_fusion(self) -> TokenFusion | TokenPyramid:
+        """What makes one set of tokens of those of several depths."""
         raise NotImplementedError
 
+    @property
+    def _levels(self) -> tuple[int, ...]:
+        """Which tokens of the encoder the head reads; see the `encode` of the encoder."""
+        return tuple(self.config.feature_layers)
+
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         points: torch.Tensor,
         labels: torch.Tensor | None = None,
         category_ids: torch.Tensor | None = None,
-        query_features: torch.Tensor | None = None,
         sample_ids: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
+        precomputed: Mapping[str, torch.Tensor] | None = None,
         **kwargs,
     ) -> PointSegmentationOutput | tuple:
-        """Tell the parts of clouds apart.
+        """Score the parts of clouds.
 
         Args:
             points: Clouds of shape `(batch_size, num_points, 3)`, with at least as many points as there are groups and
@@ -59,15 +74,9 @@ class PointSegmentationMixin:
                 count.
             category_ids: Category of each object, of shape `(batch_size,)`, for a model with `num_categories`. A model
                 that was trained with them is less sure without.
-            query_features: Features that a point-prior bank is asked with, of shape `(batch_size, hidden_size)`, as
-                `extract_prior_features` returns them. Computed here when an adapter needs them and none are given;
-                pass them to save that pass where the clouds are not augmented.
-            sample_ids: Numbers of the clouds in their data set, of shape `(batch_size,)`, passed on to the encoder.
-            output_hidden_states: Whether to return the tokens at every block; default: as in the configuration.
-            output_attentions: Whether to return the attention weights; needs `attn_implementation="eager"`.
-            return_dict: Whether to return a [`PointSegmentationOutput`] instead of a tuple; default: as in the
-                configuration.
-            **kwargs: Ignored; keys that trainers pass along.
+            sample_ids: As for the encoder.
+            precomputed: As for the encoder.
+            **kwargs: As for the encoder.
 
         Returns:
             Logits of shape `(batch_size, num_points, num_labels)`, and the loss if `labels` are given.
@@ -77,38 +86,19 @@ class PointSegmentationMixin:
         """
         if category_ids is not None:
             category_ids = check_category_ids(category_ids, points, self.config)
-        outputs = self.base_model(
-            points,
-            query_features=query_features,
-            sample_ids=sample_ids,
-            output_hidden_states=True,
-            output_attentions=output_attentions,
-            return_dict=True,
+        encoded = self.base_model.encode(points, sample_ids, precomputed, self._levels)
+
+        def read_out(pooled: torch.Tensor) -> torch.Tensor:
+            return self.readout_slot(pooled, encoded.tokens, encoded.levels)
+
+        levels = encoded.levels
+        logits = self.segmentation_head(
+            [level.patches for level in levels], [level.centers for level in levels], points, category_ids, read_out
         )
-        logits = self.segmentation_head(*self._select_features(outputs), points, category_ids)
-        wants_hidden_states = self._wants("output_hidden_states", output_hidden_states)
-        output = PointSegmentationOutput(
-            loss=None if labels is None else segmentation_loss(logits, labels, self.config),
-            logits=logits,
-            hidden_states=outputs.hidden_states if wants_hidden_states else None,
-            attentions=outputs.attentions,
-        )
-        return output if self._wants("return_dict", return_dict) else output.to_tuple()
-
-
-class SingleStageSegmentationMixin(PointSegmentationMixin):
-    """Part segmentation from the tokens that leave some of the blocks (`feature_layers` of the configuration)."""
-
-    def _build_fusion(self) -> TokenFusion:
-        config = self.config
-        return TokenFusion([config.hidden_size] * len(config.feature_layers), config.segmentation_token_size)
-
-    def _select_features(self, outputs: PointModelOutput) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
-        layernorm, num_groups = self.base_model.layernorm, outputs.group_centers.shape[1]
-        layers = self.config.feature_layers
-        # The first of the hidden states is what enters the first block; a class token comes before the others.
-        chosen = [layernorm(outputs.hidden_states[layer + 1][:, -num_groups:]) for layer in layers]
-        return chosen, [outputs.group_centers]
+        loss = None
+        if labels is not None:
+            loss = sum(encoded.tokens.losses, segmentation_loss(logits, labels, self.config))
+        return PointSegmentationOutput(loss=loss, logits=logits)
 
 
 def check_category_ids(

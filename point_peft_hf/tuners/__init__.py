@@ -13,7 +13,7 @@ from .point_prior_prompt import (
     explain_retrieval,
     set_point_prior_bank,
 )
-from .registry import register_point_peft_method
+from .registry import register_method
 from .targets import register_default_targets
 
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
     "explain_retrieval",
     "load_adapters",
     "register_default_targets",
-    "register_point_peft_method",
+    "register_method",
     "save_adapters",
     "set_adapters",
     "set_point_prior_bank",

@@ -3,54 +3,52 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from peft import PeftMixedModel, PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from ..slots import AdapterSlot, BlockSlot, LocalitySlot, OutputSlot, PromptSlot
-from .config import PointTunerConfig, describe_backbone
+from ..slots import AdapterSlot, ReadoutSlot
+from ..tokens import Tokens
+from .config import HEADS, PointTunerConfig, describe_backbone
 from .loading import check_loaded, check_saved_modules
+from .selection import matching, select_slots
 
 
 class SlotLayer(nn.Module, BaseTunerLayer):
     """An adapter layer around a slot.
 
-    A subclass names its `parts`, and creates them for an adapter in `create_parts`. A part is one flat `ModuleDict`
-    from adapter names to modules, stored as the attribute `<prefix><part>`: PEFT finds, saves, renames, freezes and
-    deletes parts by these names.
+    A subclass names its `parts`, creates them for an adapter in `create_parts`, and says in `adapt` what the adapter
+    makes of the slot's result. A part is one flat `ModuleDict` from adapter names to modules, stored as the attribute
+    `<prefix><part>`: PEFT finds, saves, renames, freezes and deletes parts by these names.
 
     Args:
         base_layer: The slot, or the layer of another adapter type around it.
+        prefix: What the parameters of the method start with: its name and "_".
     """
 
-    # Set by the classes of a method: the prefix of its parameters.
-    prefix: ClassVar[str] = ""
     # Trained, and saved.
     parts: ClassVar[tuple[str, ...]] = ()
     # Saved, but not trained.
     buffer_parts: ClassVar[tuple[str, ...]] = ()
 
-    adapter_layer_names: tuple[str, ...] = ()
-    other_param_names: tuple[str, ...] = ("configs",)
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        cls.adapter_layer_names = tuple(cls.prefix + part for part in cls.parts)
-        cls.other_param_names = (*(cls.prefix + part for part in cls.buffer_parts), "configs")
-
-    def __init__(self, base_layer: nn.Module):
+    def __init__(self, base_layer: nn.Module, prefix: str):
         super().__init__()
         self.base_layer = base_layer
+        self.prefix = prefix
+        # What PEFT knows the parts by.
+        self.adapter_layer_names = tuple(prefix + part for part in self.parts)
+        self.other_param_names = (*(prefix + part for part in self.buffer_parts), "configs")
         for part in (*self.parts, *self.buffer_parts):
-            setattr(self, self.prefix + part, nn.ModuleDict())
+            setattr(self, prefix + part, nn.ModuleDict())
         self.configs: dict[str, PointTunerConfig] = {}
         self._disable_adapters = False
         self._active_adapter = []
@@ -58,10 +56,62 @@ class SlotLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters = []
         self.train(base_layer.training)
 
+    # -- For a method -------------------------------------------------------------------------------------------------
+
+    def create_parts(self, adapter_name: str, config: PointTunerConfig, slot_name: str) -> dict[str, nn.Module]:
+        """Create the modules of an adapter, by part. Parts that are left out are switched off.
+
+        Args:
+            adapter_name: Name of the adapter.
+            config: Its configuration.
+            slot_name: Full name of the slot.
+        """
+        return {}
+
+    def adapt(self, name: str, result: Any, *inputs: Any) -> Any:
+        """What an adapter makes of the result of the slot.
+
+        Args:
+            name: Name of the adapter.
+            result: What the slot, and the adapters before this one, return.
+            *inputs: The other arguments of the slot's `forward`, after the first.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define adapt.")
+
+    def forward(self, value: Any, *inputs: Any) -> Any:
+        """Run the slot, then the adapters at work."""
+        result = self.base_layer(value, *inputs)
+        for name in self.working_adapters():
+            result = self.adapt(name, result, *inputs)
+        return result
+
     @property
     def slot(self) -> AdapterSlot:
         """The slot under this layer."""
         return self.get_base_layer()
+
+    def key(self, adapter_name: str) -> str:
+        """What an adapter's state, tokens and shared values go by: unique among all adapters of a model."""
+        return self.prefix + adapter_name
+
+    def part(self, name: str, adapter_name: str) -> nn.Module | None:
+        """The module of a part, or `None` if the adapter has switched it off."""
+        modules = self._modules[self.prefix + name]._modules
+        return modules.get(adapter_name)
+
+    def working_adapters(self) -> Sequence[str]:
+        """Names of the adapters that act in the next forward pass."""
+        if self._disable_adapters:
+            return ()
+        names = self._active_adapter
+        if isinstance(names, str):
+            names = (names,)
+        for name in names:
+            if name not in self.configs:
+                return [known for known in names if known in self.configs]
+        return names
+
+    # -- For PEFT -----------------------------------------------------------------------------------------------------
 
     @property
     def in_features(self) -> int:
@@ -72,27 +122,6 @@ class SlotLayer(nn.Module, BaseTunerLayer):
     def out_features(self) -> int:
         """Width of the tokens that go out."""
         return self.slot.hidden_size
-
-    def part(self, name: str, adapter_name: str) -> nn.Module | None:
-        """The module of a part, or `None` if the adapter has switched it off."""
-        modules = getattr(self, self.prefix + name)
-        return modules[adapter_name] if adapter_name in modules else None
-
-    def working_adapters(self) -> tuple[str, ...]:
-        """Names of the adapters that act in the next forward pass."""
-        if self._disable_adapters:
-            return ()
-        return tuple(name for name in self.active_adapters if name in self.configs)
-
-    def create_parts(self, adapter_name: str, config: PointTunerConfig, slot_name: str) -> dict[str, nn.Module]:
-        """Create the modules of an adapter, by part. Parts that are left out are switched off.
-
-        Args:
-            adapter_name: Name of the adapter.
-            config: Its configuration.
-            slot_name: Full name of the slot.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must define create_parts.")
 
     def update_layer(self, adapter_name: str, config: PointTunerConfig, slot_name: str) -> None:
         """Add an adapter.
@@ -105,7 +134,7 @@ class SlotLayer(nn.Module, BaseTunerLayer):
         for part, module in self.create_parts(adapter_name, config, slot_name).items():
             # What is not active is not trained.
             module.train(self.training).requires_grad_(False)
-            getattr(self, self.prefix + part)[adapter_name] = module
+            self._modules[self.prefix + part][adapter_name] = module
         self.configs[adapter_name] = config
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
@@ -145,6 +174,44 @@ class SlotLayer(nn.Module, BaseTunerLayer):
         return f"adapters={sorted(self.configs)}"
 
 
+class BranchLayer(SlotLayer):
+    """An adapter layer around a [`~point_peft_hf.slots.BranchSlot`], inside or outside of stochastic depth."""
+
+    def adapt_output(
+        self, name: str, output: torch.Tensor, inputs: torch.Tensor, tokens: Tokens
+    ) -> tuple[torch.Tensor, Tokens]:
+        """Change what the branch puts out, inside of stochastic depth.
+
+        Args:
+            name: Name of the adapter.
+            output: Output of the branch, of shape `(batch_size, sequence_length, hidden_size)`.
+            inputs: Its input, after the norm, of the same shape.
+            tokens: The tokens; their features are the residual stream.
+        """
+        return output, tokens
+
+    def adapt_update(
+        self, name: str, update: torch.Tensor, inputs: torch.Tensor, tokens: Tokens
+    ) -> tuple[torch.Tensor, Tokens]:
+        """Change what is added to the residual stream, outside of stochastic depth; arguments likewise."""
+        return update, tokens
+
+    def forward(
+        self, output: torch.Tensor, inputs: torch.Tensor, tokens: Tokens, drop_path: Callable[[torch.Tensor], Any]
+    ) -> tuple[torch.Tensor, Tokens]:
+        """Run the adapters at work around the slot."""
+        names = self.working_adapters()
+        for name in names:
+            output, tokens = self.adapt_output(name, output, inputs, tokens)
+        update, tokens = self.base_layer(output, inputs, tokens, drop_path)
+        for name in names:
+            update, tokens = self.adapt_update(name, update, inputs, tokens)
+        return update, tokens
+
+
+# A slot, maybe one of a list, with a layer around it.
+_NESTED_LAYER = re.compile(r"(_slots?(?:\.\d+)?)(?:\.base_layer)+\.")
+
 _MERGE_MESSAGE = (
     "An adapter of type {name} cannot be merged into the backbone: what it adds depends on the input, not only on "
     "weights. Use `unload()` to get the backbone back without it, or keep the adapter attached to predict."
@@ -155,93 +222,17 @@ class SlotTuner(BaseTuner):
     """Base of the tuners that attach to slots.
 
     Class attributes to set:
-        prefix: Name of the type in lower case and "_".
-        tuner_layer_cls: The class that all layers of the type derive from.
         layer_classes: By slot class, the layer that goes around it.
-        default_target_modules: Names of the slots that the method uses.
+
+    [`~point_peft_hf.tuners.registry.register_method`] sets `prefix`, the name of the type in lower case and "_".
     """
 
+    prefix = ""
+    tuner_layer_cls = SlotLayer
     layer_classes: ClassVar[dict[type[AdapterSlot], type[SlotLayer]]] = {}
-    default_target_modules: ClassVar[tuple[str, ...]] = ()
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
-    # -- Choosing slots -----------------------------------------------------------------------------------------------
-
-    def _prepare_adapter_config(self, peft_config: PointTunerConfig, model_config: dict) -> PointTunerConfig:
-        if peft_config.target_modules is None:
-            peft_config.target_modules = set(self.default_target_modules)
-        return peft_config
-
-    def _prepare_model(self, peft_config: PointTunerConfig, model: nn.Module) -> None:
-        # All that can be wrong is found here, before anything is attached.
-        self._slots = dict(_named_slots(model))
-        if not self._slots:
-            raise ValueError(
-                f"{type(model).__name__} has no slots that an adapter of type {peft_config.peft_type.value} could "
-                "attach to. Use a backbone of point_peft_hf (for example AutoModelForPointCloudClassification), or "
-                "give your own blocks slots (see point_peft_hf.foreign.add_slots)."
-            )
-        if peft_config.modules_to_save is None:
-            peft_config.modules_to_save = self._default_modules_to_save(peft_config, model)
-        if peft_config.modules_to_save and not any(self._has_use_for(peft_config, s) for s in self._slots.values()):
-            # Every part is switched off: an adapter that is nothing but a head. PEFT knows this by a name of its own.
-            peft_config.target_modules = DUMMY_TARGET_MODULES
-        self._check_targets(peft_config, model)
-        # First whether it is the backbone that the adapter was made for: that says more than a module it lacks.
-        peft_config.attach_to(describe_backbone(model, peft_config.modules_to_save or ()))
-        _check_modules_to_save(peft_config, model)
-        check_saved_modules(model, peft_config)
-
-    def _check_targets(self, peft_config: PointTunerConfig, model: nn.Module) -> None:
-        """Check that `target_modules` names slots of this type, and blocks that exist."""
-        if peft_config.target_modules == DUMMY_TARGET_MODULES:
-            return
-        self._check_targets_exist(peft_config)
-        inside = tuple(name + "." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
-        by_name = copy.copy(peft_config)
-        by_name.layers_to_transform = None
-        supported = tuple(self.layer_classes)
-        for name, module in model.named_modules():
-            # An expression may well match more slots than a type has a use for; a list of names says what is meant.
-            is_slot = name in self._slots
-            if is_slot and (isinstance(self._slots[name], supported) or isinstance(peft_config.target_modules, str)):
-                continue
-            found = bool(name) and not name.startswith(inside) and super()._check_target_module_exists(by_name, name)
-            if found and not isinstance(found, _ExcludedModule):
-                wrong = self._slots[name] if is_slot else module
-                names = ", ".join(sorted(slot_class.__name__ for slot_class in supported))
-                raise ValueError(
-                    f"An adapter of type {peft_config.peft_type.value} attaches to slots ({names}), but "
-                    f"`target_modules` also matches {name!r}, a {type(wrong).__name__}. Leave `target_modules` out "
-                    f"to use {sorted(self.default_target_modules)}."
-                )
-        blocks = {name: slot for name, slot in self._slots.items() if isinstance(slot, BlockSlot)}
-        if peft_config.layers_to_transform is not None and not any(
-            self._check_target_module_exists(peft_config, name) is True for name in blocks
-        ):
-            depth = getattr(peft_config, "prompt_depth", None)
-            raise ValueError(
-                f"`layers_to_transform`={peft_config.layers_to_transform!r} leaves no block to attach to: the "
-                f"backbone has blocks 0 to {max((slot.layer_index for slot in blocks.values()), default=-1)}"
-                + (f", and `prompt_depth`={depth} takes the first {depth} of them." if depth is not None else ".")
-            )
-
-    def _check_targets_exist(self, peft_config: PointTunerConfig) -> None:
-        targets = peft_config.target_modules
-        wanted = [targets] if isinstance(targets, str) else sorted(set(targets) - set(self.default_target_modules))
-        for target in wanted:
-            by_name = copy.copy(peft_config)
-            by_name.target_modules = target if isinstance(targets, str) else {target}
-            by_name.exclude_modules = by_name.layers_to_transform = None
-            if not any(super(SlotTuner, self)._check_target_module_exists(by_name, name) for name in self._slots):
-                known = sorted({name.rpartition(".")[2] for name in self._slots})
-                raise ValueError(
-                    f"`target_modules` has {target!r}, but the backbone has no such slot. Its slots are {known}."
-                )
-
-    def _default_modules_to_save(self, peft_config: PointTunerConfig, model: nn.Module) -> list[str] | None:
-        """Modules that belong to the task: without them in the file, an adapter could not be used anywhere else."""
-        return list(getattr(model, "task_module_names", ())) or None
+    # -- For a method -------------------------------------------------------------------------------------------------
 
     def wants_slot(self, peft_config: PointTunerConfig, slot: AdapterSlot) -> bool:
         """Whether the configuration has anything to put around this slot.
@@ -252,41 +243,103 @@ class SlotTuner(BaseTuner):
         """
         return True
 
-    def _has_use_for(self, peft_config: PointTunerConfig, slot: AdapterSlot) -> bool:
-        return isinstance(slot, tuple(self.layer_classes)) and self.wants_slot(peft_config, slot)
+    def readout_size(self, peft_config: PointTunerConfig, slot: ReadoutSlot) -> int:
+        """Width of what the method's read-out returns; the adapter's head is built for it.
 
-    def _check_target_module_exists(self, peft_config: PointTunerConfig, key: str) -> Any:
-        slot = self._slots.get(key)
-        if slot is not None and not isinstance(slot, BlockSlot):
-            return self._serves_a_block(peft_config, key, slot)
-        # Slots know the number of their block: no need to read names.
-        config = peft_config
-        if slot is not None and not peft_config.layers_pattern:
-            config = copy.copy(peft_config)
-            config.layers_to_transform = None
-        found = super()._check_target_module_exists(config, key)
-        if not found or isinstance(found, _ExcludedModule) or slot is None:
-            return found
-        wanted = peft_config.layers_to_transform
-        if not peft_config.layers_pattern and wanted is not None:
-            if slot.layer_index not in ([wanted] if isinstance(wanted, int) else wanted):
-                return False
-        return self._has_use_for(peft_config, slot)
-
-    def _serves_a_block(self, peft_config: PointTunerConfig, key: str, slot: AdapterSlot) -> bool:
-        """Whether a slot before the blocks of a stage prepares anything for a block that is attached to.
-
-        Such slots follow from the blocks: whoever names blocks in `target_modules` need not know of them.
+        Args:
+            peft_config: The configuration.
+            slot: The read-out.
         """
-        # Retrieval for the prompts goes through all stages, neighbourhoods belong to one.
-        kind, stage = (OutputSlot, key.rpartition(".")[0]) if isinstance(slot, LocalitySlot) else (PromptSlot, "")
-        usable = self._has_use_for(peft_config, slot)
-        return usable and any(
-            isinstance(other, kind)
-            and name.startswith(stage)
-            and self._check_target_module_exists(peft_config, name) is True
-            for name, other in self._slots.items()
-        )
+        return slot.hidden_size
+
+    def frozen_modules(self, peft_config: PointTunerConfig, model: nn.Module) -> tuple[str, ...]:
+        """Names of modules of the backbone that are saved with the adapter, but not trained."""
+        return ()
+
+    def _default_modules_to_save(self, peft_config: PointTunerConfig, model: nn.Module) -> list[str] | None:
+        """Modules that belong to the task: without them in the file, an adapter could not be used anywhere else."""
+        return list(getattr(model, "task_module_names", ())) or None
+
+    # -- Choosing slots -----------------------------------------------------------------------------------------------
+
+    def _prepare_adapter_config(self, peft_config: PointTunerConfig, model_config: dict) -> PointTunerConfig:
+        return peft_config
+
+    def _prepare_model(self, peft_config: PointTunerConfig, model: nn.Module) -> None:
+        # All that can be wrong is found here, before anything is attached.
+        slots = dict(named_slots(model))
+        if not slots:
+            raise ValueError(
+                f"{type(model).__name__} has no slots that an adapter of type {peft_config.peft_type.value} could "
+                "attach to. Use a backbone of point_peft_hf (for example AutoModelForPointCloudClassification), or "
+                "give your own blocks slots (see point_peft_hf.foreign.add_slots)."
+            )
+        if peft_config.modules_to_save is None:
+            peft_config.modules_to_save = self._default_modules_to_save(peft_config, model)
+        if peft_config.target_modules == DUMMY_TARGET_MODULES:
+            selected = []
+        else:
+            selected = self._select(peft_config, model, slots)
+        self._selected = {name: slots[name] for name in selected}
+        # First whether it is the backbone that the adapter was made for: that says more than a module it lacks.
+        peft_config.attach_to(describe_backbone(model, peft_config.modules_to_save or ()))
+        _check_modules_to_save(peft_config, model)
+        self._check_readout(peft_config, model)
+        check_saved_modules(model, peft_config)
+
+    def _select(self, peft_config: PointTunerConfig, model: nn.Module, slots: dict[str, AdapterSlot]) -> list[str]:
+        supported = tuple(self.layer_classes)
+
+        def has_use_for(slot: AdapterSlot) -> bool:
+            return isinstance(slot, supported) and self.wants_slot(peft_config, slot)
+
+        selected = select_slots(peft_config, slots, has_use_for)
+        if peft_config.target_modules is not None:
+            self._check_targets(peft_config, model, slots)
+        if not selected and peft_config.modules_to_save and not any(map(has_use_for, slots.values())):
+            # Every part is switched off: an adapter that is nothing but a head. PEFT knows this by a name of its own.
+            peft_config.target_modules = DUMMY_TARGET_MODULES
+        elif not selected:
+            raise ValueError(
+                f"`target_modules`={peft_config.target_modules!r} and `exclude_modules`="
+                f"{peft_config.exclude_modules!r} leave no slot that an adapter of type "
+                f"{peft_config.peft_type.value} has a use for. Leave both out for the default."
+            )
+        elif peft_config.target_modules is None:
+            peft_config.target_modules = set(map(_short_name, selected))
+        return selected
+
+    def _check_targets(self, peft_config: PointTunerConfig, model: nn.Module, slots: dict[str, AdapterSlot]) -> None:
+        """Check that `target_modules` names slots of this type only."""
+        targets, supported = peft_config.target_modules, tuple(self.layer_classes)
+        inside = tuple(name + "." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+        names = [name for name, _ in model.named_modules() if name and not name.startswith(inside)]
+        for name in matching(targets, names):
+            # An expression may well match more slots than a type has a use for; a list of names says what is meant.
+            if name in slots and (isinstance(slots[name], supported) or isinstance(targets, str)):
+                continue
+            wrong = slots.get(name) or model.get_submodule(name)
+            kinds = ", ".join(sorted(slot_class.__name__ for slot_class in supported))
+            raise ValueError(
+                f"An adapter of type {peft_config.peft_type.value} attaches to slots ({kinds}), but `target_modules` "
+                f"also matches {name!r}, a {type(wrong).__name__}. Leave `target_modules` out for the default."
+            )
+
+    def _check_target_module_exists(self, peft_config: PointTunerConfig, key: str) -> bool:
+        return key in self._selected
+
+    def _check_readout(self, peft_config: PointTunerConfig, model: nn.Module) -> None:
+        """Check that an adapter that reads out something else brings a head for it."""
+        for slot in self._selected.values():
+            if not isinstance(slot, ReadoutSlot) or not slot.is_read:
+                continue
+            size, head = self.readout_size(peft_config, slot), head_name(model)
+            if size != slot.hidden_size and head is not None and head not in (peft_config.modules_to_save or ()):
+                raise ValueError(
+                    f"An adapter of type {peft_config.peft_type.value} reads out {size} features where the head of the "
+                    f"backbone takes {slot.hidden_size}, so it needs a head of its own. Name {head!r} in "
+                    f"`modules_to_save` (got {peft_config.modules_to_save}), or leave `modules_to_save` out."
+                )
 
     # -- Attaching ----------------------------------------------------------------------------------------------------
 
@@ -304,8 +357,8 @@ class SlotTuner(BaseTuner):
                 "around it. For a second adapter of the same type use its `add_adapter`, to mix types use "
                 "`point_peft_hf.add_adapters` on the backbone, to start anew call `unload()` first."
             )
-        for layer in self.model.modules():
-            if isinstance(layer, self.tuner_layer_cls) and adapter_name in layer.configs:
+        for layer in self._own_layers():
+            if adapter_name in layer.configs:
                 # PEFT has put the new configuration in the place of the attached one already.
                 self.peft_config[adapter_name] = layer.configs[adapter_name]
                 raise ValueError(
@@ -316,6 +369,42 @@ class SlotTuner(BaseTuner):
             # Adapters that were made from one object may get banks of different sizes.
             self.peft_config[adapter_name] = copy.copy(config)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self._finish_saved_modules(model, adapter_name)
+
+    def _finish_saved_modules(self, model: nn.Module, adapter_name: str) -> None:
+        """Give the adapter a head for its own read-out, and keep from training what is only saved."""
+        config = self.peft_config[adapter_name]
+        for slot in self._selected.values():
+            if not isinstance(slot, ReadoutSlot) or not slot.is_read:
+                continue
+            size, head = self.readout_size(config, slot), head_name(model)
+            if size != slot.hidden_size and head is not None:
+                wrapper = model.get_submodule(head)
+                old = wrapper.modules_to_save[adapter_name]
+                reference = next(old.parameters())
+                new = self.build_head(model, config, size).to(reference.device, reference.dtype)
+                new.train(old.training)
+                for parameter in new.parameters():
+                    parameter.requires_grad_(reference.requires_grad)
+                wrapper.modules_to_save[adapter_name] = new
+        frozen = self.frozen_modules(config, model)
+        for name, module in model.named_modules():
+            if isinstance(module, ModulesToSaveWrapper) and name.rpartition(".")[2] in frozen:
+                if adapter_name in module.modules_to_save:
+                    _parameters_to_buffers(module.modules_to_save[adapter_name])
+
+    def build_head(self, model: nn.Module, peft_config: PointTunerConfig, in_size: int) -> nn.Module:
+        """A new head of the adapter's own, for features of another width.
+
+        Args:
+            model: The backbone.
+            peft_config: The configuration.
+            in_size: The width.
+        """
+        return _base_model(model).build_head(in_size)
+
+    def _own_layers(self) -> list[SlotLayer]:
+        return [m for m in self.model.modules() if isinstance(m, SlotLayer) and m.prefix == self.prefix]
 
     def _create_and_replace(
         self,
@@ -327,15 +416,15 @@ class SlotTuner(BaseTuner):
         current_key: str,
         **kwargs,
     ) -> None:
-        slot = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        layer_class = next(layer for slot_class, layer in self.layer_classes.items() if isinstance(slot, slot_class))
+        slot = self._selected[current_key]
         existing = target
         while isinstance(existing, SlotLayer):
-            if isinstance(existing, layer_class):
+            if existing.prefix == self.prefix:
                 existing.update_layer(adapter_name, peft_config, current_key)
                 return
             existing = existing.base_layer
-        layer = layer_class(target)
+        layer_class = next(self.layer_classes[kind] for kind in type(slot).__mro__ if kind in self.layer_classes)
+        layer = layer_class(target, self.prefix)
         layer._active_adapter = list(self.active_adapters)
         layer.update_layer(adapter_name, peft_config, current_key)
         self._replace_module(parent, target_name, layer, target)
@@ -383,8 +472,10 @@ class SlotTuner(BaseTuner):
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # Two types on one slot sit inside of each other; which one is outside must not show in a file.
-        return super()._remove_adapter_name_from_key(key, adapter_name).replace("_slot.base_layer.", "_slot.")
+        # Two types on one slot sit inside of each other; which one is outside must not show in a file, nor whether the
+        # model was compiled.
+        key = super()._remove_adapter_name_from_key(key, adapter_name).replace("_orig_mod.", "")
+        return _NESTED_LAYER.sub(r"\1.", key)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -406,13 +497,13 @@ class SlotTuner(BaseTuner):
         if not autocast_adapter_dtype:
             return
         # PEFT casts the parameters of an adapter to float32, but not its buffers (the statistics of a BatchNorm).
-        for layer in self.model.modules():
-            if isinstance(layer, SlotLayer) and adapter_name in layer.configs:
-                for part in layer.parts:
-                    module = layer.part(part, adapter_name)
-                    for name, buffer in module.named_buffers() if module is not None else ():
+        for layer in self._own_layers():
+            for part in layer.parts if adapter_name in layer.configs else ():
+                module = layer.part(part, adapter_name)
+                for inner in module.modules() if module is not None else ():
+                    for name, buffer in inner.named_buffers(recurse=False):
                         if buffer.dtype in (torch.float16, torch.bfloat16):
-                            setattr(module, name, buffer.float())
+                            setattr(inner, name, buffer.float())
 
 
 def bottleneck_size(config: PointTunerConfig, slot_name: str, default: int) -> int:
@@ -433,8 +524,33 @@ def _check_modules_to_save(config: PointTunerConfig, model: nn.Module) -> None:
         )
 
 
-def _named_slots(model: nn.Module) -> Iterator[tuple[str, AdapterSlot]]:
+def named_slots(model: nn.Module) -> Iterator[tuple[str, AdapterSlot]]:
+    """The slots of a model by name, whatever layers are around them."""
     for name, module in model.named_modules():
         slot = module.get_base_layer() if isinstance(module, SlotLayer) else module
         if isinstance(slot, AdapterSlot) and not name.endswith("base_layer"):
             yield name, slot
+
+
+def head_name(model: nn.Module) -> str | None:
+    """Name of the module that a model reads its features out with, or `None`."""
+    return next((name for name in HEADS if hasattr(_base_model(model), name)), None)
+
+
+def _base_model(model: nn.Module) -> nn.Module:
+    # torch.compile wraps a model.
+    return getattr(model, "_orig_mod", model)
+
+
+def _short_name(name: str) -> str:
+    """The end of a slot's name that says which slot it is: one of a list is told by its number as well."""
+    *_, last = name.split(".")
+    return ".".join(name.split(".")[-2:]) if last.isdecimal() else last
+
+
+def _parameters_to_buffers(module: nn.Module) -> None:
+    """Save a module without training it: under the same keys, but as buffers, which nothing ever trains."""
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            del part._parameters[name]
+            part.register_buffer(name, parameter.detach())

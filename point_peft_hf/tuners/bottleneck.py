@@ -39,11 +39,11 @@ class Bottleneck(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     @torch.no_grad()
-    def reset_parameters(self, initialization: str) -> None:
-        """Initialise: Xavier weights and almost zero biases; for "zero" the way up is 0, so the output is."""
+    def reset_parameters(self, init_weights: bool | str = True) -> None:
+        """Initialise: Xavier weights and almost zero biases; for `True` the way up is 0, so the output is."""
         nn.init.xavier_uniform_(self.down_weight)
         nn.init.normal_(self.down_bias, std=1e-6)
-        if initialization == "zero":
+        if init_weights is True:
             nn.init.zeros_(self.up_weight)
             nn.init.zeros_(self.up_bias)
         else:

@@ -24,7 +24,6 @@ from ..adapter_files import (
 from .fingerprint import common_precision, fingerprint
 from .type_checks import check_types
 
-INITIALIZATIONS = ("zero", "published")
 # Fields of a backbone that must be those an adapter was made with: what follows from them is in no weight.
 BACKBONE_FIELDS = (
     "model_type",
@@ -61,13 +60,11 @@ class PointTunerConfig(PeftConfig):
             slots that the method uses.
         exclude_modules: Names of slots to leave out, in the same form.
         layers_to_transform: Numbers of the blocks to attach to, counted from 0 over all stages; default: all.
-        layers_pattern: Name of the list of blocks, as in other PEFT methods. Rarely needed: slots know their number.
         modules_to_save: Modules that are trained and saved as a whole; default: those that the model declares as part
             of the task (its head and class token). Pass an empty list for none.
         bottleneck_pattern: Widths of single bottlenecks, by a regular expression on the slot's name.
-        initialization: "zero": a fresh adapter adds nothing to the frozen function. "published": Xavier-initialised
-            bottlenecks, as in the published code.
-        init_weights: Set to `False` to start from random weights instead (for tests).
+        init_weights: `True`: a fresh adapter adds nothing to the frozen function, where the method allows it.
+            "published": as in the published code. `False`: random weights (for tests).
         backbone: Written into the file when an adapter is saved: the backbone it was made for, and the names of its
             classes. An adapter whose file names another backbone is refused.
         checksums: Written into the file when an adapter is saved, so that damage is noticed.
@@ -76,11 +73,9 @@ class PointTunerConfig(PeftConfig):
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Slots to attach to."})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Slots to leave out."})
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Blocks to attach to."})
-    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of blocks."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole."})
     bottleneck_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Widths by slot name."})
-    initialization: str = field(default="zero", metadata={"help": "'zero' or 'published'."})
-    init_weights: bool = field(default=True, metadata={"help": "False: random weights, for tests."})
+    init_weights: bool | str = field(default=True, metadata={"help": "True, 'published', or False: random."})
     backbone: dict[str, Any] | None = field(default=None, metadata={"help": "The backbone it was made for."})
     checksums: dict[str, str] | None = field(default=None, metadata={"help": "Written when an adapter is saved."})
 
@@ -95,19 +90,12 @@ class PointTunerConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             if isinstance(getattr(self, name), list):
                 setattr(self, name, set(getattr(self, name)))
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError(
-                f"`layers_pattern`={self.layers_pattern!r} only narrows `layers_to_transform`, which is not set. Set "
-                "it "
-                "as well, or leave both out."
-            )
         if self.layers_to_transform is not None and isinstance(self.target_modules, str):
             raise ValueError(
                 "`layers_to_transform` cannot be combined with a regular expression in `target_modules`: put the "
-                "blocks "
-                f"into the expression {self.target_modules!r}, or pass a list of slot names."
+                f"blocks into the expression {self.target_modules!r}, or pass a list of slot names."
             )
-        self._check_choice("initialization", INITIALIZATIONS)
+        self._check_choice("init_weights", (True, False, "published"))
         for name in ("id2label", "weights"):
             part = (self.backbone or {}).get(name)
             if part is not None and not isinstance(part, dict):

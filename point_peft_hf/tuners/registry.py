@@ -7,31 +7,44 @@ type of the same name itself, registering is refused instead of replacing it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
 
 
-def register_point_peft_method(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> PeftType:
+def register_method(name: str, config_cls: type[PeftConfig]) -> Callable[[type[BaseTuner]], type[BaseTuner]]:
     """Make a PEFT type known to `peft`, so that `get_peft_model`, `PeftModel.from_pretrained` and all others find it.
 
+    A decorator of the tuner:
+
+        @register_method("token_scale", TokenScaleConfig)
+        class TokenScaleModel(SlotTuner):
+            layer_classes = {OutputSlot: TokenScaleLayer}
+
     Args:
-        name: Name of the type in lower case, such as "geometry_adapter". The model class's `prefix` is this name and
-            "_".
+        name: Name of the type in lower case, such as "geometry_adapter".
         config_cls: Its configuration.
-        model_cls: Its tuner.
 
     Returns:
-        The member of `PeftType`. Registering the same classes again does nothing.
+        What takes the tuner and returns it. Registering the same classes again does nothing.
 
     Raises:
         ValueError: If the name is not in lower case, or if another method has it.
     """
+
+    def register(model_cls: type[BaseTuner]) -> type[BaseTuner]:
+        _register(name, config_cls, model_cls)
+        return model_cls
+
+    return register
+
+
+def _register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> PeftType:
     if not name.islower() or name.endswith("_"):
         raise ValueError(f"The name of a PEFT method must be in lower case and not end with '_', got {name!r}.")
-    if model_cls.prefix != f"{name}_":
-        raise ValueError(f"The prefix of {model_cls.__name__} must be {name + '_'!r}, got {model_cls.prefix!r}.")
     member_name = name.upper()
     if member_name in PeftType.__members__:
         member = PeftType[member_name]
@@ -42,11 +55,13 @@ def register_point_peft_method(name: str, config_cls: type[PeftConfig], model_cl
             owner = registered.__module__ if registered else "peft"
             raise ValueError(
                 f"PEFT already has a method {member_name} (from {owner}), so {config_cls.__module__} cannot register "
-                "its "
-                "own under that name. Use a version of peft without it, or rename the method."
+                "its own under that name. Use a version of peft without it, or rename the method."
             )
     else:
         member = _add_member(member_name)
+    # The prefix of all parameters of the type, and what its configurations are called in a file.
+    model_cls.prefix = f"{name}_"
+    config_cls._peft_type_name = member_name
     register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls)
     return member
 

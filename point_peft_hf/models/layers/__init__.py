@@ -3,11 +3,11 @@
 from .class_token import ClassToken
 from .classification_head import ClassificationHead, ShallowClassificationHead
 from .encoder import PointTransformerEncoder
-from .frozen import check_frozen, is_pretrained, pretrained_behavior
 from .patch_embedding import PatchEmbedding
 from .position_embedding import PositionEmbedding
 from .segmentation_head import SegmentationHead, TokenFusion, TokenPyramid
-from .transformer import PointAttention, PointMLP, PointTransformerLayer
+from .slotted import SlottedModule, is_pretrained, original, trained_weight
+from .transformer import PointAttention, PointMLP, PointTransformerLayer, TokenLayer
 
 __all__ = [
     "ClassToken",
@@ -20,9 +20,11 @@ __all__ = [
     "PositionEmbedding",
     "SegmentationHead",
     "ShallowClassificationHead",
-    "check_frozen",
     "TokenFusion",
     "TokenPyramid",
+    "SlottedModule",
+    "TokenLayer",
     "is_pretrained",
-    "pretrained_behavior",
+    "original",
+    "trained_weight",
 ]

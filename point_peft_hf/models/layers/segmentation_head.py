@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -92,6 +92,7 @@ class SegmentationHead(TaskModule):
         num_labels: Number of parts.
         num_categories: Number of categories; 0 if the head is not told.
         dropout: Dropout rate behind the first of the layers of `hidden_sizes`.
+        in_size: Number of features of the whole cloud; default: maximum and mean over the tokens.
 
     Shapes:
         - hidden_states, centers: what `fusion` takes
@@ -108,13 +109,15 @@ class SegmentationHead(TaskModule):
         num_labels: int,
         num_categories: int,
         dropout: float,
+        in_size: int | None = None,
     ):
         super().__init__()
+        in_size = self.global_size(fusion) if in_size is None else in_size
         self.fusion = fusion
         self.num_categories = num_categories
         self.token_linear = nn.Linear(fusion.out_size, propagation_sizes[0], bias=False)
         self.point_linear = nn.Linear(3, propagation_sizes[0], bias=False)
-        self.cloud_linear = nn.Linear(2 * fusion.out_size + num_categories, hidden_sizes[0], bias=False)
+        self.cloud_linear = nn.Linear(in_size + num_categories, hidden_sizes[0], bias=False)
         sizes = (*propagation_sizes, *hidden_sizes)
         self.linears = nn.ModuleList(nn.Linear(*pair, bias=False) for pair in zip(sizes, sizes[1:], strict=False))
         self.activations = nn.ModuleList(_NormedActivation(size) for size in sizes)
@@ -128,26 +131,36 @@ class SegmentationHead(TaskModule):
         centers: Sequence[torch.Tensor],
         points: torch.Tensor,
         category_ids: torch.Tensor | None = None,
+        read_out: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Return the part scores (logits)."""
+        """Return the part scores (logits); `read_out` may change what the head knows of the whole cloud."""
         tokens = self.fusion(hidden_states, centers)
         features = interpolate_features(points, centers[0], self.token_linear(tokens))
         features = self.activations[0](features + self.point_linear(points.to(features.dtype)))
         for index, linear in enumerate(self.linears, start=1):
             features = linear(features)
             if index == self.num_propagation_layers:
-                features = features + self._describe_cloud(tokens, category_ids)[:, None]
+                features = features + self._describe_cloud(tokens, category_ids, read_out)[:, None]
             features = self.activations[index](features)
             if index == self.num_propagation_layers:
                 features = self.dropout(features)
         return self.output(features)
 
-    def _describe_cloud(self, tokens: torch.Tensor, category_ids: torch.Tensor | None) -> torch.Tensor:
-        """What the first hidden layer is told of the whole cloud, of shape `(batch_size, hidden_sizes[0])`."""
-        parts = [tokens.amax(dim=1), tokens.mean(dim=1)]
+    @staticmethod
+    def global_size(fusion: TokenFusion | TokenPyramid) -> int:
+        """Number of features that maximum and mean over the tokens are."""
+        return 2 * fusion.out_size
+
+    def _describe_cloud(
+        self, tokens: torch.Tensor, category_ids: torch.Tensor | None, read_out: Callable | None
+    ) -> torch.Tensor:
+        """What the first hidden layer knows of the whole cloud, of shape `(batch_size, hidden_sizes[0])`."""
+        pooled = torch.cat([tokens.amax(dim=1), tokens.mean(dim=1)], dim=-1)
+        if read_out is not None:
+            pooled = read_out(pooled)
         if self.num_categories:
-            category = tokens.new_zeros(len(tokens), self.num_categories)
+            category = pooled.new_zeros(len(pooled), self.num_categories)
             if category_ids is not None:
-                category = F.one_hot(category_ids, self.num_categories).to(tokens.dtype)
-            parts.append(category)
-        return self.cloud_linear(torch.cat(parts, dim=-1))
+                category = F.one_hot(category_ids, self.num_categories).to(pooled.dtype)
+            pooled = torch.cat([pooled, category], dim=-1)
+        return self.cloud_linear(pooled)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -10,7 +12,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...layers import DropPath
-from ...slots import BiasSlot, BlockContext, FeedForwardSlot, OutputSlot, PromptSlot, drop_prompts
+from ...slots import BranchSlot, EntrySlot, OutputSlot, Stage
+from ...tokens import Tokens
+from .slotted import SlottedModule
 
 
 def eager_attention_forward(
@@ -21,26 +25,29 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    is_causal: bool = False,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention written out, for `attn_implementation="eager"`: the one that also returns the attention weights."""
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
+    if is_causal:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(hidden, -torch.inf)
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-class PointAttention(nn.Module):
+class PointAttention(SlottedModule):
     """Multi-head self-attention.
 
     Args:
         config: Configuration with `qkv_bias`, `attention_dropout` and the attention implementation.
-        hidden_size: Width of the tokens.
+        stage: The stage of the block.
         num_heads: Number of attention heads.
         layer_index: Number of the block.
-        num_layers: Number of blocks of the backbone.
 
     Shapes:
         - input: `(batch_size, sequence_length, hidden_size)`
@@ -48,28 +55,37 @@ class PointAttention(nn.Module):
         `None`
     """
 
-    def __init__(self, config, hidden_size: int, num_heads: int, layer_index: int, num_layers: int):
+    def __init__(self, config, stage: Stage, num_heads: int, layer_index: int):
         super().__init__()
+        size = stage.hidden_size
         self.config = config
-        self.head_dim = hidden_size // num_heads
+        self.head_dim = size // num_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
-        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
-        self.out_proj = nn.Linear(hidden_size, hidden_size)
-        self.out_proj_bias_slot = BiasSlot(hidden_size, layer_index, num_layers)
+        for name in ("q_proj", "k_proj", "v_proj"):
+            self.add_layer(name, nn.Linear(size, size, bias=config.qkv_bias), stage, layer_index)
+        self.add_layer("out_proj", nn.Linear(size, size), stage, layer_index)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, is_causal: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend among the tokens; `attention_mask` is added to the scores."""
+        return self.attend(hidden_states, attention_mask, is_causal)
+
+    def attend(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        is_causal: bool,
+        frozen: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend among the tokens; see [`SlottedModule.through`] for `frozen`."""
         batch_size, sequence_length, _ = hidden_states.shape
         heads = (batch_size, sequence_length, -1, self.head_dim)
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
-
+        query, key, value = (
+            self.through(name, hidden_states, frozen).view(heads).transpose(1, 2)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
         if attention_mask is not None:
             attention_mask = attention_mask.to(query.dtype)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
@@ -80,100 +96,107 @@ class PointAttention(nn.Module):
             value,
             attention_mask,
             scaling=self.scaling,
-            dropout=self.config.attention_dropout if self.training else 0.0,
+            dropout=self.config.attention_dropout if self.training and not frozen else 0.0,
+            is_causal=is_causal,
         )
-        output = self.out_proj(output.reshape(batch_size, sequence_length, -1))
-        return self.out_proj_bias_slot(output), weights
+        return self.through("out_proj", output.reshape(batch_size, sequence_length, -1), frozen), weights
 
 
-class PointMLP(nn.Module):
+class PointMLP(SlottedModule):
     """Feed-forward network: Linear - activation - Linear.
 
     Args:
         config: Configuration with `mlp_ratio` and `hidden_act`.
-        hidden_size: Width of the tokens.
+        stage: The stage of the block.
         layer_index: Number of the block.
-        num_layers: Number of blocks of the backbone.
     """
 
-    def __init__(self, config, hidden_size: int, layer_index: int, num_layers: int):
+    def __init__(self, config, stage: Stage, layer_index: int):
         super().__init__()
-        intermediate_size = int(hidden_size * config.mlp_ratio)
-        self.fc1 = nn.Linear(hidden_size, intermediate_size)
-        self.fc1_bias_slot = BiasSlot(intermediate_size, layer_index, num_layers)
+        size = stage.hidden_size
+        intermediate_size = int(size * config.mlp_ratio)
+        self.add_layer("fc1", nn.Linear(size, intermediate_size), stage, layer_index, intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(intermediate_size, hidden_size)
-        self.fc2_bias_slot = BiasSlot(hidden_size, layer_index, num_layers)
+        self.add_layer("fc2", nn.Linear(intermediate_size, size), stage, layer_index)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, frozen: bool = False) -> torch.Tensor:
         """Map tokens of shape `(batch_size, sequence_length, hidden_size)` to the same shape."""
-        hidden_states = self.activation(self.fc1_bias_slot(self.fc1(hidden_states)))
-        return self.fc2_bias_slot(self.fc2(hidden_states))
+        return self.through("fc2", self.activation(self.through("fc1", hidden_states, frozen)), frozen)
 
 
-class PointTransformerLayer(GradientCheckpointingLayer):
+class TokenLayer(SlottedModule, GradientCheckpointingLayer):
+    """A block that maps tokens to tokens; gradient checkpointing, of both kinds, sees all tensors of the tokens."""
+
+    @property
+    def _gradient_checkpointing_func(self) -> Callable:
+        return self._checkpoint_tokens
+
+    @_gradient_checkpointing_func.setter
+    def _gradient_checkpointing_func(self, function: Callable) -> None:
+        self._checkpoint = function
+
+    def _checkpoint_tokens(self, forward: Callable[[Tokens], Tokens], tokens: Tokens, *args) -> Tokens:
+        tensors, rebuild = tokens.to_tensors()
+        # What the block returns is only known when it has run.
+        rebuild_output: list[Callable] = []
+
+        def run(*tensors):
+            output, restore = forward(rebuild(tensors), *args).to_tensors()
+            rebuild_output[:] = [restore]
+            return tuple(output)
+
+        output = self._checkpoint(run, *tensors)
+        return rebuild_output[0](output)
+
+
+class PointTransformerLayer(TokenLayer):
     """A pre-norm transformer block that adapters can be attached to.
 
     Args:
         config: Configuration of the backbone.
-        hidden_size: Width of the tokens.
+        stage: The stage of the block.
         num_heads: Number of attention heads.
         drop_path_rate: Rate with which each of the two residual branches is dropped in training.
         layer_index: Number of the block, counted from 0 over all stages.
-        num_layers: Number of blocks of the backbone.
-        is_last_stage: Whether the features of the backbone come from the stage of this block.
     """
 
-    def __init__(
-        self,
-        config,
-        hidden_size: int,
-        num_heads: int,
-        drop_path_rate: float,
-        layer_index: int,
-        num_layers: int,
-        is_last_stage: bool = True,
-    ):
+    def __init__(self, config, stage: Stage, num_heads: int, drop_path_rate: float, layer_index: int):
         super().__init__()
-        place = (layer_index, num_layers)
-        self.norm1 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.norm1_bias_slot = BiasSlot(hidden_size, *place)
-        self.attention = PointAttention(config, hidden_size, num_heads, *place)
-        self.norm2 = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.norm2_bias_slot = BiasSlot(hidden_size, *place)
-        self.mlp = PointMLP(config, hidden_size, *place)
+        self.entry_slot = EntrySlot(stage, layer_index)
+        self.add_layer("norm1", nn.LayerNorm(stage.hidden_size, eps=config.layer_norm_eps), stage, layer_index)
+        self.attention = PointAttention(config, stage, num_heads, layer_index)
+        self.attention_slot = BranchSlot(stage, layer_index, "attention")
+        self.add_layer("norm2", nn.LayerNorm(stage.hidden_size, eps=config.layer_norm_eps), stage, layer_index)
+        self.mlp = PointMLP(config, stage, layer_index)
+        self.ffn_slot = BranchSlot(stage, layer_index, "ffn")
         self.drop_path = DropPath(drop_path_rate)
-        self.prompt_slot = PromptSlot(hidden_size, *place, is_last_stage)
-        self.ffn_slot = FeedForwardSlot(hidden_size, *place)
-        self.output_slot = OutputSlot(hidden_size, *place)
+        self.output_slot = OutputSlot(stage, layer_index)
 
-    def forward(
-        self, hidden_states: torch.Tensor, context: BlockContext | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, tokens: Tokens, frozen: bool = False) -> Tokens:
         """Run the block.
 
         Args:
-            hidden_states: Tokens with their position embeddings added, of shape
-                `(batch_size, num_prefix_tokens + num_groups, hidden_size)`.
-            context: What adapters must know of the clouds, from [`~point_peft_hf.slots.prepare_context`].
+            tokens: The tokens, without their position embeddings.
+            frozen: Whether to run it as it was pre-trained: without adapters, dropout and stochastic depth.
 
         Returns:
-            The tokens, of the same shape, and the attention weights (`None` unless the attention is "eager").
+            The tokens; those that live for one block have left.
         """
-        hidden_states, prompts = self.prompt_slot(hidden_states, context)
-        attention_output, attention_weights = self.attention(
-            self.norm1_bias_slot(self.norm1(hidden_states)), self._attention_mask(context, prompts.count)
-        )
-        hidden_states = hidden_states + self.drop_path(attention_output)
-        ffn_output = self.drop_path(self.mlp(self.norm2_bias_slot(self.norm2(hidden_states))))
-        hidden_states = hidden_states + self.ffn_slot(ffn_output, hidden_states, context)
-        hidden_states = self.output_slot(hidden_states, context, prompts)
-        return drop_prompts(hidden_states, context, prompts), attention_weights
+        if frozen:
+            return self._run_frozen(tokens)
+        tokens = self.entry_slot(tokens)
+        hidden_states = tokens.embedded()
+        inputs = self.through("norm1", hidden_states)
+        output, _ = self.attention(inputs, tokens.mask, tokens.is_causal)
+        update, tokens = self.attention_slot(output, inputs, tokens.with_features(hidden_states), self.drop_path)
+        hidden_states = hidden_states + update
+        inputs = self.through("norm2", hidden_states)
+        update, tokens = self.ffn_slot(self.mlp(inputs), inputs, tokens.with_features(hidden_states), self.drop_path)
+        return self.output_slot(tokens.with_features(hidden_states + update)).drop_passing()
 
-    @staticmethod
-    def _attention_mask(context: BlockContext | None, num_prompts: int) -> torch.Tensor | None:
-        """The mask between patch tokens, extended by the tokens in front of them, which see and are seen by all."""
-        if context is None or context.attention_mask is None:
-            return None
-        num_front = context.num_prefix_tokens + num_prompts
-        return F.pad(context.attention_mask, (num_front, 0, num_front, 0))
+    def _run_frozen(self, tokens: Tokens) -> Tokens:
+        hidden_states = tokens.embedded()
+        inputs = self.through("norm1", hidden_states, True)
+        hidden_states = hidden_states + self.attention.attend(inputs, tokens.mask, tokens.is_causal, True)[0]
+        hidden_states = hidden_states + self.mlp(self.through("norm2", hidden_states, True), True)
+        return tokens.with_features(hidden_states)

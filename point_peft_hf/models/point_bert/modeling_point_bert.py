@@ -1,14 +1,17 @@
-"""Point-BERT: pre-training point-cloud transformers with masked point modelling (arXiv 2111.14819)."""
+"""Point-BERT: pre-training point-cloud transformers with masked point modelling (arXiv 2111.14819).
+
+The encoder is that of Point-MAE, but for the embedding of groups and for a class token that is pre-trained.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from ..layers import ShallowClassificationHead
+from ..configuration import SingleStageConfig
+from ..layers import PatchEmbedding, ShallowClassificationHead, original
 from ..modeling import PointClassificationMixin, PointPreTrainedModel
-from ..segmentation import SingleStageSegmentationMixin
-from ..single_stage import SingleStageEncoderMixin
+from ..point_mae.modeling_point_mae import SingleStageEncoder, SingleStageSegmentation
 from .configuration_point_bert import PointBertConfig
 
 
@@ -20,12 +23,12 @@ class PointBertPreTrainedModel(PointPreTrainedModel):
     base_model_prefix = "point_bert"
 
 
-class PointBertModel(SingleStageEncoderMixin, PointBertPreTrainedModel):
+class PointBertModel(SingleStageEncoder, PointBertPreTrainedModel):
     """The encoder: points -> groups -> tokens -> blocks, with a class token in front.
 
-    The features for a point-prior bank are the maximum over the patch tokens after the final norm, as for Point-MAE,
-    so that the same adapter configuration means the same on both. The class token takes part in computing them: unlike
-    that of Point-MAE it is pre-trained, and the encoder never saw patch tokens without it.
+    Its frozen features are the maximum over the patch tokens after the final norm, as for Point-MAE, so that the same
+    adapter configuration means the same on both. The class token takes part in computing them: unlike that of
+    Point-MAE it is pre-trained, and the encoder never saw patch tokens without it.
 
     Args:
         config: Configuration.
@@ -35,21 +38,17 @@ class PointBertModel(SingleStageEncoderMixin, PointBertPreTrainedModel):
 
     def __init__(self, config: PointBertConfig):
         super().__init__(config)
-        self._build(config, config.patch_embedding_size, use_class_token=True)
+        self._build(config, use_class_token=True)
         self.patch_projection = nn.Linear(config.patch_embedding_size, config.hidden_size)
         self.post_init()
 
-    def embed_groups(self, neighborhoods: torch.Tensor) -> torch.Tensor:
-        """Embed groups and project them to the width of the blocks.
+    def _build_patch_embedding(self, config: SingleStageConfig) -> PatchEmbedding:
+        return PatchEmbedding(3, tuple(config.patch_hidden_sizes), config.patch_embedding_size)
 
-        Args:
-            neighborhoods: Points relative to the centre of their group, of shape
-                `(batch_size, num_groups, group_size, 3)`, in the unit of the cloud.
-
-        Returns:
-            Tokens of shape `(batch_size, num_groups, hidden_size)`.
-        """
-        return self.patch_projection(self.patch_embedding(neighborhoods))
+    def embed_groups(self, neighborhoods: torch.Tensor, frozen: bool = False) -> torch.Tensor:
+        """Embed groups and project them to the width of the blocks; arguments as for Point-MAE."""
+        projection = original(self.patch_projection) if frozen else self.patch_projection
+        return projection(super().embed_groups(neighborhoods, frozen))
 
     def _embedding_modules(self) -> tuple[nn.Module, ...]:
         return (self.patch_embedding, self.patch_projection)
@@ -67,13 +66,18 @@ class PointBertForClassification(PointClassificationMixin, PointBertPreTrainedMo
     def __init__(self, config: PointBertConfig):
         super().__init__(config)
         self.point_bert = PointBertModel(config)
-        self.classifier = ShallowClassificationHead(
-            2 * config.hidden_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout
-        )
+        self.classifier = self.build_head(2 * config.hidden_size)
         self.post_init()
 
+    def build_head(self, in_size: int) -> ShallowClassificationHead:
+        """A new head for features of shape `(batch_size, in_size)`."""
+        config = self.config
+        return ShallowClassificationHead(
+            in_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout
+        )
 
-class PointBertForSegmentation(SingleStageSegmentationMixin, PointBertPreTrainedModel):
+
+class PointBertForSegmentation(SingleStageSegmentation, PointBertPreTrainedModel):
     """Point-BERT with a part segmentation head on the tokens of several depths.
 
     Args:
@@ -85,7 +89,7 @@ class PointBertForSegmentation(SingleStageSegmentationMixin, PointBertPreTrained
     def __init__(self, config: PointBertConfig):
         super().__init__(config)
         self.point_bert = PointBertModel(config)
-        self.segmentation_head = self._build_head(self._build_fusion())
+        self._build(config)
         self.post_init()
 
 

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import initialization as init
+from transformers.utils import can_return_tuple
 
 from ...layers import FreezableBatchNorm1d
 from ...ops import chamfer_distance, gather_points, inverse_distance_weights
-from ...slots import BlockContext
+from ...slots import Stage
+from ...tokens import Cloud, start_tokens
 from ..layers import PointTransformerEncoder, PositionEmbedding
 from ..modeling_outputs import PointReconstructionOutput
 from .configuration_point_m2ae import PointM2AEConfig
@@ -159,7 +161,7 @@ class PointM2AEForPreTraining(PointM2AEPreTrainedModel):
         group_sizes = config.group_sizes[::-1]
         self.decoder_position_embeddings = nn.ModuleList(PositionEmbedding(size, size) for size in hidden_sizes)
         self.decoder_stages = nn.ModuleList(
-            PointTransformerEncoder(config, size, config.num_attention_heads, depth, group_size)
+            PointTransformerEncoder(config, Stage(size, group_size, depth), config.num_attention_heads)
             for size, depth, group_size in zip(hidden_sizes, config.decoder_depths, group_sizes, strict=False)
         )
         self.token_propagations = nn.ModuleList(
@@ -178,20 +180,16 @@ class PointM2AEForPreTraining(PointM2AEPreTrainedModel):
         if isinstance(module, PointM2AEForPreTraining):
             init.trunc_normal_(module.mask_token, std=self.config.initializer_range)
 
+    @can_return_tuple
     def forward(
-        self,
-        points: torch.Tensor,
-        mask: torch.BoolTensor | None = None,
-        return_dict: bool | None = None,
-        **kwargs,
+        self, points: torch.Tensor, mask: torch.BoolTensor | None = None, **kwargs
     ) -> PointReconstructionOutput | tuple:
         """Mask groups and predict their points.
 
         Args:
             points: Clouds of shape `(batch_size, num_points, 3)`.
             mask: Groups of the last stage to mask, of shape `(batch_size, num_groups[-1])`; random by default.
-            return_dict: Whether to return a [`PointReconstructionOutput`] instead of a tuple.
-            **kwargs: Ignored; keys that trainers pass along.
+            **kwargs: `return_dict`; keys that trainers pass along are ignored.
 
         Returns:
             The Chamfer distance between the masked groups of the decoder's last stage and their reconstruction, and
@@ -216,28 +214,27 @@ class PointM2AEForPreTraining(PointM2AEPreTrainedModel):
         else:
             neighborhoods = hierarchy.neighborhoods
         target = neighborhoods[masked]
-        output = PointReconstructionOutput(
+        return PointReconstructionOutput(
             loss=chamfer_distance(reconstruction, target).mean(),
             reconstruction=reconstruction,
             target=target,
             mask=masked,
             group_centers=hierarchy.centers[stage],
         )
-        return output if self._wants("return_dict", return_dict) else output.to_tuple()
 
     def _encode_visible(self, hierarchy: PointHierarchy, visible: list[VisibleTokens]) -> list[torch.Tensor]:
         """For each stage the visible tokens after its norm, of shape `(batch_size, max_visible, hidden_sizes[i])`."""
         model, encoded, table = self.point_m2ae, [], None
+        cloud = Cloud(hierarchy.centers[0], hierarchy.centers[0])
         for stage, encoder in enumerate(model.stages):
-            groups = hierarchy.neighborhoods if stage == 0 else gather_points(table, hierarchy.neighbor_indices[stage])
-            table = model.patch_embeddings[stage](groups)
+            table = model.embed_stage(stage, hierarchy, table)
             here = visible[stage]
-            tokens, centers = gather_points(table, here.indices), gather_points(hierarchy.centers[stage], here.indices)
-            context = BlockContext(centers, attention_mask=here.attention_mask(tokens.dtype))
-            tokens, _, _ = encoder(tokens, model.position_embeddings[stage](centers), context)
-            table = here.scatter(tokens, table)
+            features, centers = gather_points(table, here.indices), gather_points(hierarchy.centers[stage], here.indices)
+            positions, mask = model.position_embeddings[stage](centers), here.attention_mask(features.dtype)
+            tokens, _ = encoder(start_tokens(features, centers, cloud, positions, mask=mask), model)
+            table = here.scatter(tokens.patches, table)
             norm = self.stage_layernorms[stage] if stage < len(self.stage_layernorms) else model.layernorm
-            encoded.append(norm(tokens))
+            encoded.append(norm(tokens.patches))
         return encoded
 
     def _decode(
@@ -257,7 +254,8 @@ class PointM2AEForPreTraining(PointM2AEPreTrainedModel):
                     centers, hierarchy.centers[stage + 1], visible[stage].scatter(tokens, empty), hidden_states
                 )
             positions = self.decoder_position_embeddings[step](centers)
-            hidden_states, _, _ = decoder(hidden_states, positions, BlockContext(centers))
+            tokens, _ = decoder(start_tokens(hidden_states, centers, Cloud(centers, centers), positions), self)
+            hidden_states = tokens.patches
         return self.decoder_layernorm(hidden_states), last + 1 - len(self.decoder_stages)
 
     def _random_mask(self, hierarchy: PointHierarchy) -> torch.Tensor:

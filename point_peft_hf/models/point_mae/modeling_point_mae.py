@@ -1,18 +1,35 @@
-"""Point-MAE: masked autoencoders for point clouds (arXiv 2203.06604)."""
+"""Point-MAE: masked autoencoders for point clouds (arXiv 2203.06604).
+
+From the top: points -> groups -> tokens -> blocks -> read-out (`PointMAEModel.encode`), and the heads on it.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 from transformers import initialization as init
+from transformers.utils import can_return_tuple
 
-from ...ops import chamfer_distance, gather_points
-from ...slots import BlockContext
-from ..layers import ClassificationHead, PointTransformerEncoder, PositionEmbedding
-from ..modeling import PointClassificationMixin, PointPreTrainedModel
+from ...ops import chamfer_distance, gather_points, group_points
+from ...slots import LayerSlot, PointSlot, ReadoutSlot, Stage
+from ...tokens import Cloud, Memo, Tokens, start_tokens
+from ..configuration import SingleStageConfig
+from ..layers import (
+    ClassificationHead,
+    ClassToken,
+    PatchEmbedding,
+    PointTransformerEncoder,
+    PositionEmbedding,
+    SlottedModule,
+    TokenFusion,
+    is_pretrained,
+    original,
+)
+from ..modeling import Encoded, PointClassificationMixin, PointEncoderMixin, PointPreTrainedModel
 from ..modeling_outputs import PointReconstructionOutput
-from ..segmentation import SingleStageSegmentationMixin
-from ..single_stage import SingleStageEncoderMixin
+from ..segmentation import PointSegmentationMixin
 from .configuration_point_mae import PointMAEConfig
 
 
@@ -26,7 +43,196 @@ class PointMAEPreTrainedModel(PointPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^decoder", r"^mask_token", r"^reconstruction_head"]
 
 
-class PointMAEModel(SingleStageEncoderMixin, PointMAEPreTrainedModel):
+class SingleStageEncoder(PointEncoderMixin, SlottedModule):
+    """An encoder whose blocks all work on the same groups; Point-MAE, and with other layers Point-BERT."""
+
+    task_module_names = ("class_token",)
+    # Whether the class token comes from pre-training; only then it has a say in the features of the pre-trained
+    # encoder.
+    is_pretrained_with_class_token = False
+
+    def _build(self, config: SingleStageConfig, use_class_token: bool) -> None:
+        size = config.hidden_size
+        stage = Stage(size, config.group_size, config.num_hidden_layers)
+        self.point_slot = PointSlot(stage)
+        self.patch_embedding = self._build_patch_embedding(config)
+        self.patch_embedding_slot = LayerSlot(stage, "patch_embedding")
+        self.position_embedding = PositionEmbedding(config.position_hidden_size, size)
+        self.class_token = ClassToken(size) if use_class_token else None
+        self.encoder = PointTransformerEncoder(config, stage, config.num_attention_heads)
+        self.add_layer("layernorm", nn.LayerNorm(size, eps=config.layer_norm_eps), stage)
+        self.readout_slot = ReadoutSlot(stage, "cloud", 2 * size if use_class_token else size)
+
+    def _build_patch_embedding(self, config: SingleStageConfig) -> PatchEmbedding:
+        return PatchEmbedding(3, tuple(config.patch_hidden_sizes), config.hidden_size)
+
+    # -- Points to groups to tokens -----------------------------------------------------------------------------------
+
+    def group(
+        self, points: torch.Tensor, num_groups: int | None = None, group_size: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Group the clouds.
+
+        Args:
+            points: Clouds of shape `(batch_size, num_points, 3)`.
+            num_groups: Number of groups; default: as configured.
+            group_size: Points of a group; default: as configured.
+
+        Returns:
+            Groups relative to their centre, of shape `(batch_size, num_groups, group_size, 3)`, and the centres.
+
+        Raises:
+            ValueError: If the clouds are no float tensor of that shape, not finite or too small.
+        """
+        config = self.config
+        num_groups, group_size = num_groups or config.num_groups, group_size or config.group_size
+        points = self.check_points(points, num_groups, group_size)
+        return group_points(points, num_groups, group_size, skip_near_origin=config.skip_near_origin)
+
+    def embed_groups(self, neighborhoods: torch.Tensor, frozen: bool = False) -> torch.Tensor:
+        """Embed groups.
+
+        Args:
+            neighborhoods: Points relative to the centre of their group, of shape
+                `(batch_size, num_groups, group_size, 3)`, in the unit of the cloud.
+            frozen: Whether to embed them as pre-trained, without adapters.
+
+        Returns:
+            Tokens of shape `(batch_size, num_groups, hidden_size)`.
+        """
+        return (original(self.patch_embedding) if frozen else self.patch_embedding)(neighborhoods, frozen)
+
+    def embed(
+        self, points: torch.Tensor, num_groups: int, group_size: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Further tokens from the backbone's own grouping and embedding.
+
+        Args:
+            points: Clouds of shape `(batch_size, num_points, 3)`.
+            num_groups: Number of tokens.
+            group_size: Points of a group.
+
+        Returns:
+            Features and position embeddings, of shape `(batch_size, num_groups, hidden_size)`, and centres, of shape
+            `(batch_size, num_groups, 3)`.
+        """
+        neighborhoods, centers = self.group(points, num_groups, group_size)
+        features = self.patch_embedding_slot(self.embed_groups(neighborhoods), neighborhoods)
+        return features, self.position_embedding(centers), centers
+
+    def _with_class_token(
+        self, features: torch.Tensor, centers: torch.Tensor, cloud: Cloud, frozen: bool = False
+    ) -> Tokens:
+        """The tokens that enter the blocks."""
+        position_embedding, class_token = self.position_embedding, self.class_token
+        if frozen:
+            position_embedding = original(position_embedding)
+            class_token = original(class_token) if self.is_pretrained_with_class_token else None
+        positions = position_embedding(centers, frozen)
+        if class_token is None:
+            return start_tokens(features, centers, cloud, positions)
+        token, position = class_token(len(features))
+        features, positions = torch.cat([token, features], dim=1), torch.cat([position, positions], dim=1)
+        return start_tokens(features, centers, cloud, positions, num_prefix=1)
+
+    # -- The whole way ------------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        points: torch.Tensor,
+        sample_ids: torch.Tensor | None = None,
+        precomputed: Mapping[str, torch.Tensor] | None = None,
+        levels: tuple[int, ...] = (),
+        memo: Memo | None = None,
+    ) -> Encoded:
+        """Encode clouds; see `forward` for the arguments.
+
+        Args:
+            points: Clouds of shape `(batch_size, num_points, 3)`.
+            sample_ids: Numbers of the clouds in their data set.
+            precomputed: What adapters need not compute again.
+            levels: Numbers of the blocks whose tokens are wanted as well.
+            memo: Where to keep what is computed once.
+
+        Returns:
+            Tokens, read-out and the tokens of `levels`, after the final norm.
+        """
+        cloud = Cloud(points, points, sample_ids, memo or Memo(precomputed))
+        cloud = self.point_slot(cloud, self)
+        neighborhoods, centers = self.group(cloud.points)
+        embedded = self.embed_groups(neighborhoods)
+        if cloud.points is points:
+            cloud.memo.values["backbone.embedded"] = neighborhoods, centers, embedded
+        features = self.patch_embedding_slot(embedded, neighborhoods)
+        tokens = self._with_class_token(features, centers, cloud)
+        self.encoder.own_tokens(tokens)
+        tokens, left = self.encoder(tokens, self, levels)
+        normed = tokens.with_features(self.through("layernorm", tokens.features))
+        pooled = normed.patches.amax(dim=1)
+        if self.class_token is not None:
+            pooled = torch.cat([normed.features[:, 0], pooled], dim=-1)
+        pooled = self.readout_slot(pooled, tokens, (normed,))
+        left = [level.with_features(self.through("layernorm", level.features)) for level in left]
+        return Encoded(tokens, normed, pooled, tuple(left))
+
+    def encode_groups(self, neighborhoods: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
+        """Encode groups without the others of their cloud, as masked autoencoding does with the visible ones.
+
+        Args:
+            neighborhoods: As for `embed_groups`.
+            centers: Their centres, of shape `(batch_size, num_groups, 3)`.
+
+        Returns:
+            Their tokens after the final norm, of shape `(batch_size, num_groups, hidden_size)`; a class token takes
+            part in the attention and is left out here.
+        """
+        cloud = Cloud(centers, centers)
+        tokens = self._with_class_token(self.embed_groups(neighborhoods), centers, cloud)
+        tokens, _ = self.encoder(tokens, self)
+        return tokens.with_features(self.through("layernorm", tokens.features)).patches
+
+    # -- As pre-trained -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def frozen_tokens(self, cloud: Cloud, depth: int | None = None) -> Tokens:
+        """Tokens of the pre-trained encoder, untouched by any adapter, of the clouds as they were passed in.
+
+        Args:
+            cloud: The clouds.
+            depth: Number of blocks they have passed, 0 for the tokens that enter the first; default: all.
+
+        Returns:
+            The tokens, without position embeddings added and before the final norm; no gradient.
+        """
+        known = cloud.memo.values.get("backbone.embedded")
+        neighborhoods, centers, features = known or (*self.group(cloud.source), None)
+        if features is None or not all(map(is_pretrained, self._embedding_modules())):
+            features = self.embed_groups(neighborhoods, frozen=True)
+        tokens = self._with_class_token(features.detach(), centers, cloud, frozen=True)
+        return self.encoder.run_frozen(tokens, depth)
+
+    @torch.no_grad()
+    def frozen_features(self, points: torch.Tensor | Cloud) -> torch.Tensor:
+        """Features of the pre-trained encoder, untouched by any adapter: the maximum over the patch tokens at its end.
+
+        Args:
+            points: Clouds of shape `(batch_size, num_points, 3)`.
+
+        Returns:
+            Features of shape `(batch_size, hidden_size)`, without gradient.
+        """
+        tokens = self.frozen_tokens(points if isinstance(points, Cloud) else Cloud(points, points))
+        return self.summarize(tokens.with_features(self.through("layernorm", tokens.features, frozen=True)))
+
+    def summarize(self, tokens: Tokens) -> torch.Tensor:
+        """What `frozen_features` makes of tokens after the final norm, of shape `(batch_size, hidden_size)`."""
+        return tokens.patches.amax(dim=1)
+
+    def _embedding_modules(self) -> tuple[nn.Module, ...]:
+        return (self.patch_embedding,)
+
+
+class PointMAEModel(SingleStageEncoder, PointMAEPreTrainedModel):
     """The encoder: points -> groups -> tokens -> blocks.
 
     Args:
@@ -36,7 +242,7 @@ class PointMAEModel(SingleStageEncoderMixin, PointMAEPreTrainedModel):
 
     def __init__(self, config: PointMAEConfig, use_class_token: bool = True):
         super().__init__(config)
-        self._build(config, config.hidden_size, use_class_token)
+        self._build(config, use_class_token)
         self.post_init()
 
 
@@ -56,13 +262,26 @@ class PointMAEForClassification(PointClassificationMixin, PointMAEPreTrainedMode
     def __init__(self, config: PointMAEConfig):
         super().__init__(config)
         self.point_mae = PointMAEModel(config)
-        self.classifier = ClassificationHead(
-            2 * config.hidden_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout
-        )
+        self.classifier = self.build_head(2 * config.hidden_size)
         self.post_init()
 
+    def build_head(self, in_size: int) -> ClassificationHead:
+        """A new head for features of shape `(batch_size, in_size)`."""
+        config = self.config
+        return ClassificationHead(
+            in_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout
+        )
 
-class PointMAEForSegmentation(SingleStageSegmentationMixin, PointMAEPreTrainedModel):
+
+class SingleStageSegmentation(PointSegmentationMixin):
+    """Part segmentation from the tokens that leave some of the blocks (`feature_layers` of the configuration)."""
+
+    def _build_fusion(self) -> TokenFusion:
+        config = self.config
+        return TokenFusion([config.hidden_size] * len(config.feature_layers), config.segmentation_token_size)
+
+
+class PointMAEForSegmentation(SingleStageSegmentation, PointMAEPreTrainedModel):
     """Point-MAE with a part segmentation head on the tokens of several depths, without a class token.
 
     Args:
@@ -79,7 +298,7 @@ class PointMAEForSegmentation(SingleStageSegmentationMixin, PointMAEPreTrainedMo
     def __init__(self, config: PointMAEConfig):
         super().__init__(config)
         self.point_mae = PointMAEModel(config, use_class_token=False)
-        self.segmentation_head = self._build_head(self._build_fusion())
+        self._build(config)
         self.post_init()
 
 
@@ -98,13 +317,8 @@ class PointMAEForPreTraining(PointMAEPreTrainedModel):
         self.point_mae = PointMAEModel(config, use_class_token=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.decoder_position_embedding = PositionEmbedding(config.position_hidden_size, config.hidden_size)
-        self.decoder = PointTransformerEncoder(
-            config,
-            config.hidden_size,
-            config.decoder_num_attention_heads,
-            config.decoder_num_hidden_layers,
-            config.group_size,
-        )
+        stage = Stage(config.hidden_size, config.group_size, config.decoder_num_hidden_layers)
+        self.decoder = PointTransformerEncoder(config, stage, config.decoder_num_attention_heads)
         self.decoder_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.reconstruction_head = nn.Linear(config.hidden_size, 3 * config.group_size)
         self.post_init()
@@ -115,12 +329,9 @@ class PointMAEForPreTraining(PointMAEPreTrainedModel):
         if isinstance(module, PointMAEForPreTraining):
             init.trunc_normal_(module.mask_token, std=self.config.initializer_range)
 
+    @can_return_tuple
     def forward(
-        self,
-        points: torch.Tensor,
-        mask: torch.BoolTensor | None = None,
-        return_dict: bool | None = None,
-        **kwargs,
+        self, points: torch.Tensor, mask: torch.BoolTensor | None = None, **kwargs
     ) -> PointReconstructionOutput | tuple:
         """Mask groups and predict their points.
 
@@ -128,8 +339,7 @@ class PointMAEForPreTraining(PointMAEPreTrainedModel):
             points: Clouds of shape `(batch_size, num_points, 3)`.
             mask: Groups to mask, of shape `(batch_size, num_groups)`, the same number in each cloud; random by
                 default.
-            return_dict: Whether to return a [`PointReconstructionOutput`] instead of a tuple.
-            **kwargs: Ignored; keys that trainers pass along.
+            **kwargs: `return_dict`; keys that trainers pass along are ignored.
 
         Returns:
             The Chamfer distance between the masked groups and their reconstruction, and both.
@@ -152,22 +362,19 @@ class PointMAEForPreTraining(PointMAEPreTrainedModel):
         masked_centers = gather_points(group_centers, masked)
         all_centers = torch.cat([visible_centers, masked_centers], dim=1)
         mask_tokens = self.mask_token.expand(len(points), num_masked, -1).to(hidden_states.dtype)
-        hidden_states, _, _ = self.decoder(
-            torch.cat([hidden_states, mask_tokens], dim=1),
-            self.decoder_position_embedding(all_centers),
-            BlockContext(all_centers),
-        )
-        hidden_states = self.decoder_layernorm(hidden_states[:, -num_masked:])
+        features = torch.cat([hidden_states, mask_tokens], dim=1)
+        positions = self.decoder_position_embedding(all_centers)
+        tokens, _ = self.decoder(start_tokens(features, all_centers, Cloud(points, points), positions), self)
+        hidden_states = self.decoder_layernorm(tokens.features[:, -num_masked:])
         reconstruction = self.reconstruction_head(hidden_states).unflatten(2, (-1, 3)).float()
         target = gather_points(neighborhoods.flatten(2), masked).unflatten(2, (-1, 3))
-        output = PointReconstructionOutput(
+        return PointReconstructionOutput(
             loss=chamfer_distance(reconstruction.flatten(0, 1), target.flatten(0, 1)).mean(),
             reconstruction=reconstruction,
             target=target,
             mask=mask,
             group_centers=group_centers,
         )
-        return output if self._wants("return_dict", return_dict) else output.to_tuple()
 
     def _random_mask(self, group_centers: torch.Tensor) -> torch.Tensor:
         batch_size, num_groups, _ = group_centers.shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from ..config import PointTunerConfig
 from ..geometry_adapter.config import GeometryAdapterConfig, GeometryOptions
@@ -23,9 +23,9 @@ class PointPeftConfig(GeometryOptions, PromptOptions, PointTunerConfig):
         use_prompts: Whether there are Point-prior Prompts.
         tune_biases: Whether the biases of norms, attention output and feed-forward network are tuned (as shifts that
             start at 0; the backbone's own biases stay as they are).
-        tune_norm: Whether the norm behind the last block is tuned and saved.
-        tune_class_token: Whether the class token and its position are tuned and saved. Only switch this off if the
-            backbone's checkpoint has a class token, else a random one is used that no file holds.
+
+    Besides the head and the class token, the norm after the last block is tuned and saved, unless there are neither a
+    Geometry-aware Adapter nor prompts; `modules_to_save` overrides that.
 
     Raises:
         ValueError: If a value does not fit, with the name of the field and the value got.
@@ -34,18 +34,16 @@ class PointPeftConfig(GeometryOptions, PromptOptions, PointTunerConfig):
     use_geometry: bool = field(default=True, metadata={"help": "Geometry-aware Adapter."})
     use_prompts: bool = field(default=True, metadata={"help": "Point-prior Prompt."})
     tune_biases: bool = field(default=True, metadata={"help": "Tune the biases of the blocks."})
-    tune_norm: bool = field(default=True, metadata={"help": "Tune the final norm."})
-    tune_class_token: bool = field(default=True, metadata={"help": "Tune the class token and its position."})
-    use_prompt_coordinates: bool = field(default=True, metadata={"help": "Give prompts coordinates."})
-
-    _peft_type_name: ClassVar[str] = "POINT_PEFT"
 
     def __post_init__(self):
         super().__post_init__()
         self._check_geometry()
         self._check_prompts()
-        # Coordinates learn from the propagation weights; without those they would never be trained.
-        self.use_prompt_coordinates &= self.use_geometry and self.use_local_aggregation and self.use_propagation
+
+    @property
+    def use_prompt_coordinates(self) -> bool:
+        """Whether prompts have coordinates, with which the Geometry-aware Adapter groups them with the tokens."""
+        return self.use_geometry
 
     @classmethod
     def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:

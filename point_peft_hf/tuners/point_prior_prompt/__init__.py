@@ -1,19 +1,16 @@
 """Point-prior Prompt: prompts enhanced from a memory bank of training features (Point-PEFT, arXiv 2310.03059)."""
 
-from ..registry import register_point_peft_method
 from .bank import PointPriorBank, set_point_prior_bank
 from .build import build_point_prior_bank
 from .compression import compress_bank
 from .config import PointPriorPromptConfig
 from .explain import RetrievalReport, explain_retrieval
-from .layer import PointPriorPromptLayer
 from .model import PointPriorPromptModel
 from .retrieval import retrieve
 
 __all__ = [
     "PointPriorBank",
     "PointPriorPromptConfig",
-    "PointPriorPromptLayer",
     "PointPriorPromptModel",
     "RetrievalReport",
     "build_point_prior_bank",
@@ -22,5 +19,3 @@ __all__ = [
     "retrieve",
     "set_point_prior_bank",
 ]
-
-register_point_peft_method("point_prior_prompt", PointPriorPromptConfig, PointPriorPromptModel)

@@ -35,7 +35,6 @@ class PointPriorBank:
         sample_ids: Number of the cloud in its data set, of shape `(bank_size,)`, -1 where unknown.
         backbone: Fingerprint of the encoder, by precision; `None` where unknown.
         query: Where in the encoder the features come from: "encoder" or "tokens".
-        query_depth: Behind how many blocks, for "tokens".
     """
 
     features: torch.Tensor
@@ -43,7 +42,6 @@ class PointPriorBank:
     sample_ids: torch.Tensor
     backbone: dict[str, str] | None = None
     query: str = "encoder"
-    query_depth: int = 0
 
     def __len__(self) -> int:
         return len(self.features)
@@ -54,7 +52,7 @@ class PointPriorBank:
         Args:
             path: The file.
         """
-        about = {"backbone": self.backbone, "query": self.query, "query_depth": self.query_depth}
+        about = {"backbone": self.backbone, "query": self.query}
         tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
         save_file(tensors, path, metadata={"format": "pt", _FORMAT: json.dumps(about)})
 
@@ -88,7 +86,7 @@ class BankBuffers(nn.Module):
     Args:
         bank_size: Number of entries.
         hidden_size: Width of the features.
-        dtype: "float32", "float16" or "int8", whatever the dtype of the backbone.
+        dtype: "float32" or "int8", whatever the dtype of the backbone.
         is_queue: Whether entries are replaced in turn, so that the next one has to be remembered.
     """
 
@@ -130,12 +128,8 @@ class BankBuffers(nn.Module):
                 self._buffers[name] = buffer.to(self._buffers[name].device)
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix: str, *args, **kwargs) -> None:
-        for name in ("labels", "sample_ids"):
-            # Files from before there was a choice have int64.
-            if prefix + name in state_dict:
-                state_dict[prefix + name] = state_dict[prefix + name].to(torch.int32)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
         self.exact_features = None
 
 
@@ -168,19 +162,10 @@ def set_point_prior_bank(model: nn.Module, bank: PointPriorBank, adapter_name: s
 
 
 def select_entries(bank: PointPriorBank, config: PromptOptions) -> PointPriorBank:
-    """Choose the entries that an adapter keeps.
-
-    Raises:
-        ValueError: If there are too many, and the configuration says that all are kept.
-    """
+    """Choose the entries that an adapter keeps."""
     size = config.max_bank_size
     if size is None or len(bank) <= size:
         return bank
-    if config.bank_selection == "all":
-        raise ValueError(
-            f"The bank has {len(bank)} entries, but `max_bank_size` is {size} and `bank_selection` is 'all'. Pass "
-            "`max_bank_size=None` to keep them all, or choose another selection."
-        )
     logger.warning(
         "The bank has %d entries, of which %d are kept (`bank_selection`=%r). Raise `max_bank_size` to keep more.",
         len(bank),
@@ -212,10 +197,10 @@ def check_bank(bank: PointPriorBank, hidden_size: int, config: PromptOptions) ->
             )
     if not torch.isfinite(features).all():
         raise ValueError("The bank has features that are not finite. Build it again: build_point_prior_bank(...).")
-    if (bank.query, bank.query_depth) != (config.query, config.query_depth):
+    if bank.query != config.query:
         raise ValueError(
-            f"The bank was built with query={bank.query!r} and query_depth={bank.query_depth}, but the adapter asks "
-            f"with query={config.query!r} and query_depth={config.query_depth}. Build it again for this adapter."
+            f"The bank was built with query={bank.query!r}, but the adapter asks with query={config.query!r}. Build it "
+            "again for this adapter."
         )
     _check_entries(bank, config)
 
@@ -230,12 +215,7 @@ def _check_entries(bank: PointPriorBank, config: PromptOptions) -> None:
     if len(bank) < required:
         raise ValueError(
             f"The bank has {len(bank)} entries, but the adapter retrieves {config.required_bank_size}{reason} (from "
-            "`num_prompt_tokens` and `num_retrieved`). Build it from more clouds, or lower these."
-        )
-    if config.retrieval == "class_balanced" and bool((bank.labels < 0).any()):
-        raise ValueError(
-            "The bank has entries without a label, which `retrieval='class_balanced'` needs. Build it from batches "
-            'with "labels", or choose another `retrieval`.'
+            "`num_prompt_tokens`). Build it from more clouds, or lower that."
         )
     for name, is_on in (
         ("leave_own_entry_out", config.leave_own_entry_out),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from tqdm.auto import tqdm
 
+from ...tokens import Cloud
 from .bank import PointPriorBank, backbone_fingerprint, bank_layers, check_same_backbone, set_point_prior_bank
 from .config import PromptOptions
 from .partial import Collected, PartialBank, digest_of_clouds
@@ -35,7 +35,6 @@ def build_point_prior_bank(
     *,
     adapter_name: str | None = None,
     query: str | None = None,
-    query_depth: int | None = None,
     num_passes: int = 1,
     augment: Callable[[torch.Tensor], torch.Tensor] | None = None,
     accelerator: Accelerator | None = None,
@@ -60,7 +59,6 @@ def build_point_prior_bank(
         adapter_name: The adapter that gets the bank; default: all active ones that use a bank.
         query: Where in the encoder the features are read, "encoder" or "tokens"; default: where the adapter does, or
             "encoder".
-        query_depth: Behind how many blocks, for "tokens".
         num_passes: Number of augmented versions of each cloud whose features are averaged; needs `augment`.
         augment: What gives another version of clouds of shape `(batch_size, num_points, 3)`; it is called with one
             cloud at a time, and torch's random generator seeded for it.
@@ -79,16 +77,15 @@ def build_point_prior_bank(
     """
     model = model if accelerator is None else accelerator.unwrap_model(model)
     _check_arguments(model, num_passes, augment)
-    config = _adapter_config(model, adapter_name, query, query_depth)
+    config = _adapter_config(model, adapter_name, query)
     query = query or (config.query if config is not None else "encoder")
-    query_depth = query_depth if query_depth is not None else (config.query_depth if config is not None else 0)
-    extract = _extractor(model, query, query_depth)
+    extract = query_features(model, query)
     backbone = backbone_fingerprint(model, config)
     attached_to = getattr(config, "_attached_to", None) or {}
     check_same_backbone(attached_to.get("weights"), backbone, "The adapter")
 
     source = _Batches(dataloader, accelerator)
-    settings = {"query": query, "query_depth": query_depth, "num_passes": num_passes, "seed": seed}
+    settings = {"query": query, "num_passes": num_passes, "seed": seed}
     partial = PartialBank(checkpoint, source.rank, {**settings, "backbone": backbone})
     collected = Collected()
     if checkpoint is not None:
@@ -114,7 +111,7 @@ def build_point_prior_bank(
     collected = Collected.merge(gather_object([collected.state()]) if source.world_size > 1 else [collected.state()])
     if not len(collected.positions):
         raise ValueError("The data loader for the bank has no batches: check the folder and `drop_last`.")
-    bank = PointPriorBank(*collected.in_order(), backbone=backbone or None, query=query, query_depth=query_depth)
+    bank = PointPriorBank(*collected.in_order(), backbone=backbone or None, query=query)
     if config is not None:
         set_point_prior_bank(model, bank, adapter_name)
     if accelerator is not None:
@@ -124,11 +121,11 @@ def build_point_prior_bank(
 
 
 def _check_arguments(model: nn.Module, num_passes: int, augment: Callable | None) -> None:
-    if not hasattr(model, "extract_prior_features"):
+    if not hasattr(model, "frozen_features"):
         raise ValueError(
-            f"{type(model).__name__} has no method `extract_prior_features(points)`, which returns the features of "
-            "the frozen encoder, of shape (batch_size, hidden_size). The backbones of point_peft_hf have it; define "
-            "it on your own backbone."
+            f"{type(model).__name__} has no method `frozen_features(points)`, which returns the features of the frozen "
+            "encoder, of shape (batch_size, hidden_size). The backbones of point_peft_hf have it; define it on your "
+            "own backbone."
         )
     if isinstance(num_passes, bool) or not isinstance(num_passes, int) or num_passes < 1:
         raise ValueError(f"`num_passes` must be a number of at least 1, got {num_passes!r}.")
@@ -136,9 +133,7 @@ def _check_arguments(model: nn.Module, num_passes: int, augment: Callable | None
         raise ValueError(f"`num_passes`={num_passes} would give the same features each time. Pass `augment` as well.")
 
 
-def _adapter_config(
-    model: nn.Module, adapter_name: str | None, query: str | None, query_depth: int | None
-) -> PromptOptions | None:
+def _adapter_config(model: nn.Module, adapter_name: str | None, query: str | None) -> PromptOptions | None:
     """The configuration of the adapter that gets the bank; `None` if there is none."""
     configs = [
         layer.configs[name]
@@ -148,32 +143,45 @@ def _adapter_config(
     ]
     if not configs and adapter_name is not None:
         raise ValueError(f"Adapter {adapter_name!r} of this model uses no bank, or there is no such adapter.")
-    wanted = {(config.query, config.query_depth) for config in configs}
+    wanted = {config.query for config in configs}
     if len(wanted) > 1:
         raise ValueError(
-            f"The active adapters ask their banks in different places, (query, query_depth) = {sorted(wanted)}. Build "
-            "a bank for each: pass `adapter_name`."
+            f"The active adapters ask their banks in different places, `query` = {sorted(wanted)}. Build a bank for "
+            "each: pass `adapter_name`."
         )
-    for name, value in (("query", query), ("query_depth", query_depth)):
-        if configs and value is not None and value != getattr(configs[0], name):
-            raise ValueError(
-                f"`{name}`={value!r}, but the adapter that gets the bank has {name}={getattr(configs[0], name)!r}. "
-                f"Leave `{name}` out."
-            )
+    if configs and query is not None and query != configs[0].query:
+        raise ValueError(
+            f"`query`={query!r}, but the adapter that gets the bank has query={configs[0].query!r}. Leave `query` out."
+        )
     return configs[0] if configs else None
 
 
-def _extractor(model: nn.Module, query: str, query_depth: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def query_features(model: nn.Module, query: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What gives the features that a bank holds and is asked with.
+
+    Args:
+        model: A backbone, or a `PeftModel` around one.
+        query: "encoder" or "tokens".
+
+    Returns:
+        A function from clouds of shape `(batch_size, num_points, 3)` to features of shape `(batch_size, hidden_size)`,
+        without gradient.
+
+    Raises:
+        ValueError: If there is no such query, or the backbone cannot answer it.
+    """
     if query == "encoder":
-        return model.extract_prior_features
+        return model.frozen_features
     if query != "tokens":
         raise ValueError(f"`query` must be 'encoder' or 'tokens', got {query!r}.")
-    if "query_depth" not in inspect.signature(model.extract_prior_features).parameters:
+    encoder = getattr(model.get_base_model() if hasattr(model, "get_base_model") else model, "base_model", model)
+    if not hasattr(encoder, "frozen_tokens"):
         raise ValueError(
-            f"The method `extract_prior_features` of {type(model).__name__} takes no `query_depth`, which "
-            "`query='tokens'` needs. Use 'encoder'."
+            f"{type(encoder).__name__} has no method `frozen_tokens(cloud, depth)`, which `query='tokens'` needs. Use "
+            "'encoder'."
         )
-    return lambda points: model.extract_prior_features(points, query_depth)
+    depth = encoder.readout_slot.stage.first_layer
+    return lambda points: encoder.frozen_tokens(Cloud(points, points), depth).patches.mean(dim=1)
 
 
 def _points_of(batch: Mapping[str, Any]) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from .bank import bank_layers
+from .build import query_features
 from .retrieval import normalized_queries, search
 
 
@@ -63,17 +64,12 @@ def explain_retrieval(model: nn.Module, points: torch.Tensor, adapter_name: str 
     if len(bank) == 0:
         raise ValueError(f"Adapter {name!r} has an empty bank. Build it: build_point_prior_bank(model, dataloader).")
     device = bank.features.device
-    if config.query == "encoder":
-        query_features = model.extract_prior_features(points.to(device))
-    else:
-        query_features = model.extract_prior_features(points.to(device), config.query_depth)
     answer = search(
-        normalized_queries(query_features),
+        normalized_queries(query_features(model, config.query)(points.to(device))),
         bank.entries,
         config.required_bank_size,
         config.retrieved_count,
         form=config.retrieval,
-        temperature=config.retrieval_temperature,
     )
     return RetrievalReport(
         indices=answer.indices.cpu(),

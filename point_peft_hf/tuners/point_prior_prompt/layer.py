@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...slots import BlockContext, PromptSet
+from ...tokens import Cloud, Tokens
 from ..base import SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
-from ..inserting_layer import InsertingLayer
 from .bank import BankBuffers, PointPriorBank, check_bank, select_entries
-from .config import PointPriorPromptConfig, PromptOptions
+from .config import PromptOptions
 from .dynamics import update_entries
 from .retrieval import retrieve
+
+
+# What remains of an entry in a step of `bank_update="ema"`.
+BANK_MOMENTUM = 0.99
 
 
 class PromptEmbedding(nn.Module):
@@ -44,10 +48,39 @@ class PromptEmbedding(nn.Module):
         self.weight.copy_(radius * torch.stack([ring * angle.cos(), height, ring * angle.sin()], dim=1))
 
 
-class PriorLayerMixin:
-    """Around a [`~point_peft_hf.slots.PriorSlot`]: asks the bank, once in a forward pass. It owns the bank."""
+class Answer(NamedTuple):
+    """What a bank was asked and answers, for the blocks and for its update.
+
+    Attributes:
+        rows: What the prompts are enhanced with, of shape `(batch_size, num_prompt_tokens, hidden_size)`.
+        entering: What the adapted model has in the place of the query "tokens", of shape `(batch_size, hidden_size)`.
+        summarize: What makes the query "encoder" of the tokens of the adapted model.
+    """
+
+    rows: torch.Tensor
+    entering: torch.Tensor
+    summarize: Callable[[Tokens], torch.Tensor] | None
+
+
+class PromptCoordinatesLayer(SlotLayer):
+    """Around a [`~point_peft_hf.slots.PointSlot`]: the coordinates of the prompts, which all blocks share."""
 
     parts = ("prompt_coordinates",)
+
+    def create_parts(self, adapter_name: str, config: PromptOptions, slot_name: str) -> dict[str, nn.Module]:
+        """Create the coordinates."""
+        coordinates = PromptEmbedding(config.num_prompt_tokens, 3)
+        coordinates.spread_on_sphere(0.5)
+        return {"prompt_coordinates": coordinates}
+
+    def adapt(self, name: str, cloud: Cloud, backbone: nn.Module) -> Cloud:
+        """Share the coordinates."""
+        return cloud.sharing(f"{self.key(name)}.coordinates", self.part("prompt_coordinates", name).weight)
+
+
+class BankLayer(SlotLayer):
+    """Around the [`~point_peft_hf.slots.TokenSlot`] of the last stage: asks the bank, once in a forward pass."""
+
     buffer_parts = ("bank",)
 
     @property
@@ -55,54 +88,10 @@ class PriorLayerMixin:
         """The banks, by adapter name."""
         return getattr(self, f"{self.prefix}bank")
 
-    @property
-    def needs_query_features(self) -> bool:
-        """Whether the context must bring `query_features`."""
-        return self.base_layer.needs_query_features or any(c.query == "encoder" for _, c in self._working_banks())
-
-    @property
-    def query_depths(self) -> frozenset[int]:
-        """For which numbers of blocks the context must bring `token_features`."""
-        own = (config.query_depth for _, config in self._working_banks() if config.query == "tokens")
-        return self.base_layer.query_depths | frozenset(own)
-
-    @property
-    def updates_bank(self) -> bool:
-        """Whether [`update_banks`] must be called at the end of this forward pass."""
-        return self.base_layer.updates_bank or any(self._is_updated(config) for _, config in self._working_banks())
-
-    def update_banks(self, context: BlockContext) -> None:
-        """Refresh the banks that are updated in training.
-
-        Args:
-            context: What the pass began with, but with the features of the adapted model in the place of those of the
-                frozen one.
-        """
-        self.base_layer.update_banks(context)
-        for name, config in self._working_banks():
-            if self._is_updated(config):
-                ids = self._sample_ids(name, config, context, "bank_update")
-                update_entries(
-                    self.banks[name], self._query(name, config, context), ids, config.bank_update, config.bank_momentum
-                )
-
-    def _working_banks(self) -> Iterator[tuple[str, PromptOptions]]:
-        return ((name, self.configs[name]) for name in self.working_adapters() if name in self.banks)
-
-    def _is_updated(self, config: PromptOptions) -> bool:
-        return config.bank_update != "none" and self.training and torch.is_grad_enabled()
-
     def create_parts(self, adapter_name: str, config: PromptOptions, slot_name: str) -> dict[str, nn.Module]:
-        """Create the bank, with room for `config.bank_size` entries, and the coordinates of the prompts."""
-        created = {}
-        if config.use_bank and self.slot.is_last_stage:
-            created["bank"] = BankBuffers(
-                config.bank_size, self.slot.hidden_size, config.bank_dtype, config.bank_update == "queue"
-            )
-        if config.use_prompt_coordinates and self.slot.is_first_stage:
-            created["prompt_coordinates"] = PromptEmbedding(config.num_prompt_tokens, 3)
-            created["prompt_coordinates"].spread_on_sphere(0.5)
-        return created
+        """Create the bank, with room for `config.bank_size` entries."""
+        is_queue = config.bank_update == "queue"
+        return {"bank": BankBuffers(config.bank_size, self.slot.hidden_size, config.bank_dtype, is_queue)}
 
     def set_bank(self, adapter_name: str, bank: PointPriorBank) -> None:
         """Fill the bank of an adapter, selected and stored as its configuration says.
@@ -116,22 +105,10 @@ class PriorLayerMixin:
         self.banks[adapter_name].fill(bank)
         config.bank_size = len(bank)
 
-    def forward(self, context: BlockContext) -> BlockContext:
-        """Add to the context what the prompts of this stage are enhanced with, and where they are."""
-        context = self.base_layer(context)
-        for name in self.working_adapters():
-            config, coordinates = self.configs[name], self.part("prompt_coordinates", name)
-            if coordinates is not None:
-                context.prompt_coordinates[name] = coordinates.weight
-            context.prompts[name] = PromptSet(
-                count=config.num_prompt_tokens,
-                cache=self._retrieve(name, config, context) if name in self.banks else None,
-                coordinates=context.prompt_coordinates.get(name),
-            )
-        return context
-
-    def _retrieve(self, name: str, config: PromptOptions, context: BlockContext) -> torch.Tensor:
-        bank, own_ids = self.banks[name], None
+    def adapt(self, name: str, tokens: Tokens, backbone: nn.Module) -> Tokens:
+        """Share what the prompts are enhanced with."""
+        config, bank, own_ids = self.configs[name], self.banks[name], None
+        query = self._query(name, config, tokens, backbone)
         if self.training and len(bank) == 0 and not torch.compiler.is_compiling():
             warnings.warn(
                 f"Adapter {name!r} is trained with an empty bank: its prompts know nothing of the training clouds. "
@@ -139,91 +116,104 @@ class PriorLayerMixin:
                 stacklevel=2,
             )
         if config.leave_own_entry_out and self.training and len(bank) > 0:
-            own_ids = self._sample_ids(name, config, context, "leave_own_entry_out")
-        return retrieve(
-            self._query(name, config, context),
+            own_ids = sample_ids(name, config, tokens.cloud, "leave_own_entry_out")
+        rows = retrieve(
+            query,
             bank.entries,
             config.num_prompt_tokens,
             config.retrieved_count,
-            config.retrieval_temperature,
             form=config.retrieval,
             own_ids=own_ids,
         )
+        is_updated = self.training and torch.is_grad_enabled() and config.bank_update != "none"
+        entering = tokens.patches.detach().mean(dim=1) if is_updated else rows[:, 0]
+        if is_updated:
+            tokens = tokens.sharing(f"{self.key(name)}.bank", bank)
+        return tokens.sharing(self.key(name), Answer(rows, entering, backbone.summarize if is_updated else None))
 
-    def _query(self, name: str, config: PromptOptions, context: BlockContext) -> torch.Tensor:
-        shape = (len(context.group_centers), self.slot.hidden_size)
-        if config.query == "tokens":
-            # The backbone was found to give them when the adapter was attached.
-            return context.token_features[config.query_depth]
-        query = context.query_features
-        if query is None or query.shape != shape:
-            got = "none" if query is None else f"features of shape {tuple(query.shape)}"
+    def _query(self, name: str, config: PromptOptions, tokens: Tokens, backbone: nn.Module) -> torch.Tensor:
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            backbone.check_frozen("the point-prior bank holds features of the backbone as it was")
+        ask = backbone.frozen_features if config.query == "encoder" else self._entering_tokens(backbone)
+        query_name = f"{self.key(name)}.query"
+        query = tokens.cloud.memo.once(query_name, lambda: ask(tokens.cloud), per_cloud=True)
+        shape = (len(tokens.features), self.slot.hidden_size)
+        if query.shape != shape:
             raise ValueError(
-                f"Adapter {name!r} asks its bank with the features of the frozen encoder, but got {got}. Pass "
-                f"`query_features` of shape (batch_size, hidden_size) = {shape}, or none to let the backbone compute "
-                "them."
+                f"`precomputed[{query_name!r}]` must have shape (batch_size, hidden_size) = {shape}, got "
+                f"{tuple(query.shape)}. Take it from `model.precompute(points)` of the same clouds."
             )
-        return query
+        return query.to(tokens.features.device)
 
-    def _sample_ids(self, name: str, config: PromptOptions, context: BlockContext, option: str) -> torch.Tensor:
-        ids, shape = context.sample_ids, (len(context.group_centers),)
-        if ids is None or ids.shape != shape or ids.dtype.is_floating_point or ids.dtype == torch.bool:
-            got = "none" if ids is None else f"{ids.dtype} of shape {tuple(ids.shape)}"
-            raise ValueError(
-                f"Adapter {name!r} must know the clouds in training, because of `{option}`="
-                f"{getattr(config, option)!r}, but got {got}. Pass `sample_ids`, integers of shape (batch_size,) = "
-                f"{shape}, to the model, as `PointCloudCollator` puts them into a batch."
-            )
-        return ids.to(context.group_centers.device)
+    def _entering_tokens(self, backbone: nn.Module) -> Callable[[Cloud], torch.Tensor]:
+        """The mean over the patch tokens that enter the stage, in the pre-trained encoder."""
+        depth = self.slot.stage.first_layer
+        return lambda cloud: backbone.frozen_tokens(cloud, depth).patches.mean(dim=1)
 
 
-class PromptLayerMixin:
-    """The prompt tokens of an [`InsertingLayer`]."""
+class BankUpdateLayer(SlotLayer):
+    """Around a [`~point_peft_hf.slots.ReadoutSlot`]: banks that change in training learn the adapted features.
+
+    The bank itself is part of the [`BankLayer`], which shares it.
+    """
+
+    def adapt(self, name: str, pooled: torch.Tensor, tokens: Tokens, levels: tuple[Tokens, ...]) -> torch.Tensor:
+        """Update the bank, and return `pooled` as it is."""
+        if not (self.training and torch.is_grad_enabled()):
+            return pooled
+        config, shared = self.configs[name], tokens.cloud.shared
+        answer, bank = shared[self.key(name)], shared[f"{self.key(name)}.bank"]
+        ids = sample_ids(name, config, tokens.cloud, "bank_update")
+        features = answer.entering if config.query == "tokens" else answer.summarize(levels[-1]).detach()
+        update_entries(bank, features, ids, config.bank_update, BANK_MOMENTUM)
+        return pooled
+
+
+class PromptLayer(SlotLayer):
+    """Around an [`~point_peft_hf.slots.EntrySlot`]: prompt tokens that live for one block."""
 
     parts = ("prompt_embedding", "prompt_bottleneck")
 
     def create_parts(self, adapter_name: str, config: PromptOptions, slot_name: str) -> dict[str, nn.Module]:
         """Create the embeddings and, where they are enhanced, the bottleneck for the retrieved features."""
         hidden_size = self.slot.hidden_size
-        initialization = config.initialization if config.init_weights else "random"
         created = {"prompt_embedding": PromptEmbedding(config.num_prompt_tokens, hidden_size)}
         nn.init.trunc_normal_(created["prompt_embedding"].weight, std=0.02)
-        if config.use_bank and self.slot.is_last_stage:
+        if config.use_bank and self.slot.stage.is_last:
             width = bottleneck_size(config, slot_name, config.prompt_bottleneck_size)
-            created["prompt_bottleneck"] = Bottleneck(hidden_size, width, config.prompt_dropout)
-            created["prompt_bottleneck"].reset_parameters(initialization)
+            created["prompt_bottleneck"] = Bottleneck(hidden_size, width, config.dropout)
+            created["prompt_bottleneck"].reset_parameters(config.init_weights)
         return created
 
-    def prompt_count(self, config: PromptOptions) -> int:
-        """Number of prompts of a block."""
-        return config.num_prompt_tokens
-
-    def make_prompts(self, name: str, hidden_states: torch.Tensor, context: BlockContext) -> torch.Tensor:
-        """dropout(E) + Z + A(Z), of shape `(batch_size, num_prompt_tokens, hidden_size)`, with Z of the prior slot."""
-        prompt_set, bottleneck = context.prompts.get(name), self.part("prompt_bottleneck", name)
-        if prompt_set is None or (bottleneck is not None and prompt_set.cache is None):
-            raise ValueError(
-                f"The context of block {self.slot.layer_index} has no prompts of adapter {name!r}. Prepare it with "
-                "`prepare_context` (see point_peft_hf.slots) and leave the prior slot among the `target_modules`."
-            )
-        embedding = self.part("prompt_embedding", name).weight.expand(len(hidden_states), -1, -1)
-        prompts = F.dropout(embedding, self.configs[name].prompt_dropout, self.training)
-        if bottleneck is None:
-            return prompts
-        cache = prompt_set.cache.to(prompts.dtype)
-        return prompts + cache + bottleneck(cache)
+    def adapt(self, name: str, tokens: Tokens) -> Tokens:
+        """Insert dropout(E) + Z + A(Z), of shape `(batch_size, num_prompt_tokens, hidden_size)`, with Z of the bank."""
+        shared, bottleneck = tokens.cloud.shared, self.part("prompt_bottleneck", name)
+        embedding = self.part("prompt_embedding", name).weight.expand(len(tokens.features), -1, -1)
+        prompts = F.dropout(embedding, self.configs[name].dropout, self.training)
+        if bottleneck is not None:
+            answer = shared.get(self.key(name))
+            if answer is None:
+                raise ValueError(
+                    f"Block {self.slot.layer_index} got nothing from the bank of adapter {name!r}. Let its tokens pass "
+                    "the token slot first (see point_peft_hf.slots), and leave that slot out of `exclude_modules`."
+                )
+            rows = answer.rows.to(prompts.dtype)
+            prompts = prompts + rows + bottleneck(rows)
+        return tokens.insert(self.key(name), prompts, coordinates=shared.get(f"{self.key(name)}.coordinates"))
 
 
-class PointPriorPromptLayer(SlotLayer):
-    """Base of the layers of type POINT_PRIOR_PROMPT."""
+def sample_ids(name: str, config: PromptOptions, cloud: Cloud, option: str) -> torch.Tensor:
+    """The numbers of the clouds.
 
-    prefix = "point_prior_prompt_"
-    configs: dict[str, PointPriorPromptConfig]
-
-
-class PointPriorPromptPriorLayer(PriorLayerMixin, PointPriorPromptLayer):
-    """Prior layer of type POINT_PRIOR_PROMPT."""
-
-
-class PointPriorPromptPromptLayer(PromptLayerMixin, InsertingLayer, PointPriorPromptLayer):
-    """Prompt layer of type POINT_PRIOR_PROMPT."""
+    Raises:
+        ValueError: If there are none, of shape `(batch_size,)`.
+    """
+    ids, shape = cloud.sample_ids, (len(cloud.points),)
+    if ids is None or ids.shape != shape or ids.dtype.is_floating_point or ids.dtype == torch.bool:
+        got = "none" if ids is None else f"{ids.dtype} of shape {tuple(ids.shape)}"
+        raise ValueError(
+            f"Adapter {name!r} must know the clouds in training, because of `{option}`={getattr(config, option)!r}, "
+            f"but got {got}. Pass `sample_ids`, integers of shape (batch_size,) = {shape}, to the model, as "
+            "`PointCloudCollator` puts them into a batch."
+        )
+    return ids.to(cloud.points.device)

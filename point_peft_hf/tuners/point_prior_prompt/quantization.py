@@ -1,10 +1,10 @@
-"""How the features of a bank are stored: float32, float16, or int8 with a scale for each entry."""
+"""How the features of a bank are stored: float32, or int8 with a scale for each entry."""
 
 from __future__ import annotations
 
 import torch
 
-FEATURE_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
+FEATURE_DTYPES = {"float32": torch.float32, "int8": torch.int8}
 
 
 def quantize(features: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:

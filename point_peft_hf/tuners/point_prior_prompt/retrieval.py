@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .quantization import dequantize
 
-# Entries that are looked at together. On a CPU, what int8 and float16 are converted to stays in the cache.
+# Entries that are looked at together. On a CPU, what int8 is converted to stays in the cache.
 CHUNK_SIZE = 8192
 
 
@@ -23,9 +23,9 @@ class Entries(NamedTuple):
     """Entries of a bank, as they are stored.
 
     Attributes:
-        features: L2-normalised features of shape `(bank_size, hidden_size)`, in float32, float16 or int8.
+        features: L2-normalised features of shape `(bank_size, hidden_size)`, in float32 or int8.
         scales: For int8 what to multiply them by, of shape `(bank_size,)`.
-        labels: Class index of each, of shape `(bank_size,)`; needed for "class_balanced".
+        labels: Class index of each, of shape `(bank_size,)`.
         sample_ids: Number of the cloud of each, of shape `(bank_size,)`; needed to leave own entries out.
     """
 
@@ -69,7 +69,6 @@ def search(
     num_averaged: int,
     *,
     form: str = "top_k",
-    temperature: float = 1.0,
     own_ids: torch.Tensor | None = None,
 ) -> Found:
     """Find the most similar entries of a bank, and average.
@@ -79,27 +78,26 @@ def search(
         entries: The bank, with at least `num_entries` entries.
         num_entries: Number of entries to return.
         num_averaged: Number of them that are averaged.
-        form: "top_k", "softmax" (the average is over the whole bank) or "class_balanced" (the best entry of each class
-            is chosen before the second best of any, and so on).
-        temperature: Temperature of the softmax over the similarities, which gives the weights.
+        form: "top_k", or "softmax" (the average is over the whole bank). The weights are the softmax of the
+            similarities.
         own_ids: Number of the clouds, of shape `(batch_size,)`; entries with this number are left out, except for -1.
 
     Returns:
         What was found.
     """
-    best = _ClassTable(entries.labels, num_entries) if form == "class_balanced" else _TopK(num_entries)
-    average = _StreamingSoftmax(temperature) if form == "softmax" else None
+    best = _TopK(num_entries)
+    average = _StreamingSoftmax() if form == "softmax" else None
     for start, chunk, features, similarities in _similarities(queries, entries):
         if own_ids is not None:
             is_own = (own_ids[:, None] == chunk.sample_ids) & (own_ids >= 0)[:, None]
             similarities = similarities.masked_fill(is_own, -math.inf)
-        best.add(similarities, chunk, start)
+        best.add(similarities, start)
         if average is not None:
             average.add(similarities, features, chunk.scales)
     similarities, indices = best.result()
     if average is not None:
         return Found(indices, similarities, average.weights(similarities), average.mean())
-    weights = F.softmax(similarities[:, :num_averaged] / temperature, dim=-1)
+    weights = F.softmax(similarities[:, :num_averaged], dim=-1)
     # Nothing but own entries would give 0 / 0.
     weights = weights if own_ids is None else weights.nan_to_num()
     mean = (weights[:, None] @ entries.rows(indices[:, :num_averaged], queries.dtype)).squeeze(1)
@@ -111,7 +109,6 @@ def retrieve(
     bank: Entries | torch.Tensor,
     num_rows: int,
     num_retrieved: int,
-    temperature: float = 1.0,
     *,
     form: str = "top_k",
     own_ids: torch.Tensor | None = None,
@@ -124,8 +121,7 @@ def retrieve(
             normalised feature stands in for all that would be retrieved.
         num_rows: Number of rows to return.
         num_retrieved: Number of entries that are averaged, as [`search`] does.
-        temperature: Temperature of the softmax.
-        form: "top_k" (as published), "softmax" or "class_balanced", see [`search`].
+        form: "top_k" (as published) or "softmax", see [`search`].
         own_ids: Numbers of the clouds, of shape `(batch_size,)`, to leave their own entries out; the average stands in
             for an entry that is missing for that reason.
 
@@ -146,7 +142,6 @@ def retrieve(
                 max(num_retrieved, num_single),
                 num_retrieved,
                 form=form,
-                temperature=temperature,
                 own_ids=own_ids,
             )
             mean, single = found.mean[:, None], entries.rows(found.indices[:, :num_single], queries.dtype)
@@ -184,7 +179,7 @@ class _TopK:
         self.count = count
         self.best: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def add(self, similarities: torch.Tensor, chunk: Entries, start: int) -> None:
+    def add(self, similarities: torch.Tensor, start: int) -> None:
         values, indices = similarities.topk(min(self.count, similarities.shape[1]), dim=-1)
         self.best = _merge(self.best, (values, indices + start), self.count)
 
@@ -192,40 +187,14 @@ class _TopK:
         return self.best
 
 
-class _ClassTable:
-    """The most similar entries of each class."""
-
-    def __init__(self, labels: torch.Tensor, count: int):
-        self.count = count
-        self.classes = labels.unique().tolist()
-        self.best: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def add(self, similarities: torch.Tensor, chunk: Entries, start: int) -> None:
-        for label in self.classes:
-            members = (chunk.labels == label).nonzero().squeeze(1)
-            if len(members):
-                values, indices = similarities[:, members].topk(min(self.count, len(members)), dim=-1)
-                self.best[label] = _merge(self.best.get(label), (values, members[indices] + start), self.count)
-
-    def result(self) -> tuple[torch.Tensor, torch.Tensor]:
-        values = torch.cat([self.best[label][0] for label in self.classes], dim=1)
-        indices = torch.cat([self.best[label][1] for label in self.classes], dim=1)
-        ranks = torch.cat([torch.arange(self.best[label][0].shape[1]) for label in self.classes]).to(values.device)
-        # Cosines differ by 2 at most: first by the rank in the class, then by similarity.
-        order = (values.double() - 4 * ranks).topk(self.count, dim=-1).indices
-        values, by_similarity = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
-        return values, indices.gather(1, order).gather(1, by_similarity)
-
-
 class _StreamingSoftmax:
     """The average over all entries weighted by the softmax of their similarities, chunk by chunk."""
 
-    def __init__(self, temperature: float):
-        self.temperature = temperature
+    def __init__(self):
         self.largest, self.total, self.sum = None, 0.0, 0.0
 
     def add(self, similarities: torch.Tensor, features: torch.Tensor, scales: torch.Tensor | None) -> None:
-        scores = similarities / self.temperature
+        scores = similarities
         largest = scores.amax(dim=-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).min)
         if self.largest is not None:
             largest = torch.maximum(self.largest, largest)
@@ -236,7 +205,7 @@ class _StreamingSoftmax:
         self.sum = self.sum + (weights if scales is None else weights * scales.to(weights.dtype)) @ features
 
     def weights(self, similarities: torch.Tensor) -> torch.Tensor:
-        return ((similarities / self.temperature - self.largest).exp() / self.total).nan_to_num()
+        return ((similarities - self.largest).exp() / self.total).nan_to_num()
 
     def mean(self) -> torch.Tensor:
         return (self.sum / self.total).nan_to_num()

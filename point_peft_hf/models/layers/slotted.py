@@ -1,0 +1,85 @@
+"""Modules whose layers have slots, and how to run them as they were pre-trained."""
+
+from __future__ import annotations
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from ...slots import LayerSlot, Stage
+
+ADAPTED = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+
+
+def original(module: nn.Module) -> nn.Module:
+    """The module that an adapter layer or the copies of a trained module stand in for."""
+    while True:
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            module = module.original_module
+        elif isinstance(module, BaseTunerLayer):
+            module = module.base_layer
+        else:
+            return module
+
+
+class SlottedModule(nn.Module):
+    """A module that runs its layers through their slots, or without any adapter where it is asked to."""
+
+    def add_layer(
+        self, name: str, layer: nn.Module, stage: Stage, layer_index: int | None = None, hidden_size: int | None = None
+    ) -> None:
+        """Add a layer and the slot for its output, `<name>_slot`.
+
+        Args:
+            name: Name of the layer.
+            layer: The layer.
+            stage: The stage.
+            layer_index: Number of the block, or `None` outside of the blocks.
+            hidden_size: Width of the output; default: that of the tokens.
+        """
+        self.add_module(name, layer)
+        has_bias = getattr(layer, "bias", None) is not None
+        self.add_module(f"{name}_slot", LayerSlot(stage, name, layer_index, hidden_size, has_bias))
+
+    def through(self, name: str, inputs: torch.Tensor, frozen: bool = False) -> torch.Tensor:
+        """Run a layer and its slot.
+
+        Args:
+            name: Name of the layer.
+            inputs: What goes in.
+            frozen: Whether to run the layer as it was pre-trained.
+        """
+        modules = self._modules
+        if frozen:
+            return original(modules[name])(inputs)
+        return modules[f"{name}_slot"](modules[name](inputs), inputs)
+
+
+def is_pretrained(module: nn.Module) -> bool:
+    """Whether a module computes what it was pre-trained to: nothing in it is trained, and no adapter is attached.
+
+    Args:
+        module: A part of a model.
+    """
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        return False
+    return not any(isinstance(m, ADAPTED) for m in module.modules())
+
+
+def trained_weight(module: nn.Module, left_out: tuple[str, ...] = ()) -> str | None:
+    """Name of a weight of the pre-trained model itself that is being trained; `None` if there is none.
+
+    Args:
+        module: The model.
+        left_out: Names of its direct children that do not count.
+    """
+    module = original(module)
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.requires_grad:
+            return name
+    for name, child in module.named_children():
+        found = None if name in left_out else trained_weight(child)
+        if found is not None:
+            return f"{name}.{found}"
+    return None
