@@ -43,7 +43,7 @@ def test_bank_is_what_the_frozen_encoder_sees(backbone, points):
         backbone, [{"points": points, "labels": torch.arange(4)}, {"points": points[:1]}], progress=False
     )
     assert bank.features.shape == (5, 48)
-    torch.testing.assert_close(bank.features[:4], F.normalize(backbone.extract_prior_features(points), dim=-1))
+    torch.testing.assert_close(bank.features[:4], F.normalize(backbone.frozen_features(points), dim=-1))
     assert bank.labels.tolist() == [0, 1, 2, 3, -1]
 
 
@@ -98,7 +98,7 @@ def test_batches_that_do_not_do(prompted):
         pp.build_point_prior_bank(prompted, [], progress=False)
     with pytest.raises(ValueError, match=r"key 'points', got the keys \['cloud'\]"):
         pp.build_point_prior_bank(prompted, [{"cloud": 1}], progress=False)
-    with pytest.raises(ValueError, match="Linear has no method `extract_prior_features"):
+    with pytest.raises(ValueError, match="Linear has no method `frozen_features"):
         pp.build_point_prior_bank(torch.nn.Linear(1, 1), [{"points": torch.zeros(1, 128, 3)}], progress=False)
 
 

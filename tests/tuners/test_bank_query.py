@@ -64,7 +64,7 @@ def test_the_query_is_that_of_the_frozen_backbone(
 ):
     if depth not in depths_of(backbone_name):
         pytest.skip("only the entrance of the last stage")
-    expected = backbone.extract_prior_features(points, depth)
+    expected = backbone.frozen_features(points, depth)
     assert expected.shape == (4, 48)
     last = backbone.config.num_hidden_layers - 1
     model = get_peft_model(
@@ -99,7 +99,7 @@ def test_what_nothing_sits_on_is_not_computed_twice(make_backbone, points, depth
     backbone.point_bert.patch_embedding.register_forward_hook(lambda *args: calls.append(1))
     query = captured_query(model, points)
     assert len(calls) == 3 + 1
-    torch.testing.assert_close(query, backbone.extract_prior_features(points, depth), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(query, backbone.frozen_features(points, depth), rtol=1e-5, atol=1e-6)
 
 
 def test_point_m2ae_shares_the_stages_before_the_last(make_backbone, points):
@@ -117,7 +117,7 @@ def test_point_m2ae_shares_the_stages_before_the_last(make_backbone, points):
 @pytest.mark.parametrize("where", ["blocks", "embedding"])
 @pytest.mark.parametrize("depth", [0, 1])
 def test_other_adapters_do_not_reach_the_query(make_backbone, points, where, depth):
-    expected = make_backbone().extract_prior_features(points, depth)
+    expected = make_backbone().frozen_features(points, depth)
     targets = ["q_proj", "fc1"] if where == "blocks" else ["first_linear2"]
     prompt = pp.PointPriorPromptConfig(num_prompt_tokens=4, query="tokens", query_depth=depth, prompt_depth=None)
     low_rank = LoraConfig(target_modules=targets, init_lora_weights=False)

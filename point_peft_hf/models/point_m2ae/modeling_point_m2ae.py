@@ -66,7 +66,7 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
     def __init__(self, config: PointM2AEConfig, use_local_attention: bool = True):
         super().__init__(config)
         self.use_local_attention = use_local_attention
-        stages = build_stages(config.hidden_sizes, config.group_sizes, config.depths)
+        self.layout = stages = build_stages(config.hidden_sizes, config.group_sizes, config.depths)
         self.point_slot = PointSlot(stages[-1])
         self.patch_embeddings = nn.ModuleList()
         self.position_embeddings = nn.ModuleList()
@@ -206,7 +206,7 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
             The tokens, without position embeddings added and before the final norm; no gradient.
         """
         is_local = self.use_local_attention if is_local is None else is_local
-        stages = [encoder.token_slot.stage for encoder in self.stages]
+        stages = self.layout
         depth = stages[-1].total_layers if depth is None else depth
         last = max(stage.index for stage in stages if stage.first_layer <= depth)
         known = cloud.memo.values.get(f"backbone.embedded.{last}")

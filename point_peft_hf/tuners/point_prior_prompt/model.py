@@ -39,6 +39,11 @@ class PromptTunerMixin:
         prompted = [slot for slot in self._selected.values() if isinstance(slot, EntrySlot)]
         if not peft_config.use_bank or not prompted:
             return
+        if peft_config.bank_update != "none" and not any(isinstance(s, ReadoutSlot) for s in self._selected.values()):
+            raise ValueError(
+                f"`bank_update`={peft_config.bank_update!r} needs a backbone of point_peft_hf, but "
+                f"{type(model).__name__} is none. Use 'none'."
+            )
         if not any(slot.stage.is_last for slot in prompted):
             users = [s.layer_index for _, s in named_slots(model) if isinstance(s, EntrySlot) and s.stage.is_last]
             raise ValueError(
