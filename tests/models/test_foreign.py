@@ -85,7 +85,9 @@ def test_adapters_work(example, clouds, config):
 def test_all_biases_are_tuned(example, clouds):
     model = get_peft_model(example.build_backbone(), PointPeftConfig(use_prompts=False))
     shifted = {
-        name for name, m in model.named_modules() if name.rpartition(".")[2] in SHIFTED and isinstance(m, BaseTunerLayer)
+        name
+        for name, m in model.named_modules()
+        if name.rpartition(".")[2] in SHIFTED and isinstance(m, BaseTunerLayer)
     }
     assert len(shifted) == 5 * 3
     assert "norm" in model.peft_config["default"].modules_to_save

@@ -23,11 +23,6 @@ def test_retrieval_by_hand():
     torch.testing.assert_close(rows, expected[None])
 
 
-def test_temperature_sharpens():
-    rows = retrieve(torch.tensor([[3.0, 4.0]]), BANK, num_rows=2, num_retrieved=3, temperature=1e-3)
-    torch.testing.assert_close(rows[0, 1], BANK[2])
-
-
 @pytest.mark.parametrize("num_rows", [1, 2, 3])
 def test_few_prompts(num_rows):
     assert retrieve(torch.ones(2, 2), BANK, num_rows, num_retrieved=1).shape == (2, num_rows, 2)
@@ -100,9 +95,3 @@ def test_batches_that_do_not_do(prompted):
         pp.build_point_prior_bank(prompted, [{"cloud": 1}], progress=False)
     with pytest.raises(ValueError, match="Linear has no method `frozen_features"):
         pp.build_point_prior_bank(torch.nn.Linear(1, 1), [{"points": torch.zeros(1, 128, 3)}], progress=False)
-
-
-def test_query_features_of_a_wrong_shape(prompted, points):
-    pp.build_point_prior_bank(prompted, [{"points": torch.randn(6, 128, 3)}], progress=False)
-    with pytest.raises(ValueError, match=r"got features of shape \(4, 7\)"):
-        prompted(points, query_features=torch.zeros(4, 7))

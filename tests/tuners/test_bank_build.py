@@ -119,7 +119,7 @@ def test_an_adapter_gets_the_bank_and_the_backbone_is_remembered(make_backbone, 
 
     bank.save(tmp_path / "bank.safetensors")
     loaded = pp.PointPriorBank.load(tmp_path / "bank.safetensors")
-    assert (loaded.backbone, loaded.query, loaded.query_depth) == (bank.backbone, "encoder", 0)
+    assert (loaded.backbone, loaded.query) == (bank.backbone, "encoder")
     assert_same(loaded, bank, tolerance=0)
     pp.set_point_prior_bank(model, loaded)
     assert torch.equal(logits(model, points), predicted)
