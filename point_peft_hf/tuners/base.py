@@ -92,8 +92,25 @@ class SlotLayer(nn.Module, BaseTunerLayer):
         """Run the slot, then the adapters at work."""
         result = self.base_layer(value, *inputs)
         for name in self.working_adapters():
-            result = self.adapt(name, result, *inputs)
+            result = self.in_own_dtype(name, self.adapt, result, *inputs)
         return result
+
+    def in_own_dtype(self, name: str, adapt: Callable, result: Any, *inputs: Any) -> Any:
+        """Call `adapt(name, result, *inputs)` in the dtype of the adapter, and return its result in that of the backbone.
+
+        PEFT keeps adapters in float32 on a backbone in half precision.
+        """
+        dtype = _dtype_of(result)
+        if dtype not in _HALF or torch.is_autocast_enabled(self.weight_device.type):
+            return adapt(name, result, *inputs)
+        own = next((p.dtype for part in self.parts for p in _parameters(self.part(part, name))), dtype)
+        adapted = adapt(name, _cast(result, own), *(_cast(value, own) for value in inputs))
+        return _cast(adapted, dtype)
+
+    @property
+    def weight_device(self) -> torch.device:
+        """The device of the slot."""
+        return self.slot.weight.device
 
     @property
     def slot(self) -> AdapterSlot:
@@ -212,11 +229,33 @@ class BranchLayer(SlotLayer):
         """Run the adapters at work around the slot."""
         names = self.working_adapters()
         for name in names:
-            output, tokens = self.adapt_output(name, output, inputs, tokens)
+            output, tokens = self.in_own_dtype(name, self.adapt_output, output, inputs, tokens)
         update, tokens = self.base_layer(output, inputs, tokens, drop_path)
         for name in names:
-            update, tokens = self.adapt_update(name, update, inputs, tokens)
+            update, tokens = self.in_own_dtype(name, self.adapt_update, update, inputs, tokens)
         return update, tokens
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _dtype_of(value: Any) -> torch.dtype | None:
+    if isinstance(value, Tokens):
+        return value.features.dtype
+    return value.dtype if isinstance(value, torch.Tensor) else None
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Features in another dtype; what has none stays as it is."""
+    if isinstance(value, tuple):
+        return tuple(_cast(item, dtype) for item in value)
+    if isinstance(value, Tokens):
+        return value.to(dtype)
+    return value.to(dtype) if isinstance(value, torch.Tensor) else value
+
+
+def _parameters(module: nn.Module | None) -> Iterator[nn.Parameter]:
+    return iter(()) if module is None else module.parameters()
 
 
 # A slot, maybe one of a list, with a layer around it.

@@ -48,9 +48,10 @@ def select_slots(
     chosen = [name for name in inside if _is_targeted(config, name) and _is_in_layers(config, slots[name])]
     if config.layers_to_transform is not None and not chosen:
         numbers = sorted({slots[name].layers[0] for name in inside})
+        use = f"attaches to the blocks {numbers}" if numbers else "attaches to no block, so leave it out"
         raise ValueError(
             f"`layers_to_transform`={config.layers_to_transform!r} leaves no block to attach to: with this "
-            f"configuration the method has a use for the blocks {numbers or 'none'}."
+            f"configuration the method {use}."
         )
 
     def serves(layer: type[SlotLayer], name: str) -> bool:

@@ -108,6 +108,11 @@ class Case:
         """Whether a fresh adapter leaves the frozen function as it is."""
         return self.type_name not in ACTIVE_WHEN_FRESH
 
+    @property
+    def without_head(self) -> dict:
+        """Fields that leave out the head, where the type does not need one of its own."""
+        return {} if self.type_name == "kept_token" else {"modules_to_save": []}
+
     def config(self, **fields):
         config_class, defaults = TYPES[self.type_name]
         return config_class(**{**defaults, **fields})

@@ -120,7 +120,7 @@ def test_parts_of_the_whole_method_are_switched_off_one_by_one(make_backbone, tr
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_gradient_checkpointing(backbone, case, points, labels, use_reentrant):
     # Dropout draws differ between the two models only if the random numbers do, so both start from the same seed.
-    model = case.attach(backbone, init_weights=False, modules_to_save=[]).train()
+    model = case.attach(backbone, init_weights=False, **case.without_head).train()
     checkpointed = copy.deepcopy(model)
     checkpointed.prepare_model_for_gradient_checkpointing(checkpointed)
     checkpointed.gradient_checkpointing_enable({"use_reentrant": use_reentrant})

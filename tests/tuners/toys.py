@@ -26,12 +26,12 @@ class Vector(nn.Module):
 
 
 def vector(config, *shape: int, start: float = 0.0) -> Vector:
-    return Vector(*shape, start=start, std=0.0 if config.init_weights else 0.3)
+    return Vector(*shape, start=start, std=0.0 if config.init_weights is True else 0.3)
 
 
 def linear(config, in_size: int, out_size: int) -> nn.Linear:
     layer = nn.Linear(in_size, out_size, bias=False)
-    if config.init_weights:
+    if config.init_weights is True:
         nn.init.zeros_(layer.weight)
     return layer
 
