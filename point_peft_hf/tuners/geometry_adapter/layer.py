@@ -123,15 +123,16 @@ class OutputLayer(SlotLayer):
         layout = "".join(f"/{span.owner}:{span.count}:{span.coordinates is not None}" for span in tokens.spans)
         return tokens.cloud.memo.once(
             f"{self.key(name)}.neighborhoods.{self.slot.stage.index}{layout}",
-            lambda: self._find_neighborhoods(self.configs[name], tokens),
+            lambda: self._find_neighborhoods(name, tokens),
         )
 
-    def _find_neighborhoods(self, config: GeometryOptions, tokens: Tokens) -> LocalNeighborhoods:
+    def _find_neighborhoods(self, name: str, tokens: Tokens) -> LocalNeighborhoods:
         centers = tokens.centers.detach()
         points, ranges = table_points(tokens).detach(), placed_ranges(tokens)
-        num_centers, num_neighbors = self._neighborhood_size(config, centers.shape[1], points.shape[1])
-        center_indices = self.choose_centers(points, num_centers)
-        neighbor_indices = self.choose_neighbors(gather_points(points, center_indices), points, num_neighbors)
+        num_centers, num_neighbors = self._neighborhood_size(self.configs[name], centers.shape[1], points.shape[1])
+        center_indices = self.choose_centers(name, points, num_centers)
+        local_centers = gather_points(points, center_indices)
+        neighbor_indices = self.choose_neighbors(name, local_centers, points, num_neighbors)
         places = torch.cat([torch.arange(*limits, device=points.device) for limits in ranges])
         first_rows = torch.arange(len(points), device=points.device)[:, None] * tokens.features.shape[1]
         return LocalNeighborhoods(
@@ -140,7 +141,7 @@ class OutputLayer(SlotLayer):
             center_rows=(first_rows + places[center_indices]).flatten(),
             # Laid out as the local attention wants it, which would otherwise make a copy in each block.
             neighbor_rows=(first_rows[:, None] + places[neighbor_indices]).flatten(0, 1).t().contiguous().t(),
-            weights=self.propagation_weights(centers, points, center_indices, ranges[-1][0]),
+            weights=self.propagation_weights(name, centers, points, center_indices, ranges[-1][0]),
         )
 
     def _neighborhood_size(self, config: GeometryOptions, num_groups: int, num_rows: int) -> tuple[int, int]:
@@ -157,10 +158,11 @@ class OutputLayer(SlotLayer):
             num_neighbors = min(max(self.slot.stage.group_size // 2, 1), num_rows)
         return num_centers, num_neighbors
 
-    def choose_centers(self, points: torch.Tensor, num_centers: int) -> torch.Tensor:
+    def choose_centers(self, name: str, points: torch.Tensor, num_centers: int) -> torch.Tensor:
         """Which tokens are local centres.
 
         Args:
+            name: Name of the adapter.
             points: Places of the tokens, of shape `(batch_size, num_places, 3)`.
             num_centers: How many.
 
@@ -169,7 +171,9 @@ class OutputLayer(SlotLayer):
         """
         return farthest_point_sample(points, num_centers)
 
-    def choose_neighbors(self, centers: torch.Tensor, points: torch.Tensor, num_neighbors: int) -> torch.Tensor:
+    def choose_neighbors(
+        self, name: str, centers: torch.Tensor, points: torch.Tensor, num_neighbors: int
+    ) -> torch.Tensor:
         """Which tokens are the neighbourhood of each local centre, `(batch_size, num_centers, num_neighbors)`."""
         return knn_indices(centers, points, num_neighbors)
 
@@ -216,11 +220,12 @@ class OutputLayer(SlotLayer):
         return features if bottleneck is None else bottleneck.add_to(features)
 
     def propagation_weights(
-        self, centers: torch.Tensor, points: torch.Tensor, center_indices: torch.Tensor, num_front: int
+        self, name: str, centers: torch.Tensor, points: torch.Tensor, center_indices: torch.Tensor, num_front: int
     ) -> torch.Tensor:
         """Weights from the local centres to the tokens of a block.
 
         Args:
+            name: Name of the adapter.
             centers: Centres of the patch tokens, of shape `(batch_size, num_groups, 3)`.
             points: Places of all tokens that have one, of shape `(batch_size, num_places, 3)`.
             center_indices: Which of these the local centres are, of shape `(batch_size, num_local_centers)`.
@@ -242,7 +247,7 @@ class OutputLayer(SlotLayer):
 
         def compute(*places: torch.Tensor) -> torch.Tensor:
             points = _table(places)
-            return self.propagation_weights(places[-1], points, neighborhoods.center_indices, num_front)
+            return self.propagation_weights(name, places[-1], points, neighborhoods.center_indices, num_front)
 
         # Not once for all blocks with its graph: gradient checkpointing goes backward through every block on its own,
         # so blocks must not share a part of the graph.
