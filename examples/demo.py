@@ -19,7 +19,7 @@ import numpy as np
 
 from point_peft_hf import visualization
 from point_peft_hf.data import HELD_OUT_CLASSES, READERS, sample_shape
-from point_peft_hf.training import PartPredictor, Predictor, load_resident, show_only_own_messages
+from point_peft_hf.training import PartPredictor, Predictor, find_method, load_resident, show_only_own_messages
 
 TITLE = "Point clouds, adapters on one backbone"
 SAMPLE_POINTS = 20_000
@@ -191,6 +191,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the arguments from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapters", nargs="+", metavar="ADAPTER", help="Folders or Hub repositories of adapters.")
+    parser.add_argument("--method", help="package.module:Config, where adapters are of a type of your own.")
     parser.add_argument("--model", help="Backbone of all: a name, a folder or a Hub repository (default: theirs).")
     parser.add_argument("--host", default="127.0.0.1", help="Address to serve at; 0.0.0.0 for everybody around.")
     parser.add_argument("--port", type=int, default=7860, help="Default: 7860.")
@@ -207,6 +208,8 @@ def main() -> None:
             "The demo needs gradio, which is not installed: pip install 'point-peft-hf[demo]'"
         ) from error
     show_only_own_messages()
+    if args.method:
+        find_method(args.method)  # registers its type
     predictors = load_resident(args.adapters, args.model)
     build_page(predictors).launch(
         server_name=args.host,

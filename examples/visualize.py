@@ -29,7 +29,14 @@ from point_peft_hf import visualization
 from point_peft_hf.adapter_files import find_file, read_json
 from point_peft_hf.data import PointCloudCollator, sample_shape
 from point_peft_hf.hub.facts import RECORD_NAME
-from point_peft_hf.training import PartPredictor, Predictor, load_predictor, load_task, show_only_own_messages
+from point_peft_hf.training import (
+    PartPredictor,
+    Predictor,
+    find_method,
+    load_predictor,
+    load_task,
+    show_only_own_messages,
+)
 from point_peft_hf.training.task import PROCEDURAL
 
 # What an argument of training is called where the data are loaded.
@@ -41,6 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", metavar="FILE", help="Point cloud or mesh (default: a built-in shape).")
     parser.add_argument("--adapter", required=True, help="Folder or Hub repository of the adapter.")
+    parser.add_argument("--method", help="package.module:Config, where the adapter is of a type of your own.")
     parser.add_argument("--model", help="Backbone: a name, a folder or a Hub repository (default: the adapter's).")
     parser.add_argument("--category", help="Parts: category of the object in the file.")
     parser.add_argument("--data", help="Folder of the data set (default: what the adapter was trained on).")
@@ -122,6 +130,8 @@ def main() -> None:
     """Draw, and say where each picture is as soon as it is there."""
     args = parse_arguments()
     show_only_own_messages()
+    if args.method:
+        find_method(args.method)  # registers its type
     for path in draw_all(args):
         print(path, flush=True)
 
