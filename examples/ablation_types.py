@@ -1,7 +1,8 @@
 """Point-PEFT with switches that only a study of its parts needs: `--method ablation_types:AblationConfig`.
 
-The study is `studies/ablation.yaml`. A type of one's own needs no more than this: a configuration, layers that differ in
-what they override, a tuner. With all switches at their defaults it computes what `PointPeftConfig` does, to the bit.
+The study is `studies/ablation.yaml`. A type of one's own needs no more than this: a configuration, layers that differ
+in what they override, and a tuner. With all switches at their defaults it computes the function of `PointPeftConfig`,
+to the bit.
 """
 
 from __future__ import annotations

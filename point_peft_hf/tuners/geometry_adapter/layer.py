@@ -123,10 +123,11 @@ class OutputLayer(SlotLayer):
         layout = "".join(f"/{span.owner}:{span.count}:{span.coordinates is not None}" for span in tokens.spans)
         return tokens.cloud.memo.once(
             f"{self.key(name)}.neighborhoods.{self.slot.stage.index}{layout}",
-            lambda: self._find_neighborhoods(name, tokens),
+            lambda: self.find_neighborhoods(name, tokens),
         )
 
-    def _find_neighborhoods(self, name: str, tokens: Tokens) -> LocalNeighborhoods:
+    def find_neighborhoods(self, name: str, tokens: Tokens) -> LocalNeighborhoods:
+        """Find the neighbourhoods of the tokens of a block; [`_neighborhoods`] does so once in a forward pass."""
         centers = tokens.centers.detach()
         points, ranges = table_points(tokens).detach(), placed_ranges(tokens)
         num_centers, num_neighbors = self._neighborhood_size(self.configs[name], centers.shape[1], points.shape[1])
