@@ -103,7 +103,8 @@ class SlotLayer(nn.Module, BaseTunerLayer):
         dtype = _dtype_of(result)
         if dtype not in _HALF or torch.is_autocast_enabled(self.weight_device.type):
             return adapt(name, result, *inputs)
-        own = next((p.dtype for part in self.parts for p in _parameters(self.part(part, name))), dtype)
+        parameters = (p for part in self.parts for p in _parameters(self.part(part, name)))
+        own = next((p.dtype for p in parameters), getattr(self.configs[name], "_adapter_dtype", None) or dtype)
         adapted = adapt(name, _cast(result, own), *(_cast(value, own) for value in inputs))
         return _cast(adapted, dtype)
 
@@ -250,7 +251,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, tuple):
         return tuple(_cast(item, dtype) for item in value)
     if isinstance(value, Tokens):
-        return value.to(dtype)
+        return value.in_dtype(dtype)
     return value.to(dtype) if isinstance(value, torch.Tensor) else value
 
 
@@ -327,7 +328,7 @@ class SlotTuner(BaseTuner):
         self._selected = {} if is_head_only else self._select(peft_config, model, slots)
         self._slots = {name: slots[name] for name in self._selected}
         # First whether it is the backbone that the adapter was made for: that says more than a module it lacks.
-        peft_config.attach_to(describe_backbone(model, peft_config.modules_to_save or ()))
+        peft_config.attach_to(describe_backbone(_base_model(model), peft_config.modules_to_save or ()))
         _check_modules_to_save(peft_config, model)
         self._check_readout(peft_config, model)
         check_saved_modules(model, peft_config)
@@ -540,6 +541,8 @@ class SlotTuner(BaseTuner):
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        # For layers that have no parameters of their own.
+        self.peft_config[adapter_name]._adapter_dtype = torch.float32 if autocast_adapter_dtype else None
         if not autocast_adapter_dtype:
             return
         # PEFT casts the parameters of an adapter to float32, but not its buffers (the statistics of a BatchNorm).

@@ -191,6 +191,8 @@ def test_several_adapters_are_swapped(backbone, case, points, logits):
 
 
 def test_two_active_adapters(make_backbone, type_case, points, logits):
+    if not type_case.without_head:
+        pytest.skip("only one of the active adapters can bring a head")
     model = type_case.attach(make_backbone(), init_weights=False, modules_to_save=[])
     one = logits(model, points)
     model.add_adapter("second", type_case.config(init_weights=False, modules_to_save=[]))
@@ -302,6 +304,8 @@ def blocks_with_parts(model) -> set[int]:
 def test_layers_to_transform(backbone, type_case, points, labels, train, wanted, expected):
     # With a bank, Point-M2AE wants prompts in its last block.
     fields = {"use_bank": False} if type_case.holds_bank else {}
+    if not type_case.is_in_every_block:
+        pytest.skip("attaches to no block, or to one of its own choice")
     model = type_case.attach(backbone, layers_to_transform=wanted, modules_to_save=[], **fields)
     assert blocks_with_parts(model) == expected
     train(model, steps=1)

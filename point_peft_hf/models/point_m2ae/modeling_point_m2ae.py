@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...ops import gather_points, group_points
-from ...slots import LayerSlot, PointSlot, ReadoutSlot, Stage
+from ...slots import Backbone, LayerSlot, PointSlot, ReadoutSlot, Stage
 from ...tokens import Cloud, Memo, Tokens, start_tokens
 from ..layers import (
     ClassificationHead,
@@ -188,7 +188,8 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
             norm.
         """
         cloud = Cloud(points, points, sample_ids, memo or Memo(precomputed))
-        cloud = self.point_slot(cloud, self)
+        backbone = Backbone(self)
+        cloud = self.point_slot(cloud, backbone)
         hierarchy = self.group(cloud.points)
         features, left, carry, losses = None, [], {}, ()
         for stage, encoder in enumerate(self.stages):
@@ -198,7 +199,7 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
             tokens = self._tokens(stage, hierarchy, features, cloud)
             if stage == 0:
                 self.stages[0].own_tokens(tokens)
-            tokens, _ = encoder(tokens.continuing(carry, losses), self)
+            tokens, _ = encoder(tokens.continuing(carry, losses), backbone)
             left.append(tokens)
             features, cloud, carry, losses = tokens.patches, tokens.cloud, tokens.carry, tokens.losses
         normed = tokens.with_features(self.through("layernorm", tokens.features))

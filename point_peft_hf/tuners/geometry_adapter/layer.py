@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ...layers import FreezableBatchNorm1d, add_product, recompute_in_backward, with_known_value
 from ...ops import farthest_point_sample, gather_points, inverse_distance_weights, knn_indices
-from ...slots import AdapterSlot, BranchSlot, OutputSlot, TokenSlot
+from ...slots import AdapterSlot, Backbone, BranchSlot, OutputSlot, TokenSlot
 from ...tokens import Tokens
 from ..base import BranchLayer, SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
@@ -63,7 +63,7 @@ class SharedAttentionLayer(SlotLayer):
         attention.reset_parameters()
         return {"local_attention": attention}
 
-    def adapt(self, name: str, tokens: Tokens, backbone: nn.Module) -> Tokens:
+    def adapt(self, name: str, tokens: Tokens, backbone: Backbone) -> Tokens:
         """Share it."""
         return tokens.sharing(f"{self.key(name)}.local_attention", self.part("local_attention", name))
 
@@ -135,7 +135,7 @@ class OutputLayer(SlotLayer):
         local_centers = gather_points(points, center_indices)
         neighbor_indices = self.choose_neighbors(name, local_centers, points, num_neighbors)
         places = torch.cat([torch.arange(*limits, device=points.device) for limits in ranges])
-        first_rows = torch.arange(len(points), device=points.device)[:, None] * tokens.features.shape[1]
+        first_rows = torch.arange(points.shape[0], device=points.device)[:, None] * tokens.features.shape[1]
         return LocalNeighborhoods(
             center_indices,
             neighbor_indices,
@@ -190,7 +190,7 @@ class OutputLayer(SlotLayer):
                 f"Block {self.slot.layer_index} got no local attention of adapter {name!r}. Let its tokens pass the "
                 "token slot first (see point_peft_hf.slots), and leave that slot out of `exclude_modules`."
             )
-        return attention.attend_and_take_maximum(features, rows, self.drop_path(name, features, len(rows)))
+        return attention.attend_and_take_maximum(features, rows, self.drop_path(name, features, rows.shape[0]))
 
     def drop_path(self, name: str, features: torch.Tensor, num_neighborhoods: int) -> torch.Tensor | None:
         """Stochastic depth: a factor for each neighbourhood, as in the published code; `None` for 1."""
@@ -215,7 +215,7 @@ class OutputLayer(SlotLayer):
             if config.init_weights != "published":
                 # The norm's weight starts at 0: only so a fresh adapter changes nothing.
                 center_terms = center_terms * batch_norm.weight
-            local = (F.gelu(batch_norm(pooled)) + center_terms).unflatten(0, (len(features), -1))
+            local = (F.gelu(batch_norm(pooled)) + center_terms).unflatten(0, (features.shape[0], -1))
             features = add_product(features, weights.to(local.dtype), local, config.propagation_scale)
         bottleneck = self.part("output_bottleneck", name)
         return features if bottleneck is None else bottleneck.add_to(features)
@@ -264,7 +264,7 @@ def _table(places: list[torch.Tensor] | tuple[torch.Tensor, ...]) -> torch.Tenso
     centers = places[-1]
     if len(places) == 1:
         return centers
-    front = [place.to(centers.dtype).expand(len(centers), -1, -1) for place in places[:-1]]
+    front = [place.to(centers.dtype).expand(centers.shape[0], -1, -1) for place in places[:-1]]
     return torch.cat([*front, centers], dim=1)
 
 

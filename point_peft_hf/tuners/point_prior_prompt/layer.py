@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...slots import AdapterSlot, EntrySlot, PointSlot, ReadoutSlot, TokenSlot
+from ...slots import AdapterSlot, Backbone, EntrySlot, PointSlot, ReadoutSlot, TokenSlot
 from ...tokens import Cloud, Tokens
 from ..base import SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
@@ -81,7 +81,7 @@ class PromptCoordinatesLayer(SlotLayer):
         coordinates.spread_on_sphere(0.5)
         return {"prompt_coordinates": coordinates}
 
-    def adapt(self, name: str, cloud: Cloud, backbone: nn.Module) -> Cloud:
+    def adapt(self, name: str, cloud: Cloud, backbone: Backbone) -> Cloud:
         """Share the coordinates."""
         return cloud.sharing(f"{self.key(name)}.coordinates", self.part("prompt_coordinates", name).weight)
 
@@ -120,7 +120,7 @@ class BankLayer(SlotLayer):
         self.banks[adapter_name].fill(bank)
         config.bank_size = len(bank)
 
-    def adapt(self, name: str, tokens: Tokens, backbone: nn.Module) -> Tokens:
+    def adapt(self, name: str, tokens: Tokens, backbone: Backbone) -> Tokens:
         """Share what the prompts are enhanced with."""
         config, bank, own_ids = self.configs[name], self.banks[name], None
         query = self._query(name, config, tokens, backbone)
@@ -146,13 +146,13 @@ class BankLayer(SlotLayer):
             tokens = tokens.sharing(f"{self.key(name)}.bank", bank)
         return tokens.sharing(self.key(name), Answer(rows, entering, backbone.summarize if is_updated else None))
 
-    def _query(self, name: str, config: PromptOptions, tokens: Tokens, backbone: nn.Module) -> torch.Tensor:
+    def _query(self, name: str, config: PromptOptions, tokens: Tokens, backbone: Backbone) -> torch.Tensor:
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             backbone.check_frozen("the point-prior bank holds features of the backbone as it was")
         ask = backbone.frozen_features if config.query == "encoder" else self._entering_tokens(backbone)
         query_name = f"{self.key(name)}.query"
         query = tokens.cloud.memo.once(query_name, lambda: ask(tokens.cloud), per_cloud=True)
-        shape = (len(tokens.features), self.slot.hidden_size)
+        shape = (tokens.features.shape[0], self.slot.hidden_size)
         if query.shape != shape:
             raise ValueError(
                 f"`precomputed[{query_name!r}]` must have shape (batch_size, hidden_size) = {shape}, got "
@@ -160,7 +160,7 @@ class BankLayer(SlotLayer):
             )
         return query.to(tokens.features.device)
 
-    def _entering_tokens(self, backbone: nn.Module) -> Callable[[Cloud], torch.Tensor]:
+    def _entering_tokens(self, backbone: Backbone) -> Callable[[Cloud], torch.Tensor]:
         """The mean over the patch tokens that enter the stage, in the pre-trained encoder."""
         depth = self.slot.stage.first_layer
         return lambda cloud: backbone.frozen_tokens(cloud, depth).patches.mean(dim=1)
@@ -217,7 +217,7 @@ class PromptLayer(SlotLayer):
     def adapt(self, name: str, tokens: Tokens) -> Tokens:
         """Insert dropout(E) + Z + A(Z), of shape `(batch_size, num_prompt_tokens, hidden_size)`, with Z of the bank."""
         shared, bottleneck = tokens.cloud.shared, self.part("prompt_bottleneck", name)
-        embedding = self.part("prompt_embedding", name).weight.expand(len(tokens.features), -1, -1)
+        embedding = self.part("prompt_embedding", name).weight.expand(tokens.features.shape[0], -1, -1)
         prompts = F.dropout(embedding, self.configs[name].dropout, self.training)
         if bottleneck is not None:
             answer = shared.get(self.key(name))
@@ -237,7 +237,7 @@ def sample_ids(name: str, config: PromptOptions, cloud: Cloud, option: str) -> t
     Raises:
         ValueError: If there are none, of shape `(batch_size,)`.
     """
-    ids, shape = cloud.sample_ids, (len(cloud.points),)
+    ids, shape = cloud.sample_ids, (cloud.points.shape[0],)
     if ids is None or ids.shape != shape or ids.dtype.is_floating_point or ids.dtype == torch.bool:
         got = "none" if ids is None else f"{ids.dtype} of shape {tuple(ids.shape)}"
         raise ValueError(
