@@ -14,6 +14,7 @@ from torch import nn
 from point_peft_hf import PointPeftConfig
 from point_peft_hf.models.layers import PatchEmbedding
 from point_peft_hf.ops import farthest_point_sample, gather_points, group_points, knn_indices
+from point_peft_hf.slots import Backbone
 from point_peft_hf.tokens import Cloud, Memo, Tokens, start_tokens
 from point_peft_hf.tuners.point_prior_prompt import retrieve
 from point_peft_hf.tuners.point_prior_prompt.quantization import quantize
@@ -132,11 +133,11 @@ def _entering(
     encoder: nn.Module, precomputed: dict[str, torch.Tensor], setting: Setting, shape: Shape, batch_size: int
 ) -> Tokens:
     """Random tokens that enter the first block, with what adapters share with the blocks."""
-    points = setting.clouds(batch_size, shape.num_points)
-    cloud = encoder.point_slot(Cloud(points, points, memo=Memo(precomputed)), encoder)
+    points, backbone = setting.clouds(batch_size, shape.num_points), Backbone(encoder)
+    cloud = encoder.point_slot(Cloud(points, points, memo=Memo(precomputed)), backbone)
     features = torch.randn(batch_size, 1 + shape.num_groups, setting.hidden_size, device=setting.device)
     centers = setting.clouds(batch_size, shape.num_groups)
-    return encoder.encoder.token_slot(start_tokens(features, centers, cloud, num_prefix=1), encoder)
+    return encoder.encoder.token_slot(start_tokens(features, centers, cloud, num_prefix=1), backbone)
 
 
 def _block_pass(model: nn.Module, setting: Setting, shape: Shape, batch_size: int) -> Callable[[], None]:

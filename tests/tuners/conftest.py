@@ -73,7 +73,9 @@ CASES = (*TYPES, *(f"{name}+bank" for name in BANK_TYPES))
 
 def pytest_collection_modifyitems(config, items):
     """Run each toy on one backbone, in turn: they are there for the contract, which all backbones share."""
-    places = {name: list(BACKBONES)[number % len(BACKBONES)] for number, name in enumerate([*TOYS.TOYS, "contributed"])}
+    places = {
+        name: list(BACKBONES)[number % len(BACKBONES)] for number, name in enumerate([*TOYS.TOYS, "contributed"])
+    }
     kept, left_out = [], []
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
