@@ -43,8 +43,8 @@ def inspection_colorings(
         class_names: Names of the classes, or of the parts.
         points: The cloud to colour, of shape `(num_points, 3)`, in the place and unit of the inspected one (usually
             the same cloud with more points); default: that itself.
-        reference_names: Names of the classes of training clouds, which for a part segmentation are categories; default:
-            `class_names`, unless these are of parts.
+        reference_names: Names of the classes of training clouds, which for a part segmentation are categories;
+            default: `class_names`, unless these are of parts.
 
     Returns:
         Colourings by prediction, group and attention, and what the adapters have to show.

@@ -12,8 +12,9 @@ from torch import nn
 def make_twin(model: nn.Module) -> nn.Module:
     """Put other modules around the weights of a model.
 
-    Modes, hooks and attributes of the twin can be changed: the model, which another thread may be running and which may
-    be compiled, stays as it is. The weights are the same tensors. Compiled parts of the model run as they were written.
+    Modes, hooks and attributes of the twin can be changed: the model, which another thread may be running and which
+    may be compiled, stays as it is. The weights are the same tensors. What is compiled in the model runs as it was
+    written.
 
     Args:
         model: The model.

@@ -5,10 +5,16 @@ from peft import get_peft_model
 from torch import nn
 
 import point_peft_hf as pp
+from point_peft_hf.slots import OutputSlot
+from point_peft_hf.tuners import register_method
+from point_peft_hf.tuners.base import SlotLayer, SlotTuner
+from point_peft_hf.tuners.config import PointTunerConfig
+from point_peft_hf.tuners.explain import Picture, Places, References
 from point_peft_hf.visualization import (
     CloudInspection,
     category_colors,
     classify_clouds,
+    cloud_page,
     inspect_cloud,
     inspection_colorings,
     nearest,
@@ -140,6 +146,61 @@ def test_parts_of_the_objects_category():
     assert {markers.name.rpartition(": ")[2] for markers in sources.markers[2:]} <= {"chair", "vase"}
     unnamed = inspection_colorings(found, names)[3]
     assert [markers.name for markers in unnamed.markers[2:]] == ["prompt: single entry"]
+
+
+class OutermostConfig(PointTunerConfig):
+    """Of a method that this package knows nothing of."""
+
+
+class OutermostLayer(SlotLayer):
+    parts = ("scale",)
+
+    def create_parts(self, adapter_name, config, slot_name):
+        return {"scale": nn.Linear(1, self.slot.hidden_size)}
+
+    def adapt(self, name, tokens):
+        return tokens.with_features(tokens.features * (1 + self.part("scale", name).bias))
+
+    def explain(self, name, result, tokens):
+        centers = result.centers[0]
+        far = centers[centers.norm(dim=1).argmax()][None]
+        number = self.slot.layer_index
+        yield Picture(f"depth/{name}", [Places("outermost", far, [1])], centers[:, 1] + number, centers, "blocks")
+        yield References("nearest of kin", [2, -1], [7, -1], [0.9, 0.5], [0.75, 0.25])
+
+
+@register_method("outermost", OutermostConfig)
+class OutermostModel(SlotTuner):
+    layer_classes = {OutputSlot: OutermostLayer}
+
+
+def test_a_new_method_is_drawn_without_any_change():
+    found = inspect_cloud(get_peft_model(make_backbone(), OutermostConfig()), CLOUD)
+    # Both blocks show it, the last one counts.
+    (picture,), (references,) = found.pictures, found.references
+    assert np.allclose(picture.values, found.group_centers[:, 1] + 1, atol=1e-6)
+    assert references.sample_ids.tolist() == [7, -1]
+    coloring = inspection_colorings(found, NAMES)[3]
+    assert (coloring.name, coloring.label) == ("depth/default", "depth/default (blocks)")
+    assert np.allclose(coloring.values, picture.values[nearest(CLOUD, found.group_centers)])
+    (markers,) = coloring.markers
+    assert (markers.name, markers.color, markers.on_top) == ("outermost: table", None, False)
+    assert "outermost: table" in cloud_page(CLOUD, [coloring])
+
+
+def test_two_adapters_that_show_the_same_go_by_their_names():
+    model = get_peft_model(make_backbone(), pp.GeometryAdapterConfig(), "first")
+    model.add_adapter("second", pp.GeometryAdapterConfig(num_local_centers=3, modules_to_save=[]))
+    model.base_model.set_adapter(["first", "second"])
+    pictures = inspect_cloud(model, CLOUD).pictures
+    assert [picture.name for picture in pictures] == [f"{LOCAL} of first", f"{LOCAL} of second"]
+    assert [len(picture.places[0].coordinates) for picture in pictures] == [6, 3]
+
+
+def test_what_is_no_record_is_refused(monkeypatch):
+    monkeypatch.setattr(OutermostLayer, "explain", lambda *args: [np.zeros(3)])
+    with pytest.raises(ValueError, match="`explain` of OutermostLayer must return .*, got a ndarray"):
+        inspect_cloud(get_peft_model(make_backbone(), OutermostConfig()), CLOUD)
 
 
 def test_names_must_be_those_of_the_model():
