@@ -6,8 +6,7 @@ import torch
 from peft import get_peft_model
 
 import point_peft_hf as pp
-from point_peft_hf.tuners.base import SlotLayer
-from point_peft_hf.tuners.explain import Picture, Places, References
+from point_peft_hf.tuners import Picture, Places, References, SlotLayer
 
 FIELDS = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "num_groups": 8, "group_size": 4}
 CLOUD = torch.randn(1, 40, 3, generator=torch.Generator().manual_seed(0))

@@ -6,10 +6,15 @@ from torch import nn
 
 import point_peft_hf as pp
 from point_peft_hf.slots import OutputSlot
-from point_peft_hf.tuners import register_method
-from point_peft_hf.tuners.base import SlotLayer, SlotTuner
-from point_peft_hf.tuners.config import PointTunerConfig
-from point_peft_hf.tuners.explain import Picture, Places, References
+from point_peft_hf.tuners import (
+    Picture,
+    Places,
+    PointTunerConfig,
+    References,
+    SlotLayer,
+    SlotTuner,
+    register_method,
+)
 from point_peft_hf.visualization import (
     CloudInspection,
     category_colors,
@@ -153,6 +158,7 @@ class OutermostConfig(PointTunerConfig):
 
 
 class OutermostLayer(SlotLayer):
+    slot_class = OutputSlot
     parts = ("scale",)
 
     def create_parts(self, adapter_name, config, slot_name):
@@ -171,7 +177,7 @@ class OutermostLayer(SlotLayer):
 
 @register_method("outermost", OutermostConfig)
 class OutermostModel(SlotTuner):
-    layer_classes = {OutputSlot: OutermostLayer}
+    layer_classes = (OutermostLayer,)
 
 
 def test_a_new_method_is_drawn_without_any_change():
