@@ -7,7 +7,7 @@
 Needs `pip install 'point-peft-hf[viz]'`. Writes to the output folder
 
     cloud.html               the cloud to turn and zoom, coloured by what is chosen in the page
-    cloud_*.png              the same as pictures: prediction, groups, attention, local centres, source of the prompts
+    cloud_*.png              the same as pictures: prediction, groups, attention, and what the adapter has to show
     features.png             features of test clouds before and after tuning
     confusion_matrix.png     which classes of the test clouds are taken for which
     learning_curves.png      loss and validation score of each epoch
@@ -19,6 +19,7 @@ those of classifiers.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,18 +64,19 @@ def draw_cloud(args: argparse.Namespace, predictor: Predictor | PartPredictor) -
     """Draw the cloud, coloured by all that the model makes of it."""
     if isinstance(predictor, PartPredictor):
         category, names = predictor.category_index(args.category), predictor.part_names
-        bank_names = predictor.category_names
+        reference_names = predictor.category_names
     else:
-        category, names, bank_names = None, predictor.class_names, predictor.class_names
+        category, names, reference_names = None, predictor.class_names, predictor.class_names
     cloud, title = args.file, Path(args.file or "teapot (built-in shape)").name
     points, model_points = visualization.prepare_for_display(
         sample_shape("teapot", 8192, rng=0) if cloud is None else cloud, predictor.processor
     )
     inspection = visualization.inspect_cloud(predictor.model, model_points, category)
-    colorings = visualization.inspection_colorings(inspection, names, points, bank_names)
+    colorings = visualization.inspection_colorings(inspection, names, points, reference_names)
     yield visualization.save_cloud_page(points, colorings, args.output_dir / "cloud.html", title)
     for coloring in colorings:
-        path = args.output_dir / f"cloud_{coloring.name.replace(' ', '_')}.png"
+        name = re.sub(r"\W+", "_", coloring.name)
+        path = args.output_dir / f"cloud_{name}.png"
         yield visualization.save_cloud_image(points, coloring, path, title)
 
 

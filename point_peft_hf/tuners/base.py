@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -19,6 +19,7 @@ from torch import nn
 from ..slots import AdapterSlot, ReadoutSlot
 from ..tokens import Tokens
 from .config import HEADS, PointTunerConfig, describe_backbone
+from .explain import Picture, References
 from .loading import check_loaded, check_saved_modules
 from .selection import Selection, matching, select_slots
 
@@ -87,6 +88,19 @@ class SlotLayer(nn.Module, BaseTunerLayer):
             *inputs: The other arguments of the slot's `forward`, after the first.
         """
         raise NotImplementedError(f"{type(self).__name__} must define adapt.")
+
+    def explain(self, name: str, result: Any, *inputs: Any) -> Iterable[Picture | References]:
+        """What there is to show of what the layer has just done with one cloud; default: nothing.
+
+        It is called for pictures, after `forward`, in eval mode and without gradient. Of layers in several blocks that
+        show something of the same name, the last one counts.
+
+        Args:
+            name: Name of the adapter.
+            result: What `forward` has returned.
+            *inputs: What `forward` has got.
+        """
+        return ()
 
     def forward(self, value: Any, *inputs: Any) -> Any:
         """Run the slot, then the adapters at work."""

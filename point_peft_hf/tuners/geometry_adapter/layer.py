@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from ...slots import AdapterSlot, Backbone, BranchSlot, OutputSlot, TokenSlot
 from ...tokens import Tokens
 from ..base import BranchLayer, SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
+from ..explain import Picture, Places
 from .config import GeometryOptions
 from .local_attention import LocalAttention
 
@@ -253,6 +255,24 @@ class OutputLayer(SlotLayer):
         # Not once for all blocks with its graph: gradient checkpointing goes backward through every block on its own,
         # so blocks must not share a part of the graph.
         return with_known_value(neighborhoods.weights, compute, *places)
+
+    # -- To be looked at ----------------------------------------------------------------------------------------------
+
+    def explain(self, name: str, result: Tokens, *inputs: Tokens) -> Iterator[Picture]:
+        """Show the local centres, and how far the patch tokens are from them."""
+        indices, points = self._neighborhoods(name, result).center_indices[0], table_points(result)[0]
+        is_inserted = indices < len(points) - result.num_patches
+        local, centers = points[indices], result.centers[0]
+        yield Picture(
+            "distance of the token to its nearest local centre",
+            [
+                Places("local centre", local[~is_inserted]),
+                Places("local centre that is an inserted token", local[is_inserted], on_top=True),
+            ],
+            values=torch.cdist(centers, local).amin(dim=1),
+            coordinates=centers,
+            unit="cloud radius = 1",
+        )
 
 
 def table_points(tokens: Tokens) -> torch.Tensor:

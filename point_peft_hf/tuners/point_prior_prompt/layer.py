@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,9 +15,11 @@ from ...slots import AdapterSlot, Backbone, EntrySlot, PointSlot, ReadoutSlot, T
 from ...tokens import Cloud, Tokens
 from ..base import SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
+from ..explain import Picture, Places, References
 from .bank import BankBuffers, PointPriorBank, check_bank, select_entries
 from .config import PromptOptions
 from .dynamics import update_entries
+from .explain import report_retrieval
 from .retrieval import retrieve
 
 
@@ -165,6 +167,22 @@ class BankLayer(SlotLayer):
         depth = self.slot.stage.first_layer
         return lambda cloud: backbone.frozen_tokens(cloud, depth).patches.mean(dim=1)
 
+    def explain(self, name: str, result: Tokens, *inputs: Any) -> Iterator[References]:
+        """Show the entries that the bank answers with."""
+        bank, config = self.part("bank", name), self.configs[name]
+        if bank is None or len(bank) == 0:
+            return
+        _, backbone = inputs
+        query = self._query(name, config, result, backbone)
+        report = result.cloud.memo.once(f"{self.key(name)}.report", lambda: report_retrieval(query, bank, config))
+        yield References(
+            "entries of the bank",
+            report.labels[0],
+            report.sample_ids[0],
+            report.similarities[0],
+            report.weights[0],
+        )
+
 
 class BankUpdateLayer(SlotLayer):
     """Around a [`~point_peft_hf.slots.ReadoutSlot`]: banks that change in training learn the adapted features.
@@ -229,6 +247,25 @@ class PromptLayer(SlotLayer):
             rows = answer.rows.to(prompts.dtype)
             prompts = prompts + rows + bottleneck(rows)
         return tokens.insert(self.key(name), prompts, coordinates=shared.get(f"{self.key(name)}.coordinates"))
+
+    def explain(self, name: str, result: Tokens, *inputs: Tokens) -> Iterator[Picture]:
+        """Show where the prompts are, and what they are enhanced with."""
+        coordinates = result.cloud.shared.get(f"{self.key(name)}.coordinates")
+        if coordinates is None:
+            return
+        report = result.cloud.memo.values.get(f"{self.key(name)}.report")
+        if self.part("prompt_bottleneck", name) is None:
+            places = [Places("prompt: not enhanced", coordinates, on_top=True)]
+        elif report is None:
+            places = [Places("prompt: own feature", coordinates, on_top=True)]
+        else:
+            single = coordinates[2:]
+            places = [
+                Places("prompt: own feature", coordinates[:1], on_top=True),
+                Places("prompt: average of the bank's answer", coordinates[1:2], on_top=True),
+                Places("prompt: single entry", single, report.labels[0, : len(single)], on_top=True),
+            ]
+        yield Picture("source of the prompts", places)
 
 
 def sample_ids(name: str, config: PromptOptions, cloud: Cloud, option: str) -> torch.Tensor:
