@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -102,6 +102,7 @@ def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None =
         The file, or `None` if it is not there.
 
     Raises:
+        ConnectionError: If the Hub cannot be asked, and the cache does not know.
         ValueError: If `name` is neither a folder nor a possible name of a repository.
     """
     folder = Path(name)
@@ -110,6 +111,17 @@ def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None =
         return path if path.is_file() else None
     try:
         return Path(hf_hub_download(str(name), filename, subfolder=subfolder or None, **hub))
+    except LocalEntryNotFoundError as error:
+        # The cache remembers what a repository does not have.
+        where = {key: hub[key] for key in ("cache_dir", "revision") if key in hub}
+        path = f"{subfolder}/{filename}" if subfolder else filename
+        if try_to_load_from_cache(str(name), path, **where) is _CACHED_NO_EXIST:
+            return None
+        raise ConnectionError(
+            f"Whether the repository {str(name)!r} has {path} could not be found out: the Hub cannot be reached (no "
+            "connection, or offline mode), and the cache does not know. Try again with a connection; or pass the "
+            f"folder of an adapter, if that is what you meant: there is no folder {str(name)!r} here."
+        ) from error
     except EntryNotFoundError:
         return None
     except HFValidationError:

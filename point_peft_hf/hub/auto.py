@@ -32,6 +32,14 @@ from ..tuners.config import SEGMENTATION_FIELDS, PointTunerConfig, check_backbon
 IMPORT_ALLOWLIST = ("point_peft_hf",)
 # What an adapter knows of its backbone that the backbone's own files may say otherwise.
 _OVERRIDES = ("num_groups", "group_size", "group_sizes", *SEGMENTATION_FIELDS)
+_ADAPTER_OPTIONS = {
+    name
+    for method in (PeftModel.from_pretrained, PeftModel.load_adapter)
+    for name, parameter in inspect.signature(method).parameters.items()
+    if parameter.kind is not parameter.VAR_KEYWORD
+} | {"ignore_mismatched_sizes"}
+# Where the modules of a backbone go is where PEFT puts them again, with those of the adapter.
+_OPTIONS_OF_BOTH = {"device_map", "max_memory", "offload_folder"}
 
 
 class AutoPointPeftModel(AutoPeftModel):
@@ -70,13 +78,15 @@ class AutoPointPeftModel(AutoPeftModel):
             revision: Branch, tag or commit of the adapter's repository.
             subfolder: Where in the repository, if it holds several adapters.
             backbone: Another place to take the backbone from, or the backbone itself; it must have the same weights.
-            backbone_kwargs: Passed to the backbone's `from_pretrained`, such as `{"dtype": torch.bfloat16}`.
+            backbone_kwargs: Passed to the backbone's `from_pretrained` only, such as `{"revision": "v2"}`.
             import_allowlist: Packages that the class of the backbone may come from, beside this one.
             token: Token of the Hub, for private repositories.
             cache_dir: Where downloads are kept.
             local_files_only: Whether to use what is in the cache only.
             force_download: Whether to download again what is in the cache.
-            **kwargs: Passed to `PeftModel.from_pretrained`, such as `low_cpu_mem_usage`.
+            **kwargs: Options of `PeftModel.from_pretrained` and `PeftModel.load_adapter` go there, such as
+                `low_cpu_mem_usage`; all others go to the backbone's `from_pretrained`, such as `dtype`, `device_map`,
+                `quantization_config` and `attn_implementation`.
 
         Returns:
             The model, in eval mode unless it is going to be trained.
@@ -86,11 +96,9 @@ class AutoPointPeftModel(AutoPeftModel):
                 file.
         """
         hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only or None}
-        hub = {
-            key: value
-            for key, value in (hub | {"force_download": force_download or None}).items()
-            if value is not None
-        }
+        hub |= {"force_download": force_download or None}
+        hub = {key: value for key, value in hub.items() if value is not None}
+        options = _backbone_options(kwargs, backbone_kwargs, backbone)
         place = hub | {key: value for key, value in (("revision", revision), ("subfolder", subfolder)) if value}
         files, config_class = _read(pretrained_model_name_or_path, place)
         if files.commit is not None:
@@ -98,7 +106,7 @@ class AutoPointPeftModel(AutoPeftModel):
         expected = _expected_backbone(files)
         if not isinstance(backbone, nn.Module):
             allowed = [*IMPORT_ALLOWLIST, *(import_allowlist or ())]
-            backbone = _load_backbone(files, expected, backbone, allowed, hub | dict(backbone_kwargs or {}))
+            backbone = _load_backbone(files, expected, backbone, allowed, hub | options)
         is_ours = issubclass(config_class, PointTunerConfig)
         if not is_ours:
             description = describe_backbone(backbone, files.fields.get("modules_to_save") or ())
@@ -115,6 +123,28 @@ class AutoPointPeftModel(AutoPeftModel):
         if not is_ours:
             _check_complete(model, adapter_name, files)
         return model
+
+
+def _backbone_options(
+    kwargs: dict[str, Any], backbone_kwargs: Mapping[str, Any] | None, backbone: Any
+) -> dict[str, Any]:
+    """Take out of the options those for the backbone; both sides get those that say where modules go."""
+    config = kwargs.get("config")
+    for_peft = _ADAPTER_OPTIONS if config is None or isinstance(config, PeftConfig) else _ADAPTER_OPTIONS - {"config"}
+    options = {name: kwargs[name] for name in kwargs if name not in for_peft or name in _OPTIONS_OF_BOTH}
+    for name in options.keys() - _OPTIONS_OF_BOTH:
+        del kwargs[name]
+    if twice := sorted(options.keys() & (backbone_kwargs or {}).keys()):
+        raise ValueError(f"{twice} are in `backbone_kwargs` as well. Pass each option once.")
+    options |= backbone_kwargs or {}
+    if options and isinstance(backbone, nn.Module):
+        raise ValueError(
+            f"{sorted(options)} say how to load a backbone, but `backbone` is a model that is loaded already. Load it "
+            "with these options, or pass its name."
+        )
+    if not options.pop("use_safetensors", True):
+        raise ValueError("`use_safetensors` must be True: pickled weights can run code. Leave it out.")
+    return options
 
 
 def _read(name: str | os.PathLike, place: dict[str, Any]) -> tuple[AdapterFiles, type[PeftConfig]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+
+from ..attaching import backbone_tensors, pretrained_parts, unsaved_task_tensors
 
 # From the most exact to the least. Only a model whose weights are all exact enough has a digest of a precision.
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -32,11 +32,40 @@ def fingerprint(model: nn.Module, left_out: Iterable[str] = ()) -> dict[str, str
     Returns:
         Digests by precision; none for weights that are quantised or not there ("meta").
     """
-    names = set(getattr(model, "task_module_names", None) or left_out)
-    if getattr(getattr(model, "base_model", model), "is_pretrained_with_class_token", False):
-        # There the class token is no part of the task: it has a say in the features of the pre-trained encoder.
-        names.discard("class_token")
-    tensors = dict(sorted(_frozen_tensors(model, "", names), key=lambda named: named[0]))
+    names = set(getattr(model, "task_module_names", None) or left_out) - pretrained_parts(model)
+    # Integers among the buffers count things (the batches that a BatchNorm has seen), and change nothing.
+    return _digests(
+        {
+            name: tensor
+            for name, tensor, _ in backbone_tensors(model, names)
+            if tensor.is_floating_point() or isinstance(tensor, nn.Parameter)
+        }
+    )
+
+
+@torch.no_grad()
+def unsaved_fingerprints(
+    model: nn.Module, modules_to_save: Collection[str], brought_by_others: Collection[str] = ()
+) -> dict[str, dict[str, str]]:
+    """Digests of the modules of the task that no adapter brings.
+
+    Args:
+        model: The backbone, with or without adapters.
+        modules_to_save: Modules that the adapter brings.
+        brought_by_others: Modules that another adapter is going to bring.
+
+    Returns:
+        Digests by precision, by module.
+    """
+    digests = {
+        part: _digests({name.partition(f"{part}.")[2]: tensor for name, tensor in tensors.items()})
+        for part, tensors in unsaved_task_tensors(model, modules_to_save, brought_by_others).items()
+    }
+    return {part: digest for part, digest in digests.items() if digest}
+
+
+def _digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    tensors = dict(sorted(tensors.items()))
     if not tensors or any(tensor.is_meta for tensor in tensors.values()):
         return {}
     return {
@@ -54,27 +83,6 @@ def common_precision(expected: Mapping[str, str], got: Mapping[str, str]) -> str
         got: Another.
     """
     return next((name for name in PRECISIONS if name in expected and name in got), None)
-
-
-def _frozen_tensors(module: nn.Module, prefix: str, left_out: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(module, AuxiliaryTrainingWrapper):
-        module = module.original_module
-    while isinstance(module, BaseTunerLayer):
-        module = module.get_base_layer()
-    for name, tensor in _own_tensors(module).items():
-        yield prefix + name, tensor
-    for name, child in module.named_children():
-        if name not in left_out:
-            yield from _frozen_tensors(child, f"{prefix}{name}.", left_out)
-
-
-def _own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and saved statistics of a module, without those of its children."""
-    passing = module._non_persistent_buffers_set
-    buffers = {name: b for name, b in module.named_buffers(recurse=False) if name not in passing}
-    # Integers among the buffers count things (the batches that a BatchNorm has seen), and change nothing.
-    statistics = {name: buffer for name, buffer in buffers.items() if buffer.is_floating_point()}
-    return {**dict(module.named_parameters(recurse=False)), **statistics}
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> str:

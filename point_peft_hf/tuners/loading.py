@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes, _get_tuner_state_dict_key_prefixes
@@ -15,30 +15,31 @@ if TYPE_CHECKING:
 
 # PEFT writes keys as seen from a `PeftModel`, whether there is one or not.
 KEY_PREFIX = "base_model.model."
+_WAY_OUT = "Load the backbone that the adapter was made for, or download the adapter again."
 
 
-def check_saved_modules(model: nn.Module, config: PointTunerConfig) -> None:
-    """Check that the file of an adapter has all of the modules that it says it brings, before anything is attached.
+def check_file(
+    model: nn.Module, config: PointTunerConfig, adapter_name: str, remove_name: Callable[[str, str], str]
+) -> None:
+    """Check that the file of an adapter holds what the adapter has, before its weights are read.
 
     Args:
-        model: The backbone, not yet attached to.
-        config: The configuration; nothing is checked if it does not come from a file.
+        model: The backbone, which carries the adapter.
+        config: Its configuration; nothing is checked if it does not come from a folder with weights.
+        adapter_name: Its name.
+        remove_name: From a key of the model and the name to the key in a file.
 
     Raises:
-        ValueError: If something is missing, with the names of key and file.
+        ValueError: If it does not, with the names of keys and file.
     """
     files = config._files
-    if files is None or not files.tensors:
+    if not config.comes_with_weights:
         return
-    wanted = tuple(config.modules_to_save or ())
-    keys = []
-    for name, module in model.named_modules():
-        if wanted and name.endswith(wanted) and any(name == end or name.endswith(f".{end}") for end in wanted):
-            original = module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else module
-            keys += [f"{KEY_PREFIX}{name}.{key}" for key in original.state_dict()]
-    missing = [key for key in keys if key not in files.tensors]
-    if missing:
-        raise ValueError(_message(str(files.weights), missing, [], files.problem))
+    expected = {
+        KEY_PREFIX + remove_name(key, adapter_name) if saved_key is None else KEY_PREFIX + saved_key: tensor
+        for key, saved_key, tensor in _adapter_tensors(model, adapter_name)
+    }
+    _compare(str(files.weights), expected, files.tensors, files.problem)
 
 
 def check_loaded(
@@ -56,39 +57,44 @@ def check_loaded(
         ValueError: If not, with the names of keys and file.
     """
     files, config._files = config._files, None
-    expected = _adapter_tensors(model, adapter_name)
+    expected = {key: tensor for key, _, tensor in _adapter_tensors(model, adapter_name)}
     got = {key if key in expected else key.removeprefix(KEY_PREFIX): tensor for key, tensor in state_dict.items()}
-    missing, extra = _difference(expected, got)
     where = "The weights of the adapter" if files is None else str(files.weights)
-    if missing or extra:
-        raise ValueError(_message(where, missing, extra, files and files.problem))
+    _compare(where, expected, got, files and files.problem)
     for key, tensor in got.items():
         if tensor.is_floating_point() != expected[key].is_floating_point():
             raise ValueError(f"{where}: {key!r} must be of type {expected[key].dtype}, got {tensor.dtype}.")
-    if files is not None and files.problem is not None:
-        shapes = [
-            f"{key!r} has shape {tuple(tensor.shape)} instead of {tuple(expected[key].shape)}"
-            for key, tensor in got.items()
-            if tensor.shape != expected[key].shape
-        ]
-        raise ValueError(" ".join([files.problem, *shapes[:3]]))
 
 
-def _adapter_tensors(model: nn.Module, adapter_name: str) -> dict[str, torch.Tensor]:
-    """All tensors of an adapter in a model, those of the modules that it brings included."""
+def _adapter_tensors(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, str | None, torch.Tensor]]:
+    """All tensors of an adapter in a model.
+
+    Yields:
+        Key in the model; key in a file, for the modules that the adapter brings; the tensor.
+    """
     state_dict = model.state_dict()
     prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name=adapter_name)
-    tensors = dict(_filter_state_dict_by_key_prefixes(state_dict, prefixes))
+    for key, tensor in _filter_state_dict_by_key_prefixes(state_dict, prefixes).items():
+        yield key, None, tensor
     for name, module in model.named_modules():
         if isinstance(module, AuxiliaryTrainingWrapper):
-            for key in module.adapter_state_dict_load_map(adapter_name).values():
-                tensors[f"{name}.{key}"] = state_dict[f"{name}.{key}"]
-    return tensors
+            for saved, key in module.adapter_state_dict_load_map(adapter_name).items():
+                yield f"{name}.{key}", f"{name}.{saved}", state_dict[f"{name}.{key}"]
 
 
-def _difference(expected: Collection[str], got: Collection[str]) -> tuple[list[str], list[str]]:
-    """What is missing, and what is too much."""
-    return sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
+def _compare(where: str, expected: Mapping[str, Any], got: Mapping[str, Any], problem: str | None) -> None:
+    missing, extra = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
+    if missing or extra:
+        raise ValueError(_message(where, missing, extra, problem))
+    shapes = [
+        f"{key!r} has shape {tuple(tensor.shape)} instead of {tuple(expected[key].shape)}"
+        for key, tensor in got.items()
+        if tuple(tensor.shape) != tuple(expected[key].shape)
+    ]
+    if problem is not None:
+        raise ValueError(" ".join([problem, *shapes[:3]]))
+    if shapes:
+        raise ValueError(f"{where}: {'; '.join(shapes[:3])}. {_WAY_OUT}")
 
 
 def _message(where: str, missing: list[str], extra: list[str], problem: str | None) -> str:
@@ -97,8 +103,7 @@ def _message(where: str, missing: list[str], extra: list[str], problem: str | No
         parts.append(f"lacks {_listed(missing)}")
     if extra:
         parts.append(f"has {_listed(extra)}, which this adapter has no place for")
-    way_out = problem or "Load the backbone that the adapter was made for, or download the adapter again."
-    return f"{where} {' and '.join(parts)}. {way_out}"
+    return f"{where} {' and '.join(parts)}. {problem or _WAY_OUT}"
 
 
 def _listed(keys: list[str]) -> str:

@@ -19,7 +19,6 @@ from .config import PromptOptions
 from .dynamics import update_entries
 from .retrieval import retrieve
 
-
 # What remains of an entry in a step of `bank_update="ema"`.
 BANK_MOMENTUM = 0.99
 
