@@ -274,15 +274,22 @@ def complete_modules_to_save(config: Any, model: nn.Module) -> None:
         model: The backbone.
     """
     saved = list(config.modules_to_save or ())
-    if set(saved) - set(getattr(model, "task_module_names", ())):
-        # PEFT would wrap what is inside of a module that it wraps already.
-        saved = config.modules_to_save = [name for name in saved if not _is_inside_of_others(model, name, saved)]
+    parts = getattr(model, "task_module_names", ())
+    if set(saved) - set(parts):
+        if config.task_type is not None:
+            # PEFT wraps the head of such a model as a whole, if it finds one, when the adapter is attached already.
+            saved += [part for part in parts if any(_is_inside(model, part, wanted) for wanted in saved)]
+        # And it would wrap what is inside of a module that it wraps already.
+        for name in list(saved):
+            if _is_inside_of_others(model, name, saved):
+                saved.remove(name)
+        config.modules_to_save = saved
     missing = {
         part: [name for name in names if not _is_under(name, saved)]
         for part, names in parts_without_checkpoint(model).items()
         if part not in config._brought_by_others
     }
-    task = [part for part in getattr(model, "task_module_names", ()) if missing.get(part)]
+    task = [part for part in parts if missing.get(part)]
     if rest := [part for part, names in missing.items() if names and part not in task]:
         warnings.warn(
             f"The checkpoint of the backbone has no {_listed(rest)}: random weights, which the adapter is trained on "
@@ -316,9 +323,10 @@ def complete_modules_to_save(config: Any, model: nn.Module) -> None:
 
 def _is_inside_of_others(model: nn.Module, wanted: str, saved: Collection[str]) -> bool:
     """Whether all modules that a name in `modules_to_save` stands for are inside of those of the other names."""
-    others = [name for name in saved if name != wanted]
+    others = list(saved)
+    others.remove(wanted)
     found = [name for name, _ in model.named_modules() if name.endswith(wanted)]
-    return bool(others and found) and all(_is_under(name, others) for name in found)
+    return bool(others and found) and all(_is_under(f"{name}.", others) for name in found)
 
 
 def _is_inside(model: nn.Module, part: str, wanted: str) -> bool:

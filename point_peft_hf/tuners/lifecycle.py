@@ -60,7 +60,7 @@ class AdapterLifecycle(BaseTuner):
     ) -> dict[str, torch.Tensor]:
         prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name=adapter_name)
         tensors = _filter_state_dict_by_key_prefixes(state_dict, prefixes)
-        if any(f".{name}." in f"{prefix}." for name in unwanted_adapter_names for prefix in prefixes):
+        if unwanted_adapter_names:
             # PEFT has left out all keys with the name of another adapter in them, which may be that of a module.
             tensors = _filter_state_dict_by_key_prefixes(model.state_dict(), prefixes) | tensors
         return tensors
