@@ -4,7 +4,7 @@ Importing this package registers its PEFT types with `peft` and its models with 
 """
 
 from .data import PointCloudProcessor, load_dataset, read_point_cloud, register_processor, write_point_cloud
-from .hub import AutoPointPeftModel
+from .auto import AutoPointPeftModel
 from .models import (
     AutoModelForPointCloudClassification,
     AutoModelForPointCloudSegmentation,

@@ -12,10 +12,10 @@ from typing import Any
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
-from ..adapter_files import check_files, check_unchanged, find_adapter, write_checksums
 from ..attaching import RandomPartsGuard, activate, active_adapters, all_or_nothing, deactivate
+from ..io.files import check_files, check_unchanged, find_adapter, write_checksums
+from ..io.weights import check_complete, check_leaves_backbone
 
-_KEY_PREFIX = "base_model.model."
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -66,42 +66,17 @@ class AdapterModelMixin(RandomPartsGuard):
                 check_unchanged(files)
                 if files.problem is not None:
                     raise ValueError(files.problem)
-                self._check_leaves_backbone(files)
+                check_leaves_backbone(self, files)
             try:
                 loaded = super().load_adapter(*args, **kwargs)
             except (RuntimeError, KeyError) as error:
                 if files.weights is None:
                     raise
                 raise ValueError(f"The adapter in {files.weights} does not fit the model. {error}") from error
-            if files.weights is not None:
-                self._check_complete(files, adapter_name)
             if adapter_name in self._known_adapters:
+                check_complete(self, adapter_name, files)
                 self.check_no_random_parts([adapter_name])
             return loaded
-
-    def _check_leaves_backbone(self, files) -> None:
-        """Check that an adapter brings no weights of the backbone, except those of the modules that it says it brings."""
-        if files.fields.get("bias", "none") != "none":
-            return
-        modules = files.fields.get("modules_to_save") or ()
-        own = self.state_dict()
-        for key in files.tensors:
-            bare = key.removeprefix(_KEY_PREFIX)
-            if bare in own and not any(f".{name}." in f".{bare}" for name in modules):
-                raise ValueError(
-                    f"{files.weights} has {key!r}, a weight of the backbone, which an adapter must not replace."
-                )
-
-    def _check_complete(self, files, adapter_name: str) -> None:
-        expected = set(self.get_adapter_state_dict(adapter_name))
-        got = {key.removeprefix(_KEY_PREFIX) for key in files.tensors}
-        for verb, keys in (("lacks", expected - got), ("has no place for", got - expected)):
-            if keys:
-                subject = str(files.weights) if verb == "lacks" else f"The model of {files.weights}"
-                raise ValueError(
-                    f"{subject} {verb} {sorted(keys)[:3]}, {len(keys)} in all. Load the backbone that the adapter was "
-                    "made for, or download the adapter again."
-                )
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """Save the model, or the active adapter if it carries one, as in transformers.

@@ -13,11 +13,11 @@ from peft import LNTuningConfig, LoraConfig, PeftConfig, get_peft_model
 from torch import nn
 
 from ..data import PointCloudProcessor
+from ..io.backbone import fingerprint
 from ..models import AutoModelForPointCloudClassification
 from ..pretrained import backbone_folder
 from ..tuners import GeometryAdapterConfig, PointPeftConfig, PointPriorPromptConfig
 from ..tuners.config import PointTunerConfig
-from ..tuners.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from ..attaching import all_or_nothing, check_adapter_name, complete_modules_to_save
+from ..io.backbone import HEADS, describe_backbone
+from ..io.weights import check_file, check_loaded
 from ..slots import AdapterSlot, ReadoutSlot
 from ..tokens import Tokens
-from .config import HEADS, PointTunerConfig, describe_backbone
+from .config import PointTunerConfig
 from .lifecycle import AdapterLifecycle
-from .loading import check_file, check_loaded
 from .selection import matching, select_slots
 
 

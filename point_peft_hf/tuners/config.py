@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftConfig
 from peft.utils import PeftType
-from torch import nn
 
-from ..adapter_files import (
+from ..io.backbone import check_backbone
+from ..io.files import (
     PICKLE_NAME,
     WEIGHTS_NAME,
     AdapterFiles,
@@ -21,46 +21,7 @@ from ..adapter_files import (
     find_adapter,
     write_checksums,
 )
-from .fingerprint import common_precision, fingerprint, unsaved_fingerprints
 from .type_checks import check_types
-
-# Fields of a backbone that must be those an adapter was made with: what follows from them is in no weight.
-BACKBONE_FIELDS = (
-    "model_type",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_groups",
-    "group_size",
-    "group_sizes",
-)
-# Modules that tell classes or parts apart: adapters that bring one remember the names of the classes.
-HEADS = {
-    "classifier": "AutoModelForPointCloudClassification",
-    "segmentation_head": "AutoModelForPointCloudSegmentation",
-}
-# Fields that a segmentation head is built from.
-SEGMENTATION_FIELDS = (
-    "num_categories",
-    "category_names",
-    "category_parts",
-    "segmentation_token_size",
-    "segmentation_propagation_sizes",
-    "segmentation_hidden_sizes",
-    "segmentation_layers",
-)
-
-
-# What is not compared as a value that has to be the same.
-_COMPARED_OTHERWISE = (
-    "architecture",
-    "encoder",
-    "head",
-    "id2label",
-    "revision",
-    "unsaved_modules",
-    "weights",
-)
 
 
 @dataclass
@@ -222,119 +183,3 @@ class PointTunerConfig(PeftConfig):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {value!r}.")
-
-
-def check_backbone(
-    expected: dict[str, Any], description: dict[str, Any], name: str | None = None, revision: str | None = None
-) -> None:
-    """Check that a backbone is the one that an adapter was made for.
-
-    Args:
-        expected: What the adapter remembers of its backbone.
-        description: What the backbone is, from [`describe_backbone`]. If it has the right weights, all that is known
-            of their fingerprint goes in here.
-        name: Name of the expected one, for the message.
-        revision: Its revision, for the message.
-
-    Raises:
-        ValueError: If the backbone is another.
-    """
-    base = f" ({name})" if name else ""
-    if description.get("model_type") == expected.get("model_type"):
-        _check_architecture(expected, description, base)
-    for field_name, value in expected.items():
-        got = description.get(field_name)
-        if field_name in _COMPARED_OTHERWISE or got is None or value is None or got == value:
-            continue
-        hint = "Load the backbone that the adapter was made for"
-        if field_name in ("num_labels", "num_groups", "group_size", "group_sizes", *SEGMENTATION_FIELDS):
-            hint = f"Load the backbone with `{field_name}={value}`"
-        raise ValueError(
-            f"The adapter was made for a backbone{base} with {field_name}={value!r}, but this one has "
-            f"{field_name}={got!r}. {hint}."
-        )
-    weights, own_weights = expected.get("weights") or {}, description.get("weights") or {}
-    precision = common_precision(weights, own_weights)
-    if precision is not None and weights[precision] != own_weights[precision]:
-        revision = expected.get("revision") or revision
-        raise ValueError(
-            f"The adapter was made for a backbone{base} with other weights: their {precision} fingerprint is "
-            f"{weights[precision]}{f' (revision {revision})' if revision else ''}, but that of this one is "
-            f"{own_weights[precision]}. Load the backbone that the adapter was made for, and make sure that no "
-            "warning says that some of its weights were not found."
-        )
-    _check_unsaved_modules(expected, description, base)
-    if precision is not None:
-        # A backbone that is loaded in half precision does not tell all about the weights.
-        description["weights"] = {**own_weights, **weights}
-
-
-def _check_architecture(expected: dict[str, Any], description: dict[str, Any], base: str) -> None:
-    """Check that the modules have the names that the adapter's file has, and that there is a head for its own."""
-    head, encoder, own_encoder = expected.get("head"), expected.get("encoder"), description.get("encoder")
-    needed, own = expected.get("architecture"), description.get("architecture")
-    load = f"Load the backbone with {HEADS.get(head, needed or 'the class that the adapter was made for')}"
-    if encoder is not None and own_encoder is not None and encoder != own_encoder:
-        features = f"; for features, call its encoder: `model.get_base_model().{encoder}(points)`" if encoder else ""
-        raise ValueError(
-            f"The adapter was made for a {needed}{base}, but this is a {own}, whose modules have other names. "
-            f"{load}{features}."
-        )
-    if head is not None and description.get("head") != head:
-        found = f"has head={description['head']!r}" if "head" in description else f"is a {own} without a head"
-        raise ValueError(
-            f"The adapter was made for a backbone{base} with head={head!r}, but this one {found}. {load}."
-        )
-
-
-def _check_unsaved_modules(expected: dict[str, Any], description: dict[str, Any], base: str) -> None:
-    """Check the head and the like where the adapter brings none of its own."""
-    own, others = description.get("unsaved_modules") or {}, []
-    for part, digests in (expected.get("unsaved_modules") or {}).items():
-        precision = common_precision(digests, own.get(part, {}))
-        if precision is not None and digests[precision] != own[part][precision]:
-            others.append(part)
-    if others:
-        raise ValueError(
-            f"The adapter was made for a backbone{base} in which {others} have other weights, and it brings none of its "
-            "own, as they were not in its `modules_to_save`. Load the backbone from the folder in which it was saved "
-            f"with these weights, or train the adapter again with `modules_to_save={others}`."
-        )
-
-
-def describe_backbone(
-    model: nn.Module, modules_to_save: Collection[str] = (), brought_by_others: Collection[str] = ()
-) -> dict[str, Any]:
-    """What an adapter remembers of its backbone.
-
-    Args:
-        model: The backbone.
-        modules_to_save: Modules that the adapter brings. If a head is among them, the classes matter.
-        brought_by_others: Modules that another adapter is going to bring.
-
-    Returns:
-        Class, type and sizes of the backbone, the fingerprint of its weights (of those of task modules that no adapter
-        brings: each by itself), and the classes.
-    """
-    config = getattr(model, "config", None)
-    description = {name: getattr(config, name, None) for name in BACKBONE_FIELDS}
-    description["architecture"] = type(getattr(model, "_orig_mod", model)).__name__
-    if encoder := getattr(model, "base_model_prefix", None):
-        description["encoder"] = encoder if hasattr(model, encoder) else ""
-    brings_head = any(name in modules_to_save for name in HEADS)
-    if brings_head:
-        description["head"] = next((name for name in HEADS if hasattr(model, name)), None)
-    # Where it was loaded from the Hub: which commit.
-    description["revision"] = getattr(config, "_commit_hash", None)
-    description["weights"] = fingerprint(model, modules_to_save) or None
-    description["unsaved_modules"] = unsaved_fingerprints(model, modules_to_save, brought_by_others) or None
-    if brings_head and hasattr(config, "id2label"):
-        description["num_labels"] = config.num_labels
-        description["id2label"] = {str(index): name for index, name in config.id2label.items()}
-    if "segmentation_head" in modules_to_save:
-        description |= {name: getattr(config, name, None) for name in SEGMENTATION_FIELDS}
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in description.items()
-        if value is not None
-    }

@@ -33,10 +33,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..attaching import RandomPartsGuard, activate, active_adapters, all_or_nothing
+from ..io.files import check_files, find_adapter, write_json
+from ..io.weights import KEY_PREFIX, check_complete
 from .config import PointTunerConfig
 
-# PEFT writes keys as seen from a `PeftModel`, so that is what an adapter's file must hold.
-KEY_PREFIX = "base_model.model."
 # Beside the folders of the adapters: their order, which matters where two of them change the same tokens.
 INDEX_NAME = "adapters.json"
 
@@ -127,9 +127,7 @@ def save_adapters(
         config = copy.copy(model.peft_config[name])
         config.inference_mode = True
         config.save_pretrained(str(folder))
-    (Path(save_directory) / INDEX_NAME).write_text(
-        json.dumps({"adapter_names": names}, indent=2) + "\n", encoding="utf-8"
-    )
+    write_json(Path(save_directory) / INDEX_NAME, {"adapter_names": names})
     return folders
 
 
@@ -186,18 +184,12 @@ def _load(model: nn.Module, name: str, folder: Path, is_trainable: bool) -> None
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftConfig._get_peft_type(str(folder))].from_pretrained(str(folder))
     config.inference_mode = not is_trainable
     _inject(model, name, config)
-    weights = {
-        key.removeprefix(KEY_PREFIX): value for key, value in load_peft_weights(str(folder), device="cpu").items()
-    }
-    result = set_peft_model_state_dict(model, weights, adapter_name=name)
-    saved_keys = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).keys()
-    missing = sorted(saved_keys - weights.keys())
-    if missing or result.unexpected_keys:
-        raise ValueError(
-            f"The adapter in {folder} does not fit the model: {len(missing)} weights are missing in its file "
-            f"({missing[:3]}), {len(result.unexpected_keys)} have no place in the model "
-            f"({result.unexpected_keys[:3]}). Load the backbone that it was made for."
-        )
+    if not isinstance(config, PointTunerConfig):
+        check_complete(model, name, check_files(find_adapter(folder)))
+    weights = load_peft_weights(str(folder), device="cpu")
+    set_peft_model_state_dict(
+        model, {key.removeprefix(KEY_PREFIX): tensor for key, tensor in weights.items()}, adapter_name=name
+    )
 
 
 def _inject(model: nn.Module, name: str, config: PeftConfig) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from peft import PeftModel
 
-from point_peft_hf.hub.facts import is_public
+from point_peft_hf.io.card import is_public
 from point_peft_hf.training import METHODS, FinetuneArguments, load_backbone, prepare_method
 
 NAMES = ["bed", "sofa", "mug"]

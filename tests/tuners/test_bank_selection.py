@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import point_peft_hf as pp
-from point_peft_hf.adapter_files import CONFIG_NAME, WEIGHTS_NAME, read_json, write_json
+from point_peft_hf.io.files import CONFIG_NAME, WEIGHTS_NAME, read_json, write_json
 
 METHODS = ("class_balanced", "herding", "kmeans")
 

@@ -90,7 +90,7 @@ def test_a_failed_second_adapter_leaves_no_trace(make_backbone, type_case, mista
 def damage(folder, kind):
     from safetensors.torch import load_file, save_file
 
-    from point_peft_hf.adapter_files import CONFIG_NAME, WEIGHTS_NAME, read_json, write_json
+    from point_peft_hf.io.files import CONFIG_NAME, WEIGHTS_NAME, read_json, write_json
 
     tensors = load_file(folder / WEIGHTS_NAME)
     key = next(key for key in tensors if key.endswith("_weight"))

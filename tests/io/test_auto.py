@@ -18,8 +18,7 @@ from point_peft_hf import (
     PointMAEForSegmentation,
     PointMAEModel,
 )
-from point_peft_hf import adapter_files as files
-from point_peft_hf.hub import save_adapter
+from point_peft_hf.io import files, save_adapter
 from point_peft_hf.pretrained import DEFAULT_BACKBONE, backbone_folder
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -187,7 +186,7 @@ def test_unknown_types_and_broken_json(adapter):
     [
         ({"parent_library": "os", "base_model_class": "system"}, "'os', which is not imported"),
         ({"parent_library": "point_peft_hf_evil", "base_model_class": "X"}, "which is not imported"),
-        ({"parent_library": "point_peft_hf.hub.saving", "base_model_class": "shutil"}, "no model of transformers"),
+        ({"parent_library": "point_peft_hf.io.save", "base_model_class": "shutil"}, "no model of transformers"),
         ({"parent_library": "point_peft_hf.nothing", "base_model_class": "X"}, "cannot be imported"),
         ({"parent_library": 3, "base_model_class": "X"}, "must name parent_library"),
         ("x", "must name parent_library|`auto_mapping` must be dict"),

@@ -8,13 +8,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from peft import AutoPeftModel, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import AutoPeftModel, PeftConfig, PeftModel
 from peft.auto import check_import_allowlist
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..adapter_files import (
+from .io.backbone import SEGMENTATION_FIELDS, check_backbone, describe_backbone
+from .io.files import (
     BACKBONE_NAME,
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -25,9 +26,9 @@ from ..adapter_files import (
     find_file,
     read_json,
 )
-from ..models import AutoModelForPointCloudClassification, AutoModelForPointCloudSegmentation
-from ..pretrained import backbone_folder
-from ..tuners.config import SEGMENTATION_FIELDS, PointTunerConfig, check_backbone, describe_backbone
+from .io.weights import check_complete
+from .models import AutoModelForPointCloudClassification, AutoModelForPointCloudSegmentation
+from .pretrained import backbone_folder
 
 IMPORT_ALLOWLIST = ("point_peft_hf",)
 # What an adapter knows of its backbone that the backbone's own files may say otherwise.
@@ -48,7 +49,7 @@ class AutoPointPeftModel(AutoPeftModel):
     PEFT's `AutoPeftModel` for point clouds: it knows the backbones that ship with the package, gives them a head for
     the classes of the adapter, and only takes an adapter whose files are sound and whose backbone has the weights
     that it was trained on. It also loads LoRA and other adapters of PEFT's own types that
-    [`~point_peft_hf.hub.save_adapter`] saved.
+    [`~point_peft_hf.io.save_adapter`] saved.
     """
 
     @classmethod
@@ -107,7 +108,7 @@ class AutoPointPeftModel(AutoPeftModel):
         if not isinstance(backbone, nn.Module):
             allowed = [*IMPORT_ALLOWLIST, *(import_allowlist or ())]
             backbone = _load_backbone(files, expected, backbone, allowed, hub | options)
-        is_ours = issubclass(config_class, PointTunerConfig)
+        is_ours = _is_ours(config_class)
         if not is_ours:
             description = describe_backbone(backbone, files.fields.get("modules_to_save") or ())
             check_backbone(expected, description, files.fields.get("base_model_name_or_path"))
@@ -121,7 +122,7 @@ class AutoPointPeftModel(AutoPeftModel):
                 f"The adapter in {files.weights} cannot be used. {type(error).__name__}: {error}"
             ) from error
         if not is_ours:
-            _check_complete(model, adapter_name, files)
+            check_complete(model, adapter_name, files)
         return model
 
 
@@ -147,6 +148,11 @@ def _backbone_options(
     return options
 
 
+def _is_ours(config_class: type[PeftConfig]) -> bool:
+    # Only these remember their backbone themselves, and are checked where they are loaded.
+    return hasattr(config_class, "attach_to")
+
+
 def _read(name: str | os.PathLike, place: dict[str, Any]) -> tuple[AdapterFiles, type[PeftConfig]]:
     """Find and check the files of an adapter."""
     files = find_adapter(name, **place)
@@ -161,12 +167,11 @@ def _read(name: str | os.PathLike, place: dict[str, Any]) -> tuple[AdapterFiles,
     peft_type = read_json(files.config).get("peft_type")
     if not isinstance(peft_type, str) or peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise ValueError(
-            f"{files.config}: `peft_type` is {peft_type!r}, which neither peft nor point_peft_hf knows. Update "
-            "them, or download "
-            "the adapter again."
+            f"{files.config}: `peft_type` is {peft_type!r}, which neither peft nor point_peft_hf knows. Update them, or "
+            "download the adapter again."
         )
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
-    if not issubclass(config_class, PointTunerConfig):
+    if not _is_ours(config_class):
         files.sidecar = find_file(
             name, BACKBONE_NAME, **(place | ({"revision": files.commit} if files.commit else {}))
         )
@@ -233,33 +238,26 @@ def _backbone_class(files: AdapterFiles, import_allowlist: list[str]) -> type[Pr
     names = [mapping.get(key) if isinstance(mapping, dict) else None for key in ("parent_library", "base_model_class")]
     if not all(isinstance(name, str) for name in names):
         raise ValueError(
-            f"{files.config}: `auto_mapping` must name parent_library and base_model_class, got {mapping!r}."
+            f"{files.config}: `auto_mapping` must name parent_library and base_model_class, got {mapping!r}. Download "
+            "the adapter again."
         )
     library, class_name = names
     if not check_import_allowlist(import_allowlist, library):
         raise ValueError(
             f"{files.config}: the backbone's class {class_name!r} is in {library!r}, which is not imported, as only "
-            f"{import_allowlist} may be. If you trust that package, pass `import_allowlist=[{library!r}]`; or pass "
-            "the model: "
-            "`backbone=`."
+            f"{import_allowlist} may be. If you trust that package, pass `import_allowlist=[{library!r}]`; or load the "
+            "backbone yourself and pass it: `backbone=`."
         )
     try:
         model_class = getattr(importlib.import_module(library), class_name, None)
     except ImportError as error:
         raise ValueError(
-            f"{files.config}: the backbone's package {library!r} cannot be imported ({error})."
+            f"{files.config}: the backbone's package {library!r} cannot be imported ({error}). Install it, or load the "
+            "backbone yourself and pass it: `backbone=`."
         ) from error
     if not inspect.isclass(model_class) or not issubclass(model_class, PreTrainedModel):
         raise ValueError(
-            f"{files.config}: {class_name!r} in {library!r} is no model of transformers. Pass it: `backbone=`."
+            f"{files.config}: {class_name!r} in {library!r} is no model of transformers. Load the backbone yourself, "
+            "and pass it: `backbone=`."
         )
     return model_class
-
-
-def _check_complete(model: PeftModel, adapter_name: str, files: AdapterFiles) -> None:
-    """Check that a file has exactly the weights of an adapter; PEFT itself only warns."""
-    wanted = set(get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False))
-    missing, extra = sorted(wanted - set(files.tensors)), sorted(set(files.tensors) - wanted)
-    for verb, keys in (("lacks", missing), ("has, beside what belongs to the adapter,", extra)):
-        if keys:
-            raise ValueError(f"{files.weights} {verb} {', '.join(map(repr, keys[:3]))} ({len(keys)} in all).")

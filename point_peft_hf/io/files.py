@@ -25,6 +25,11 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 # What adapters of PEFT's own types, whose configurations have no room for it, remember of their backbone.
 BACKBONE_NAME = "backbone.json"
+# What training recorded, the preprocessing, and the model card.
+RECORD_NAME = "run.json"
+PROCESSOR_NAME = "preprocessor_config.json"
+CARD_NAME = "README.md"
+AGAIN = "Save or download it again."
 
 # Fields that change nothing about what an adapter computes, so that a person may edit them.
 FREE_FIELDS = frozenset(
@@ -41,6 +46,7 @@ SIZE_FIELDS = (
     "r",
     "rank_pattern",
 )
+_TWO_FILES = "The two files do not belong together: download both again."
 # Defaults of parts that are switched off may be larger than all that is in the file, but never this large.
 _HARMLESS_SIZE = 4096
 _MAX_JSON_BYTES = 16 * 2**20
@@ -126,9 +132,8 @@ def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None =
         return None
     except HFValidationError:
         raise ValueError(
-            f"{str(name)!r} is neither a folder nor the name of a repository. Pass the folder that holds "
-            f"{CONFIG_NAME}, or "
-            "'owner/name'."
+            f"{str(name)!r} is neither a folder nor the name of a repository. Pass the folder that holds {CONFIG_NAME}, "
+            "or 'owner/name'."
         ) from None
 
 
@@ -156,9 +161,9 @@ def find_adapter(name: str | os.PathLike, *, subfolder: str | None = None, **hub
     # The name of a pickle is enough to refuse it; it need not be downloaded for that where the repository has both.
     if files.weights is None and (pickle := find_file(name, PICKLE_NAME, subfolder=subfolder, **hub)) is not None:
         raise ValueError(
-            f"{pickle} is a pickle, which can run code when it is loaded, so it is not. Ask the author for "
-            f"{WEIGHTS_NAME}, or, "
-            "if you trust the author, load it with torch.load and save it with safetensors.torch.save_file."
+            f"{pickle} is a pickle, which can run code when it is loaded, so it is not loaded. Ask the author for "
+            f"{WEIGHTS_NAME}; or, if you trust the author, load it with torch.load and save it with "
+            "safetensors.torch.save_file."
         )
     return files
 
@@ -174,7 +179,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     size = path.stat().st_size
     if size > _MAX_JSON_BYTES:
-        raise ValueError(f"{path}: has {size:,} bytes, more than any such file needs. Save or download it again.")
+        raise ValueError(f"{path}: has {size:,} bytes, more than any such file needs. {AGAIN}")
     return _parse_object(path, path.read_bytes())
 
 
@@ -194,13 +199,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     with open(path, "rb") as file:
         start = file.read(8)
         if len(start) < 8:
-            raise ValueError(f"{path}: has {size} bytes, so it is no safetensors file. Save or download it again.")
+            raise ValueError(f"{path}: has {size} bytes, so it is no safetensors file. {AGAIN}")
         (header_size,) = struct.unpack("<Q", start)
         if header_size > min(size - 8, _MAX_HEADER_BYTES):
             raise ValueError(
-                f"{path}: claims a header of {header_size:,} bytes in a file of {size:,}; it is truncated or "
-                "damaged. Save or "
-                "download it again."
+                f"{path}: claims a header of {header_size:,} bytes in a file of {size:,}; it is truncated or damaged. "
+                f"{AGAIN}"
             )
         header = _parse_object(path, file.read(header_size))
     header.pop("__metadata__", None)
@@ -212,14 +216,13 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     for begin, end, key in sorted(ranges):
         if begin != expected:
             raise ValueError(
-                f"{path}: tensor {key!r} starts at byte {begin:,} instead of {expected:,}; it is damaged."
+                f"{path}: tensor {key!r} starts at byte {begin:,} instead of {expected:,}; the file is damaged. {AGAIN}"
             )
         expected = end
     if expected != size - 8 - header_size:
         raise ValueError(
-            f"{path}: its tensors take {expected:,} bytes, but the file has {size - 8 - header_size:,} for them; it "
-            "is "
-            "truncated or damaged. Save or download it again."
+            f"{path}: its tensors take {expected:,} bytes, but the file has {size - 8 - header_size:,} for them; it is "
+            f"truncated or damaged. {AGAIN}"
         )
     return tensors
 
@@ -240,7 +243,7 @@ def _check_entry(path: Path, key: str, info: Any) -> tuple[TensorInfo, int, int]
     if offsets[1] - offsets[0] != needed:
         raise ValueError(
             f"{where} of shape {tuple(shape)} and dtype {dtype} takes {needed:,} bytes, but the header gives it "
-            f"{offsets[1] - offsets[0]:,}; the file is damaged."
+            f"{offsets[1] - offsets[0]:,}; the file is damaged. {AGAIN}"
         )
     return TensorInfo(dtype, tuple(shape)), *offsets
 
@@ -261,7 +264,7 @@ def _parse_object(path: Path, content: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no valid JSON ({error}). Save or download it again.") from None
+        raise ValueError(f"{path}: is no valid JSON ({error}). {AGAIN}") from None
     if not isinstance(parsed, dict):
         raise ValueError(f"{path}: must hold a JSON object, got {_short(parsed)}.")
     return parsed
@@ -348,8 +351,7 @@ def check_files(files: AdapterFiles) -> AdapterFiles:
         if WEIGHTS_NAME in expected and file_checksum(files.weights) != expected[WEIGHTS_NAME]:
             files.problem = (
                 f"{files.weights}: is not the file that {CONFIG_NAME} was saved with (its sha256 is another); it is "
-                "damaged, or was changed or exchanged. Download it again; if you changed it on purpose, delete "
-                f"`checksums` from {files.sidecar or files.config}."
+                f"damaged, or was changed or exchanged. {_on_purpose(files)}"
             )
     return files
 
@@ -360,12 +362,18 @@ def check_unchanged(files: AdapterFiles) -> None:
     Raises:
         ValueError: If somebody did.
     """
+    # After the fields themselves: what is wrong with one of them says more.
     expected = _expected_checksums(files).get(CONFIG_NAME)
     if expected is not None and expected != fields_checksum(files.fields):
         raise ValueError(
-            f"{files.config}: its fields are not those that were saved; it is damaged, or was changed. Download it "
-            f"again; if you changed it on purpose, delete `checksums` from {files.sidecar or files.config}."
+            f"{files.config}: its fields are not those that were saved; it is damaged, or was changed. "
+            f"{_on_purpose(files)}"
         )
+
+
+def _on_purpose(files: AdapterFiles) -> str:
+    where = files.sidecar or files.config
+    return f"Download it again; if you changed it on purpose, delete `checksums` from {where}."
 
 
 def _expected_checksums(files: AdapterFiles) -> dict[str, str]:
@@ -384,8 +392,7 @@ def _check_sizes(files: AdapterFiles) -> None:
         if key.endswith("_bank.features") and (type(claimed) is not int or info.shape[:1] != (claimed,)):
             raise ValueError(
                 f"{files.config}: `bank_size` is {_short(claimed)}, but {key!r} in {files.weights} has shape "
-                f"{info.shape}. The "
-                "two files do not belong together; download both again."
+                f"{info.shape}. {_TWO_FILES}"
             )
     largest = max((size for info in files.tensors.values() for size in info.shape), default=0)
     for name in SIZE_FIELDS:
@@ -394,6 +401,5 @@ def _check_sizes(files: AdapterFiles) -> None:
             if isinstance(size, int | float) and size > max(largest, _HARMLESS_SIZE):
                 raise ValueError(
                     f"{files.config}: `{name}` is {_short(size)}, but no tensor in {files.weights} has a dimension "
-                    "above "
-                    f"{largest}. The two files do not belong together; download both again."
+                    f"above {largest}. {_TWO_FILES}"
                 )

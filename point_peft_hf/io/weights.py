@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes, _get_tuner_state_dict_key_prefixes
+from peft.utils import get_peft_model_state_dict
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-if TYPE_CHECKING:
-    from .config import PointTunerConfig
+from .files import AdapterFiles
 
 # PEFT writes keys as seen from a `PeftModel`, whether there is one or not.
 KEY_PREFIX = "base_model.model."
 _WAY_OUT = "Load the backbone that the adapter was made for, or download the adapter again."
 
 
-def check_file(
-    model: nn.Module, config: PointTunerConfig, adapter_name: str, remove_name: Callable[[str, str], str]
-) -> None:
+def check_file(model: nn.Module, config: Any, adapter_name: str, remove_name: Callable[[str, str], str]) -> None:
     """Check that the file of an adapter holds what the adapter has, before its weights are read.
 
     Args:
@@ -42,9 +40,7 @@ def check_file(
     _compare(str(files.weights), expected, files.tensors, files.problem)
 
 
-def check_loaded(
-    model: nn.Module, config: PointTunerConfig, adapter_name: str, state_dict: Mapping[str, torch.Tensor]
-) -> None:
+def check_loaded(model: nn.Module, config: Any, adapter_name: str, state_dict: Mapping[str, torch.Tensor]) -> None:
     """Check that weights are those of an adapter, and undamaged if they come from a file.
 
     Args:
@@ -64,6 +60,45 @@ def check_loaded(
     for key, tensor in got.items():
         if tensor.is_floating_point() != expected[key].is_floating_point():
             raise ValueError(f"{where}: {key!r} must be of type {expected[key].dtype}, got {tensor.dtype}.")
+
+
+def check_complete(model: nn.Module, adapter_name: str, files: AdapterFiles) -> None:
+    """Check that a file has exactly the weights of an adapter of PEFT's own types; PEFT itself only warns.
+
+    Args:
+        model: The model that carries the adapter.
+        adapter_name: Its name.
+        files: Its files.
+
+    Raises:
+        ValueError: If it has not, with the names of keys and file.
+    """
+    tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+    expected = {KEY_PREFIX + key.removeprefix(KEY_PREFIX): tensor for key, tensor in tensors.items()}
+    got = {KEY_PREFIX + key.removeprefix(KEY_PREFIX): info for key, info in files.tensors.items()}
+    _compare(str(files.weights), expected, got, files.problem)
+
+
+def check_leaves_backbone(model: nn.Module, files: AdapterFiles) -> None:
+    """Check that an adapter brings no weights of the backbone, except those of the modules that it says it brings.
+
+    Args:
+        model: The backbone.
+        files: The files of the adapter.
+
+    Raises:
+        ValueError: If it does, with the names of key and file.
+    """
+    if files.fields.get("bias", "none") != "none":
+        return
+    modules = files.fields.get("modules_to_save") or ()
+    own = model.state_dict().keys()
+    for key in (key.removeprefix(KEY_PREFIX) for key in files.tensors):
+        if key in own and not any(f".{name}." in f".{key}" for name in modules):
+            raise ValueError(
+                f"{files.weights} has {key!r}, a weight of the backbone, which an adapter must not replace. Ask the "
+                "author for a file without it."
+            )
 
 
 def _adapter_tensors(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, str | None, torch.Tensor]]:
