@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from point_peft_hf import GeometryAdapterConfig, PointPeftConfig, PointPriorPromptConfig, build_point_prior_bank
-from point_peft_hf.foreign import add_slots, pretrained_behavior, slot_context
+from point_peft_hf.foreign import add_slots, enter_blocks, original
 from point_peft_hf.ops import group_points
 
 
@@ -75,24 +75,24 @@ class ToyPointTransformer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
 
-    def encode(self, points: torch.Tensor, query_features: torch.Tensor | None = None) -> torch.Tensor:
+    def encode(self, points: torch.Tensor, frozen: bool = False) -> torch.Tensor:
         """Pooled features of shape `(B, dim)` of clouds of shape `(B, N, 3)`."""
         neighborhoods, centers = group_points(points, num_groups=16, group_size=8)
         x = self.embed(neighborhoods).amax(dim=2) + self.pos(centers)
-        context = slot_context(self, centers, query_features=query_features)  # 2. where the tokens are ...
+        tokens = enter_blocks(self, x, centers, points=points, frozen=frozen)  # 2. tokens that know where they are ...
         for block in self.blocks:
-            x = block(x, context)  # ... reaches the blocks as an argument
-        return self.norm(x).amax(dim=1)
+            tokens = block(tokens, frozen)  # ... go through the blocks
+        norm = original(self.norm) if frozen else self.norm
+        return norm(tokens.own()).amax(dim=1)
 
     def forward(self, points: torch.Tensor) -> torch.Tensor:
         """Class scores of clouds of shape `(B, N, 3)`."""
-        query_features = self.extract_prior_features(points) if self.prior_slot.needs_query_features else None
-        return self.head(self.encode(points, query_features))
+        return self.head(self.encode(points))
 
-    def extract_prior_features(self, points: torch.Tensor) -> torch.Tensor:
+    @torch.no_grad()
+    def frozen_features(self, points: torch.Tensor) -> torch.Tensor:
         """What a point-prior bank holds and is asked with: features of the model as it was before any adapter."""
-        with pretrained_behavior(self):
-            return self.encode(points)
+        return self.encode(points, frozen=True)
 
 
 def build_backbone() -> ToyPointTransformer:
@@ -123,7 +123,7 @@ def main(steps: int = 30) -> dict[str, float]:
     accuracies = {}
     for config in configs:
         model = get_peft_model(build_backbone(), config)
-        if model.base_model.model.prior_slot.needs_query_features:
+        if getattr(config, "use_bank", False):
             build_point_prior_bank(model, [{"points": points, "labels": labels}], progress=False)
         optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=3e-3)
         for _ in range(steps):

@@ -178,6 +178,11 @@ class Tokens:
         """Return these tokens with other features, of the same shape."""
         return replace(self, features=features)
 
+    def to(self, dtype: torch.dtype) -> Tokens:
+        """Return these tokens with features and position embeddings in another dtype."""
+        positions = None if self.positions is None else self.positions.to(dtype)
+        return replace(self, features=self.features.to(dtype), positions=positions)
+
     def add_to(self, owner: str, update: torch.Tensor) -> Tokens:
         """Return these tokens with an update added to the rows of an owner.
 

@@ -28,8 +28,9 @@ class PointSegmentationMixin:
     def _build(self, config: PointTransformerConfig) -> None:
         """Build read-out and head; the encoder is there already."""
         # The head reads the tokens of several depths, not what a classification head would.
-        self.base_model.readout_slot.is_read = False
-        stage, fusion = self.base_model.readout_slot.stage, self._build_fusion()
+        unread = self.base_model.readout_slot
+        unread.is_read = False
+        stage, fusion = unread.stage, self._build_fusion()
         self.readout_slot = ReadoutSlot(stage, "points", SegmentationHead.global_size(fusion))
         self.segmentation_head = self.build_head(self.readout_slot.hidden_size)
 

@@ -1,5 +1,7 @@
 """The 3D adapter types. Importing this package registers them with `peft`."""
 
+from .base import BranchLayer, SlotLayer, SlotTuner
+from .config import PointTunerConfig
 from .geometry_adapter import GeometryAdapterConfig, GeometryAdapterModel
 from .mixing import active_adapters, add_adapters, load_adapters, save_adapters, set_adapters
 from .point_peft import PointPeftConfig, PointPeftModel
@@ -17,6 +19,7 @@ from .registry import register_method
 from .targets import register_default_targets
 
 __all__ = [
+    "BranchLayer",
     "GeometryAdapterConfig",
     "GeometryAdapterModel",
     "PointPeftConfig",
@@ -24,7 +27,10 @@ __all__ = [
     "PointPriorBank",
     "PointPriorPromptConfig",
     "PointPriorPromptModel",
+    "PointTunerConfig",
     "RetrievalReport",
+    "SlotLayer",
+    "SlotTuner",
     "active_adapters",
     "add_adapters",
     "build_point_prior_bank",

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from peft import PeftMixedModel, PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, _ExcludedModule
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
@@ -23,21 +23,26 @@ from ..slots import AdapterSlot, ReadoutSlot
 from ..tokens import Tokens
 from .config import PointTunerConfig
 from .lifecycle import AdapterLifecycle
-from .selection import matching, select_slots
+from .selection import Selection, matching, select_slots
 
 
 class SlotLayer(nn.Module, BaseTunerLayer):
     """An adapter layer around a slot.
 
-    A subclass names its `parts`, creates them for an adapter in `create_parts`, and says in `adapt` what the adapter
-    makes of the slot's result. A part is one flat `ModuleDict` from adapter names to modules, stored as the attribute
-    `<prefix><part>`: PEFT finds, saves, renames, freezes and deletes parts by these names.
+    A subclass says which kind of slot it goes around, names its `parts`, creates them for an adapter in `create_parts`,
+    and says in `adapt` what the adapter makes of the slot's result. A part is one flat `ModuleDict` from adapter names
+    to modules, stored as the attribute `<prefix><part>`: PEFT finds, saves, renames, freezes and deletes parts by these
+    names.
 
     Args:
         base_layer: The slot, or the layer of another adapter type around it.
         prefix: What the parameters of the method start with: its name and "_".
     """
 
+    # The kind of slot it goes around.
+    slot_class: ClassVar[type[AdapterSlot]] = AdapterSlot
+    # Outside of the blocks: the kinds of slots in the blocks that it does something for.
+    serves: ClassVar[tuple[type[AdapterSlot], ...]] = (AdapterSlot,)
     # Trained, and saved.
     parts: ClassVar[tuple[str, ...]] = ()
     # Saved, but not trained.
@@ -60,6 +65,11 @@ class SlotLayer(nn.Module, BaseTunerLayer):
         self.train(base_layer.training)
 
     # -- For a method -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def wants(cls, config: PointTunerConfig, slot: AdapterSlot) -> bool:
+        """Whether there is anything to put around a slot of this kind, with this configuration."""
+        return True
 
     def create_parts(self, adapter_name: str, config: PointTunerConfig, slot_name: str) -> dict[str, nn.Module]:
         """Create the modules of an adapter, by part. Parts that are left out are switched off.
@@ -85,8 +95,25 @@ class SlotLayer(nn.Module, BaseTunerLayer):
         """Run the slot, then the adapters at work."""
         result = self.base_layer(value, *inputs)
         for name in self.working_adapters():
-            result = self.adapt(name, result, *inputs)
+            result = self.in_own_dtype(name, self.adapt, result, *inputs)
         return result
+
+    def in_own_dtype(self, name: str, adapt: Callable, result: Any, *inputs: Any) -> Any:
+        """Call `adapt(name, result, *inputs)` in the dtype of the adapter, and return its result in that of the backbone.
+
+        PEFT keeps adapters in float32 on a backbone in half precision.
+        """
+        dtype = _dtype_of(result)
+        if dtype not in _HALF or torch.is_autocast_enabled(self.weight_device.type):
+            return adapt(name, result, *inputs)
+        own = next((p.dtype for part in self.parts for p in _parameters(self.part(part, name))), dtype)
+        adapted = adapt(name, _cast(result, own), *(_cast(value, own) for value in inputs))
+        return _cast(adapted, dtype)
+
+    @property
+    def weight_device(self) -> torch.device:
+        """The device of the slot."""
+        return self.slot.weight.device
 
     @property
     def slot(self) -> AdapterSlot:
@@ -205,11 +232,33 @@ class BranchLayer(SlotLayer):
         """Run the adapters at work around the slot."""
         names = self.working_adapters()
         for name in names:
-            output, tokens = self.adapt_output(name, output, inputs, tokens)
+            output, tokens = self.in_own_dtype(name, self.adapt_output, output, inputs, tokens)
         update, tokens = self.base_layer(output, inputs, tokens, drop_path)
         for name in names:
-            update, tokens = self.adapt_update(name, update, inputs, tokens)
+            update, tokens = self.in_own_dtype(name, self.adapt_update, update, inputs, tokens)
         return update, tokens
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _dtype_of(value: Any) -> torch.dtype | None:
+    if isinstance(value, Tokens):
+        return value.features.dtype
+    return value.dtype if isinstance(value, torch.Tensor) else None
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """Features in another dtype; what has none stays as it is."""
+    if isinstance(value, tuple):
+        return tuple(_cast(item, dtype) for item in value)
+    if isinstance(value, Tokens):
+        return value.to(dtype)
+    return value.to(dtype) if isinstance(value, torch.Tensor) else value
+
+
+def _parameters(module: nn.Module | None) -> Iterator[nn.Parameter]:
+    return iter(()) if module is None else module.parameters()
 
 
 # A slot, maybe one of a list, with a layer around it.
@@ -225,26 +274,21 @@ class SlotTuner(AdapterLifecycle):
     """Base of the tuners that attach to slots.
 
     Class attributes to set:
-        layer_classes: By slot class, the layer that goes around it.
+        layer_classes: The layers of the method.
 
     [`~point_peft_hf.tuners.registry.register_method`] sets `prefix`, the name of the type in lower case and "_".
     """
 
     prefix = ""
     tuner_layer_cls = SlotLayer
-    layer_classes: ClassVar[dict[type[AdapterSlot], type[SlotLayer]]] = {}
+    layer_classes: ClassVar[tuple[type[SlotLayer], ...]] = ()
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
 
     # -- For a method -------------------------------------------------------------------------------------------------
 
-    def wants_slot(self, peft_config: PointTunerConfig, slot: AdapterSlot) -> bool:
-        """Whether the configuration has anything to put around this slot.
-
-        Args:
-            peft_config: The configuration.
-            slot: A slot of one of the kinds in `layer_classes`.
-        """
-        return True
+    def layers_of(self, peft_config: PointTunerConfig) -> tuple[type[SlotLayer], ...]:
+        """The layers of the method that a configuration has switched on."""
+        return self.layer_classes
 
     def readout_size(self, peft_config: PointTunerConfig, slot: ReadoutSlot) -> int:
         """Width of what the method's read-out returns; the adapter's head is built for it.
@@ -279,13 +323,14 @@ class SlotTuner(AdapterLifecycle):
             )
         if peft_config.modules_to_save is None:
             peft_config.modules_to_save = self._default_modules_to_save(peft_config, model)
+        saved = list(peft_config.modules_to_save or ())
+        if missing := [name for name in self.frozen_modules(peft_config, model) if name not in saved]:
+            peft_config.modules_to_save = saved + missing
         if not peft_config.comes_with_weights:
             complete_modules_to_save(peft_config, model)
-        if peft_config.target_modules == DUMMY_TARGET_MODULES:
-            selected = []
-        else:
-            selected = self._select(peft_config, model, slots)
-        self._selected = {name: slots[name] for name in selected}
+        is_head_only = peft_config.target_modules == DUMMY_TARGET_MODULES
+        self._selected = {} if is_head_only else self._select(peft_config, model, slots)
+        self._slots = {name: slots[name] for name in self._selected}
         # First whether it is the backbone that the adapter was made for: that says more than a module it lacks.
         peft_config.attach_to(
             describe_backbone(model, peft_config.modules_to_save or (), peft_config._brought_by_others)
@@ -293,16 +338,12 @@ class SlotTuner(AdapterLifecycle):
         _check_modules_to_save(peft_config, model)
         self._check_readout(peft_config, model)
 
-    def _select(self, peft_config: PointTunerConfig, model: nn.Module, slots: dict[str, AdapterSlot]) -> list[str]:
-        supported = tuple(self.layer_classes)
-
-        def has_use_for(slot: AdapterSlot) -> bool:
-            return isinstance(slot, supported) and self.wants_slot(peft_config, slot)
-
-        selected = select_slots(peft_config, slots, has_use_for)
+    def _select(self, peft_config: PointTunerConfig, model: nn.Module, slots: dict[str, AdapterSlot]) -> Selection:
+        layers = self.layers_of(peft_config)
+        selected = select_slots(peft_config, slots, layers)
         if peft_config.target_modules is not None:
             self._check_targets(peft_config, model, slots)
-        if not selected and peft_config.modules_to_save and not any(map(has_use_for, slots.values())):
+        if not selected and peft_config.modules_to_save and not layers:
             # Every part is switched off: an adapter that is nothing but a head. PEFT knows this by a name of its own.
             peft_config.target_modules = DUMMY_TARGET_MODULES
         elif not selected:
@@ -317,7 +358,7 @@ class SlotTuner(AdapterLifecycle):
 
     def _check_targets(self, peft_config: PointTunerConfig, model: nn.Module, slots: dict[str, AdapterSlot]) -> None:
         """Check that `target_modules` names slots of this type only."""
-        targets, supported = peft_config.target_modules, tuple(self.layer_classes)
+        targets, supported = peft_config.target_modules, tuple(layer.slot_class for layer in self.layer_classes)
         inside = tuple(name + "." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
         names = [name for name, _ in model.named_modules() if name and not name.startswith(inside)]
         for name in matching(targets, names):
@@ -325,18 +366,20 @@ class SlotTuner(AdapterLifecycle):
             if name in slots and (isinstance(slots[name], supported) or isinstance(targets, str)):
                 continue
             wrong = slots.get(name) or model.get_submodule(name)
-            kinds = ", ".join(sorted(slot_class.__name__ for slot_class in supported))
+            kinds = ", ".join(sorted({slot_class.__name__ for slot_class in supported}))
             raise ValueError(
                 f"An adapter of type {peft_config.peft_type.value} attaches to slots ({kinds}), but `target_modules` "
                 f"also matches {name!r}, a {type(wrong).__name__}. Leave `target_modules` out for the default."
             )
 
-    def _check_target_module_exists(self, peft_config: PointTunerConfig, key: str) -> bool:
-        return key in self._selected
+    def _check_target_module_exists(self, peft_config: PointTunerConfig, key: str) -> bool | _ExcludedModule:
+        if key in self._selected:
+            return True
+        return _ExcludedModule() if matching(peft_config.exclude_modules, (key,)) else False
 
     def _check_readout(self, peft_config: PointTunerConfig, model: nn.Module) -> None:
         """Check that an adapter that reads out something else brings a head for it."""
-        for slot in self._selected.values():
+        for slot in self._slots.values():
             if not isinstance(slot, ReadoutSlot) or not slot.is_read:
                 continue
             size, head = self.readout_size(peft_config, slot), head_name(model)
@@ -385,7 +428,7 @@ class SlotTuner(AdapterLifecycle):
     def _finish_saved_modules(self, model: nn.Module, adapter_name: str) -> None:
         """Give the adapter a head for its own read-out, and keep from training what is only saved."""
         config = self.peft_config[adapter_name]
-        for slot in self._selected.values():
+        for slot in self._slots.values():
             if not isinstance(slot, ReadoutSlot) or not slot.is_read:
                 continue
             size, head = self.readout_size(config, slot), head_name(model)
@@ -427,18 +470,21 @@ class SlotTuner(AdapterLifecycle):
         current_key: str,
         **kwargs,
     ) -> None:
-        slot = self._selected[current_key]
-        existing = target
-        while isinstance(existing, SlotLayer):
-            if existing.prefix == self.prefix:
-                existing.update_layer(adapter_name, peft_config, current_key)
-                return
-            existing = existing.base_layer
-        layer_class = next(self.layer_classes[kind] for kind in type(slot).__mro__ if kind in self.layer_classes)
-        layer = layer_class(target, self.prefix)
-        layer._active_adapter = list(self.active_adapters)
-        layer.update_layer(adapter_name, peft_config, current_key)
-        self._replace_module(parent, target_name, layer, target)
+        existing = {}
+        layer = target
+        while isinstance(layer, SlotLayer):
+            if layer.prefix == self.prefix:
+                existing[type(layer)] = layer
+            layer = layer.base_layer
+        outermost = target
+        for layer_class in self._selected[current_key]:
+            layer = existing.get(layer_class)
+            if layer is None:
+                layer = outermost = layer_class(outermost, self.prefix)
+                layer._active_adapter = list(self.active_adapters)
+            layer.update_layer(adapter_name, peft_config, current_key)
+        if outermost is not target:
+            self._replace_module(parent, target_name, outermost, target)
 
     def unload(self) -> nn.Module:
         """Return the backbone as it was: without adapters, and with its own head, class token and norm.

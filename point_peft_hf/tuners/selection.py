@@ -3,60 +3,75 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ..slots import AdapterSlot
-from .config import PointTunerConfig
+
+if TYPE_CHECKING:
+    from .base import SlotLayer
+    from .config import PointTunerConfig
+
+Selection = dict[str, tuple[type["SlotLayer"], ...]]
 
 
 def select_slots(
-    config: PointTunerConfig, slots: Mapping[str, AdapterSlot], has_use_for: Callable[[AdapterSlot], bool]
-) -> list[str]:
-    """The slots that an adapter attaches to.
+    config: PointTunerConfig, slots: Mapping[str, AdapterSlot], layer_classes: Sequence[type[SlotLayer]]
+) -> Selection:
+    """The slots that an adapter attaches to, and what it puts around each.
 
     `target_modules` and `exclude_modules` choose by name, `layers_to_transform` by number of the block. Slots outside
-    of the blocks follow from those inside: they serve the blocks that are attached to, so whoever names blocks need not
-    know of them.
+    of the blocks follow from those inside: their layers serve the blocks that are attached to, so whoever names blocks
+    need not know of them.
 
     Args:
         config: The configuration. `target_modules` is a collection of names (the end of a slot's name, up to a dot) or
             one regular expression, `None` for all slots that the method uses.
         slots: The slots of the model, by name.
-        has_use_for: Whether the method, with this configuration, has anything to put around a slot.
+        layer_classes: The layers of the method.
 
     Returns:
-        Names of slots, in the order of the model.
+        By name of the slot the layers that go around it, in the order of the model.
 
     Raises:
         ValueError: If a name matches no slot, or if no block is left.
     """
     _check_names(config, slots)
-    usable = {name: slot for name, slot in slots.items() if has_use_for(slot)}
-    blocks = {
-        name: slot
-        for name, slot in usable.items()
-        if slot.is_in_block and _is_targeted(config, name) and _is_in_layers(config, slot)
+    usable = {
+        name: tuple(
+            layer for layer in layer_classes if isinstance(slot, layer.slot_class) and layer.wants(config, slot)
+        )
+        for name, slot in slots.items()
     }
-    if config.layers_to_transform is not None and not blocks:
-        numbers = sorted({slot.layers[0] for slot in usable.values() if slot.is_in_block})
+    usable = {name: layers for name, layers in usable.items() if layers}
+    inside = [name for name in usable if slots[name].is_in_block]
+    chosen = [name for name in inside if _is_targeted(config, name) and _is_in_layers(config, slots[name])]
+    if config.layers_to_transform is not None and not chosen:
+        numbers = sorted({slots[name].layers[0] for name in inside})
+        use = f"attaches to the blocks {numbers}" if numbers else "attaches to no block, so leave it out"
         raise ValueError(
             f"`layers_to_transform`={config.layers_to_transform!r} leaves no block to attach to: with this "
-            f"configuration the method has a use for the blocks {numbers or 'none'}."
+            f"configuration the method {use}."
         )
-    serves_blocks = any(slot.is_in_block for slot in usable.values())
-    attached = {slot.layers[0] for slot in blocks.values()}
-    selected = []
-    for name, slot in usable.items():
-        if slot.is_in_block:
-            chosen = name in blocks
+
+    def serves(layer: type[SlotLayer], name: str) -> bool:
+        if not any(isinstance(slots[other], layer.serves) for other in inside):
+            # Nothing in the blocks follows from it, so it is chosen by name as they are.
+            return config.target_modules is None or _matches(config.target_modules, name)
+        return any(
+            isinstance(slots[other], layer.serves) and slots[other].layers[0] in slots[name].layers for other in chosen
+        )
+
+    selected = {}
+    for name, layers in usable.items():
+        if slots[name].is_in_block:
+            layers = layers if name in chosen else ()
+        elif _matches(config.exclude_modules, name):
+            layers = ()
         else:
-            chosen = not _matches(config.exclude_modules, name)
-            if serves_blocks:
-                chosen = chosen and not attached.isdisjoint(slot.layers)
-            elif config.target_modules is not None:
-                chosen = chosen and _matches(config.target_modules, name)
-        if chosen:
-            selected.append(name)
+            layers = tuple(layer for layer in layers if serves(layer, name))
+        if layers:
+            selected[name] = layers
     return selected
 
 

@@ -168,14 +168,14 @@ def test_lora_beside_it(adapt, make_classifier, points):
 
 
 @torch.no_grad()
-def test_prior_features_do_not_see_adapters(adapt, make_classifier, points):
-    expected = make_classifier().extract_prior_features(points)
+def test_frozen_features_do_not_see_adapters(adapt, make_classifier, points):
+    expected = make_classifier().frozen_features(points)
     model = adapt(init_weights=False)
     model.train()
-    assert torch.equal(model.extract_prior_features(points), expected)
+    assert torch.equal(model.frozen_features(points), expected)
     assert expected.shape == (4, model.config.hidden_size)
     lora = inject_adapter_in_model(
         LoraConfig(target_modules=["first_linear1", "q_proj"], init_lora_weights=False), make_classifier()
     )
     # Another way through the patch embedding, so not to the bit.
-    torch.testing.assert_close(lora.extract_prior_features(points), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lora.frozen_features(points), expected, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from point_peft_hf import GeometryAdapterConfig, PointPeftConfig, PointPriorPromptConfig
-from point_peft_hf.foreign import add_slots, slot_context
+from point_peft_hf.foreign import add_slots, enter_blocks
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,9 @@ def plain_forward(model, points, example):
         x = x + block.attn(block.norm1(x))
         x = x + block.mlp(block.norm2(x))
     return model.head(model.norm(x).amax(dim=1))
+
+
+SHIFTED = ("norm1_slot", "out_proj_slot", "norm2_slot", "fc1_slot", "fc2_slot")
 
 
 @torch.no_grad()
@@ -82,7 +85,9 @@ def test_adapters_work(example, clouds, config):
 def test_all_biases_are_tuned(example, clouds):
     model = get_peft_model(example.build_backbone(), PointPeftConfig(use_prompts=False))
     shifted = {
-        name for name, m in model.named_modules() if name.endswith("bias_slot") and isinstance(m, BaseTunerLayer)
+        name
+        for name, m in model.named_modules()
+        if name.rpartition(".")[2] in SHIFTED and isinstance(m, BaseTunerLayer)
     }
     assert len(shifted) == 5 * 3
     assert "norm" in model.peft_config["default"].modules_to_save
@@ -105,14 +110,14 @@ def test_wrong_use_is_explained(example, clouds):
     with pytest.raises(ValueError, match="'cls_token'"):
         add_slots(model, hidden_size=32, group_size=8, task_modules=["cls_token"])
     with pytest.raises(ValueError, match="add_slots"):
-        slot_context(model, torch.zeros(1, 4, 3))
+        enter_blocks(model, torch.zeros(1, 4, 32), torch.zeros(1, 4, 3))
     with pytest.raises(ValueError, match="no slots"):
         get_peft_model(example.ToyPointTransformer(), GeometryAdapterConfig())
     add_slots(model, hidden_size=32, group_size=8)
     with pytest.raises(ValueError, match="only once"):
         add_slots(model, hidden_size=32, group_size=8)
     with pytest.raises(ValueError, match="group_centers"):
-        slot_context(model, torch.zeros(4, 3))
+        enter_blocks(model, torch.zeros(1, 4, 32), torch.zeros(4, 3))
 
 
 def test_a_bank_that_follows_the_model_is_refused(example):
@@ -120,9 +125,9 @@ def test_a_bank_that_follows_the_model_is_refused(example):
         get_peft_model(example.build_backbone(), PointPriorPromptConfig(num_prompt_tokens=4, bank_update="queue"))
 
 
-def test_forgotten_context_is_explained(example):
+def test_plain_features_are_refused(example):
     model = get_peft_model(example.build_backbone(), GeometryAdapterConfig())
-    with pytest.raises(ValueError, match="without `context`"):
+    with pytest.raises(ValueError, match="got no geometry.*enter_blocks"):
         model.base_model.model.blocks[0](torch.randn(2, 16, 32))
 
 

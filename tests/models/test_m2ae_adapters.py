@@ -80,18 +80,16 @@ def test_prompts_that_no_bank_reaches_are_refused(make_classifier):
 
 def test_one_local_attention_a_stage_and_one_set_of_coordinates(model):
     encoder = model.base_model.model.point_m2ae
-    local = [stage.locality_slot.part("local_attention", "default") for stage in encoder.stages]
+    local = [stage.token_slot.part("local_attention", "default") for stage in encoder.stages]
     assert [attention.norm_weight.shape[0] for attention in local] == [12, 16, 24]
-    coordinates = [stage.prior_slot.part("prompt_coordinates", "default") for stage in encoder.stages]
-    assert coordinates[0].weight.shape == (4, 3)
-    assert coordinates[1:] == [None, None]
+    assert encoder.point_slot.part("prompt_coordinates", "default").weight.shape == (4, 3)
 
 
 def test_bank_and_enhanced_prompts_only_in_the_last_stage(model, points):
     encoder = model.base_model.model.point_m2ae
-    assert [len(stage.prior_slot.banks) for stage in encoder.stages] == [0, 0, 1]
+    assert [len(stage.token_slot.banks) for stage in encoder.stages] == [0, 0, 1]
     bottlenecks = [
-        layer.prompt_slot.part("prompt_bottleneck", "default") is not None
+        layer.entry_slot.part("prompt_bottleneck", "default") is not None
         for stage in encoder.stages
         for layer in stage.layers
     ]
@@ -112,7 +110,7 @@ def test_coordinates_of_prompts_reach_every_stage(model, points):
     model.eval()
     before = model(points, output_hidden_states=True).hidden_states
     encoder = model.base_model.model.point_m2ae
-    encoder.stages[0].prior_slot.part("prompt_coordinates", "default").weight += 3.0
+    encoder.point_slot.part("prompt_coordinates", "default").weight += 3.0
     after = model(points, output_hidden_states=True).hidden_states
     assert torch.equal(before[0], after[0])
     assert all(not torch.allclose(b, a, atol=1e-6) for b, a in zip(before[1:], after[1:], strict=True))
@@ -123,7 +121,7 @@ def test_numbers_of_blocks_count_over_stages(make_classifier):
         make_classifier(), PointPriorPromptConfig(num_prompt_tokens=2, prompt_depth=2, use_bank=False)
     )
     stages = model.base_model.model.point_m2ae.stages
-    prompted = [isinstance(layer.prompt_slot, BaseTunerLayer) for stage in stages for layer in stage.layers]
+    prompted = [isinstance(layer.entry_slot, BaseTunerLayer) for stage in stages for layer in stage.layers]
     assert prompted == [True, True, False, False]
     assert [layer.ffn_slot.layer_index for stage in stages for layer in stage.layers] == [0, 1, 2, 3]
-    assert {layer.ffn_slot.num_layers for stage in stages for layer in stage.layers} == {4}
+    assert {layer.ffn_slot.stage.total_layers for stage in stages for layer in stage.layers} == {4}

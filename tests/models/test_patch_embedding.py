@@ -7,6 +7,10 @@ from point_peft_hf.models.layers import PatchEmbedding
 from point_peft_hf.models.layers import patch_embedding as module
 
 
+def plain(embedding, groups):
+    return module._embed_plain(groups, frozen=False, **dict(embedding.named_children()))
+
+
 @pytest.fixture
 def embedding():
     torch.manual_seed(0)
@@ -25,7 +29,7 @@ def test_frozen_equals_plain_forward_and_backward(embedding, training, chunk_siz
     embedding.train(training)
     groups = torch.randn(2, 5, 6, 3, dtype=torch.float64, requires_grad=True)
     result = embedding(groups)
-    expected = embedding._forward_plain(groups.flatten(0, 1)).unflatten(0, (2, 5))
+    expected = plain(embedding, groups.flatten(0, 1)).unflatten(0, (2, 5))
     torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
     grad = torch.randn_like(expected)
     gradients = [torch.autograd.grad(output, groups, grad)[0] for output in (result, expected)]
@@ -35,8 +39,8 @@ def test_frozen_equals_plain_forward_and_backward(embedding, training, chunk_siz
 def test_eval_gradients_of_the_weights_equal_the_plain_ones(embedding):
     embedding.requires_grad_(True).eval()
     groups = torch.randn(2, 5, 6, 3, dtype=torch.float64)
-    assert embedding._can_fold
-    outputs = embedding(groups), embedding._forward_plain(groups.flatten(0, 1)).unflatten(0, (2, 5))
+    assert module._can_fold(dict(embedding.named_children()), frozen=False)
+    outputs = embedding(groups), plain(embedding, groups.flatten(0, 1)).unflatten(0, (2, 5))
     parameters = list(embedding.parameters())
     gradients = [torch.autograd.grad(output.square().sum(), parameters) for output in outputs]
     for got, expected in zip(*gradients, strict=True):

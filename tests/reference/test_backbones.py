@@ -69,14 +69,14 @@ def test_pre_trained_encoder(filename, model_type, convert, values):
     last = "pre.hidden2" if model_type == "point_m2ae" else "pre.hidden"
     assert_close(encoded.last_hidden_state, values[last])
     features = values["pre.hidden"][:, 1:].amax(dim=1) if model_type == "point_bert" else values["pre.feature"]
-    assert_close(model.extract_prior_features(values["points"]), features)
+    assert_close(model.frozen_features(values["points"]), features)
 
 
 @torch.no_grad()
 def test_classifier_from_pre_training_has_the_features_of_the_pre_trained_encoder(model_type, convert, values):
     model = convert(f"{model_type}_pretrain.pth", "ForClassification")
     features = values["pre.hidden"][:, 1:].amax(dim=1) if model_type == "point_bert" else values["pre.feature"]
-    assert_close(model.extract_prior_features(values["points"]), features)
+    assert_close(model.frozen_features(values["points"]), features)
 
 
 @torch.no_grad()

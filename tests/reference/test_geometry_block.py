@@ -6,7 +6,7 @@ import torch
 from peft import get_peft_model
 
 from point_peft_hf import PointMAEConfig, PointMAEModel, PointPeftConfig
-from point_peft_hf.slots import BlockContext
+from point_peft_hf.tokens import Cloud, start_tokens
 
 # Names of the published parameters, and of the adapter's.
 ADAPTER_PARAMETERS = {
@@ -20,18 +20,18 @@ ADAPTER_PARAMETERS = {
     "blocks.6.adapter1.ln2.bias": "output_slot.point_peft_output_bottleneck.default.up_bias",
     "blocks.6.out_transform.0.weight": "output_slot.point_peft_pooled_bn.default.weight",
     "blocks.6.out_transform.0.bias": "output_slot.point_peft_pooled_bn.default.bias",
-    "attn1.qkv.weight": "locality_slot.point_peft_local_attention.default.qkv_weight",
-    "attn1.proj.weight": "locality_slot.point_peft_local_attention.default.proj_weight",
-    "attn1.proj.bias": "locality_slot.point_peft_local_attention.default.proj_bias",
-    "norm3.weight": "locality_slot.point_peft_local_attention.default.norm_weight",
-    "norm3.bias": "locality_slot.point_peft_local_attention.default.norm_bias",
+    "attn1.qkv.weight": "token_slot.point_peft_local_attention.default.qkv_weight",
+    "attn1.proj.weight": "token_slot.point_peft_local_attention.default.proj_weight",
+    "attn1.proj.bias": "token_slot.point_peft_local_attention.default.proj_bias",
+    "norm3.weight": "token_slot.point_peft_local_attention.default.norm_weight",
+    "norm3.bias": "token_slot.point_peft_local_attention.default.norm_bias",
 }
 TUNED_BIASES = {
-    "blocks.6.norm1.bias": "norm1_bias_slot",
-    "blocks.6.attn.proj.bias": "attention.out_proj_bias_slot",
-    "blocks.6.norm2.bias": "norm2_bias_slot",
-    "blocks.6.mlp.fc1.bias": "mlp.fc1_bias_slot",
-    "blocks.6.mlp.fc2.bias": "mlp.fc2_bias_slot",
+    "blocks.6.norm1.bias": "norm1_slot",
+    "blocks.6.attn.proj.bias": "attention.out_proj_slot",
+    "blocks.6.norm2.bias": "norm2_slot",
+    "blocks.6.mlp.fc1.bias": "mlp.fc1_slot",
+    "blocks.6.mlp.fc2.bias": "mlp.fc2_slot",
 }
 BATCH_NORM = "output_slot.point_peft_pooled_bn.default"
 
@@ -48,7 +48,7 @@ def model(reference_dir):
     backbone = PointMAEModel(
         PointMAEConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=6, num_groups=16, group_size=8)
     )
-    config = PointPeftConfig(use_prompts=False, initialization="published", dropout=0.0, local_drop_path=0.0)
+    config = PointPeftConfig(use_prompts=False, init_weights="published", dropout=0.0, local_drop_path=0.0)
     get_peft_model(backbone, config)
     weights = torch.load(reference_dir / "geometry_adapter_block.pth", weights_only=True)
     layer = backbone.encoder.layers[0]
@@ -60,19 +60,19 @@ def model(reference_dir):
     adapter = {target: weights[source] for source, target in ADAPTER_PARAMETERS.items()}
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         adapter[f"{BATCH_NORM}.{name}"] = weights[f"blocks.6.out_transform.0.{name}"]
-    layer.load_state_dict(block | {k: v for k, v in adapter.items() if not k.startswith("locality")}, strict=False)
-    local = {k.removeprefix("locality_slot."): v for k, v in adapter.items() if k.startswith("locality")}
-    backbone.encoder.locality_slot.load_state_dict(local, strict=False)
+    layer.load_state_dict(block | {k: v for k, v in adapter.items() if not k.startswith("token_slot")}, strict=False)
+    local = {k.removeprefix("token_slot."): v for k, v in adapter.items() if k.startswith("token_slot")}
+    backbone.encoder.token_slot.load_state_dict(local, strict=False)
     return backbone
 
 
 def run(model, values, x):
-    context = BlockContext(values["center"], num_prefix_tokens=1)
-    return model.encoder(x, torch.zeros_like(x), context)[0]
+    center = values["center"]
+    return model.encoder(start_tokens(x, center, Cloud(center, center), num_prefix=1), model)[0].features
 
 
 def parameter_of(model, name):
-    root = model.encoder if name.startswith("locality_slot") else model.encoder.layers[0]
+    root = model.encoder if name.startswith("token_slot") else model.encoder.layers[0]
     return root.get_parameter(name)
 
 
@@ -83,8 +83,9 @@ def test_forward_with_running_statistics(model, values):
 
 
 def test_neighborhoods(model, values):
-    context = model.encoder.locality_slot(BlockContext(values["center"], num_prefix_tokens=1))
-    neighborhoods = context.neighborhoods["default", ()]
+    center = values["center"]
+    tokens = start_tokens(values["x"], center, Cloud(center, center), num_prefix=1)
+    neighborhoods = model.encoder.layers[0].output_slot._neighborhoods("default", tokens)
     assert torch.equal(neighborhoods.center_indices, values["local_center_idx"])
     assert torch.equal(neighborhoods.neighbor_indices.sort().values, values["local_knn_idx"].sort().values)
     assert (neighborhoods.weights[:, 1:] - values["propagation_weights"]).abs().max() < 1e-6

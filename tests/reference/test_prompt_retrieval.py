@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from point_peft_hf.slots import BlockContext, PromptSet, PromptSlot
+from point_peft_hf.slots import EntrySlot, Stage
+from point_peft_hf.tokens import Cloud, start_tokens
 from point_peft_hf.tuners import PointPriorPromptConfig
 from point_peft_hf.tuners.point_prior_prompt import retrieve
-from point_peft_hf.tuners.point_prior_prompt.layer import PointPriorPromptPromptLayer
+from point_peft_hf.tuners.point_prior_prompt.layer import Answer, PromptLayer
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +26,19 @@ def test_retrieval(values):
 
 
 def test_enhanced_prompt(values):
-    layer = PointPriorPromptPromptLayer(PromptSlot(48, 0, 1))
-    layer._active_adapter = ["default"]
-    layer.update_layer("default", PointPriorPromptConfig(num_prompt_tokens=10), "prompt_slot")
+    layer = PromptLayer(EntrySlot(Stage(48, 8, 1), 0), "point_prior_prompt_")
+    layer.update_layer("default", PointPriorPromptConfig(num_prompt_tokens=10), "entry_slot")
+    layer.set_adapter("default")
     layer.part("prompt_embedding", "default").weight.data = values["prompt_embeddings"]
     bottleneck = layer.part("prompt_bottleneck", "default")
     for part, name in (("down", "ln1"), ("up", "ln2")):
         for kind in ("weight", "bias"):
             getattr(bottleneck, f"{part}_{kind}").data = values[f"cp_adapter.{name}.{kind}"]
-    context = BlockContext(torch.zeros(3, 1, 3), prompts={"default": PromptSet(10, values["Z"])})
-    tokens, inserted = layer.eval()(torch.zeros(3, 1, 48), context)
-    assert inserted.count == 10
-    assert (tokens[:, :10] - values["enhanced_prompt"]).abs().max() < 1e-5
+    points = torch.zeros(3, 1, 3)
+    answer = Answer(values["Z"], values["Z"][:, 0], None)
+    cloud = Cloud(points, points).sharing(layer.key("default"), answer)
+    tokens = layer.eval()(start_tokens(torch.zeros(3, 1, 48), points, cloud))
+    assert [span.count for span in tokens.spans] == [10, 1]
+    assert (tokens.of(layer.key("default")) - values["enhanced_prompt"]).abs().max() < 1e-5
     with torch.no_grad():
         assert (values["Z"] + bottleneck(values["Z"]) - values["cp_adapter_out"]).abs().max() < 1e-5

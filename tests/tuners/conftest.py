@@ -1,8 +1,13 @@
 """Tiny backbones and adapters. A new backbone or type takes part in these tests by one line here."""
 
 import copy
+import importlib.util
+import re
+import sys
+import types
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +16,26 @@ from torch import nn
 
 import point_peft_hf as pp
 
+
+def _load(name: str, path: Path):
+    """A module from a file, which other modules can import by this name."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _load_example():
+    """The type in CONTRIBUTING.md, copied as it stands."""
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    module = sys.modules["contributed_type"] = types.ModuleType("contributed_type")
+    exec(compile(code, "CONTRIBUTING.md", "exec"), vars(module))
+    return module
+
+
+TOYS = _load("point_peft_toys", Path(__file__).with_name("toys.py"))
+EXAMPLE = _load_example()
 NUM_CLASSES = 5
 BLOCKS = {
     "num_attention_heads": 6,
@@ -37,9 +62,11 @@ TYPES = {
     "geometry": (pp.GeometryAdapterConfig, {}),
     "prompt": (pp.PointPriorPromptConfig, {"num_prompt_tokens": 4}),
     "point_peft": (pp.PointPeftConfig, {"num_prompt_tokens": 4}),
+    **{name: (config_class, {}) for name, config_class in TOYS.TOYS.items()},
+    "contributed": (EXAMPLE.TokenScaleConfig, {}),
 }
 # Types whose adapters act before they are trained: prompts join the attention.
-ACTIVE_WHEN_FRESH = {"prompt", "point_peft"}
+ACTIVE_WHEN_FRESH = {"prompt", "point_peft", *TOYS.ACTIVE_TOYS}
 BANK_TYPES = [name for name, (config_class, _) in TYPES.items() if hasattr(config_class, "use_bank")]
 CASES = (*TYPES, *(f"{name}+bank" for name in BANK_TYPES))
 
@@ -80,6 +107,11 @@ class Case:
     def is_identity_when_fresh(self) -> bool:
         """Whether a fresh adapter leaves the frozen function as it is."""
         return self.type_name not in ACTIVE_WHEN_FRESH
+
+    @property
+    def without_head(self) -> dict:
+        """Fields that leave out the head, where the type does not need one of its own."""
+        return {} if self.type_name == "kept_token" else {"modules_to_save": []}
 
     def config(self, **fields):
         config_class, defaults = TYPES[self.type_name]

@@ -23,11 +23,6 @@ def test_retrieval_by_hand():
     torch.testing.assert_close(rows, expected[None])
 
 
-def test_temperature_sharpens():
-    rows = retrieve(torch.tensor([[3.0, 4.0]]), BANK, num_rows=2, num_retrieved=3, temperature=1e-3)
-    torch.testing.assert_close(rows[0, 1], BANK[2])
-
-
 @pytest.mark.parametrize("num_rows", [1, 2, 3])
 def test_few_prompts(num_rows):
     assert retrieve(torch.ones(2, 2), BANK, num_rows, num_retrieved=1).shape == (2, num_rows, 2)
@@ -43,7 +38,7 @@ def test_bank_is_what_the_frozen_encoder_sees(backbone, points):
         backbone, [{"points": points, "labels": torch.arange(4)}, {"points": points[:1]}], progress=False
     )
     assert bank.features.shape == (5, 48)
-    torch.testing.assert_close(bank.features[:4], F.normalize(backbone.extract_prior_features(points), dim=-1))
+    torch.testing.assert_close(bank.features[:4], F.normalize(backbone.frozen_features(points), dim=-1))
     assert bank.labels.tolist() == [0, 1, 2, 3, -1]
 
 
@@ -98,11 +93,5 @@ def test_batches_that_do_not_do(prompted):
         pp.build_point_prior_bank(prompted, [], progress=False)
     with pytest.raises(ValueError, match=r"key 'points', got the keys \['cloud'\]"):
         pp.build_point_prior_bank(prompted, [{"cloud": 1}], progress=False)
-    with pytest.raises(ValueError, match="Linear has no method `extract_prior_features"):
+    with pytest.raises(ValueError, match="Linear has no method `frozen_features"):
         pp.build_point_prior_bank(torch.nn.Linear(1, 1), [{"points": torch.zeros(1, 128, 3)}], progress=False)
-
-
-def test_query_features_of_a_wrong_shape(prompted, points):
-    pp.build_point_prior_bank(prompted, [{"points": torch.randn(6, 128, 3)}], progress=False)
-    with pytest.raises(ValueError, match=r"got features of shape \(4, 7\)"):
-        prompted(points, query_features=torch.zeros(4, 7))

@@ -119,7 +119,7 @@ def test_an_adapter_gets_the_bank_and_the_backbone_is_remembered(make_backbone, 
 
     bank.save(tmp_path / "bank.safetensors")
     loaded = pp.PointPriorBank.load(tmp_path / "bank.safetensors")
-    assert (loaded.backbone, loaded.query, loaded.query_depth) == (bank.backbone, "encoder", 0)
+    assert (loaded.backbone, loaded.query) == (bank.backbone, "encoder")
     assert_same(loaded, bank, tolerance=0)
     pp.set_point_prior_bank(model, loaded)
     assert torch.equal(logits(model, points), predicted)
@@ -184,7 +184,7 @@ def test_labels_of_another_length(model):
 def interrupted(model, tmp_path, monkeypatch):
     """The file of a call that got through three of six batches, and was killed in the fifth."""
     monkeypatch.setattr(build, "BATCHES_BETWEEN_FILES", 3)
-    extract, calls = model.extract_prior_features, []
+    extract, calls = model.frozen_features, []
 
     def until_killed(points):
         calls.append(1)
@@ -192,10 +192,10 @@ def interrupted(model, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return extract(points)
 
-    model.extract_prior_features = until_killed
+    model.frozen_features = until_killed
     with pytest.raises(KeyboardInterrupt):
         build_bank(model, loader(), checkpoint=tmp_path / "bank")
-    del model.extract_prior_features
+    del model.frozen_features
     assert [path.name for path in tmp_path.iterdir()] == ["bank.0"]
     return tmp_path / "bank"
 

@@ -57,14 +57,14 @@ def test_only_the_active_adapters_are_trained(make_backbone, type_case):
 
 def test_the_frozen_encoder_leaves_all_as_it_was(make_backbone, points):
     model = get_peft_model(make_backbone(), pp.PointPeftConfig(num_prompt_tokens=4), adapter_name="0")
-    expected = model.extract_prior_features(points)
+    expected = model.frozen_features(points)
     model.add_adapter("1", pp.PointPeftConfig(num_prompt_tokens=4, init_weights=False))
     model.set_adapter("1")
     model.train()
     model.base_model.model.classifier.eval()
     before = [(module.training, getattr(module, "_disable_adapters", None)) for module in model.modules()]
-    assert torch.equal(model.extract_prior_features(points), expected)
+    assert torch.equal(model.frozen_features(points), expected)
     with model.disable_adapter():
-        assert torch.equal(model.extract_prior_features(points), expected)
+        assert torch.equal(model.frozen_features(points), expected)
     after = [(module.training, getattr(module, "_disable_adapters", None)) for module in model.modules()]
     assert after == before

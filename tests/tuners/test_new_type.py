@@ -1,132 +1,118 @@
-"""A new adapter type is one folder: config, layer, model, registration. Here all of it is in one file."""
+"""Types of others: toys for everything that the contract carries, and how they are registered."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from peft.utils import PeftType
-from torch import nn
 
 import point_peft_hf as pp
-from point_peft_hf.slots import OutputSlot, PromptSlot
-from point_peft_hf.tuners import register_point_peft_method
-from point_peft_hf.tuners.base import SlotLayer, SlotTuner
-from point_peft_hf.tuners.config import PointTunerConfig
-from point_peft_hf.tuners.inserting_layer import InsertingLayer
+from point_peft_hf.tuners import SlotTuner, register_method
+from point_peft_hf.tuners.base import SlotLayer
+
+TOYS = sys.modules["point_peft_toys"]
 
 
-@dataclass
-class TokenScaleConfig(PointTunerConfig):
-    start: float = field(default=1.0, metadata={"help": "Scale of a fresh adapter."})
-
-    _peft_type_name: ClassVar[str] = "TOKEN_SCALE"
-
-
-class Scale(nn.Module):
-    def __init__(self, hidden_size: int, start: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.full((hidden_size,), start))
+def test_a_toy_takes_at_most_forty_lines():
+    lines, sizes, start = Path(TOYS.__file__).read_text().splitlines(), {}, None
+    for number, line in enumerate([*lines, "# -- "]):
+        if line.startswith("# -- ") or line.startswith("TOYS = "):
+            if start is not None:
+                sizes[lines[start]] = number - start
+            start = number if line.startswith("# -- ") else None
+    assert len(sizes) == len(TOYS.TOYS)
+    assert max(sizes.values()) <= 40, sizes
 
 
-class TokenScaleLayer(SlotLayer):
-    prefix = "token_scale_"
-
-
-class TokenScaleOutputLayer(TokenScaleLayer):
-    parts = ("factor",)
-
-    def create_parts(self, adapter_name, config, slot_name):
-        return {"factor": Scale(self.slot.hidden_size, config.start)}
-
-    def forward(self, hidden_states, context, prompts=()):
-        hidden_states = self.base_layer(hidden_states, context, prompts)
-        for name in self.working_adapters():
-            hidden_states = hidden_states * self.part("factor", name).weight
-        return hidden_states
-
-
-class TokenScaleModel(SlotTuner):
-    prefix = "token_scale_"
-    tuner_layer_cls = TokenScaleLayer
-    default_target_modules = ("output_slot",)
-    layer_classes = {OutputSlot: TokenScaleOutputLayer}
-
-
-def test_toy_type_is_registered_trained_saved_and_loaded(
-    backbone, make_backbone, backbone_name, points, logits, train, tmp_path
-):
-    member = register_point_peft_method("token_scale", TokenScaleConfig, TokenScaleModel)
-    assert register_point_peft_method("token_scale", TokenScaleConfig, TokenScaleModel) is member
-    assert member is PeftType.TOKEN_SCALE is PeftType("TOKEN_SCALE")
-    before = logits(backbone, points)
-    model = get_peft_model(backbone, TokenScaleConfig())
-    assert torch.equal(logits(model, points), before)
-    train(model)
-    expected = logits(model, points)
-    assert not torch.allclose(expected, before)
-    model.save_pretrained(tmp_path)
-    assert torch.equal(logits(PeftModel.from_pretrained(make_backbone(backbone_name), tmp_path), points), expected)
-
-
-@dataclass
-class GlobalTokenConfig(PointTunerConfig):
-    _peft_type_name: ClassVar[str] = "GLOBAL_TOKEN"
-
-
-class GlobalTokenLayer(SlotLayer):
-    prefix = "global_token_"
-
-
-class GlobalTokenPromptLayer(InsertingLayer, GlobalTokenLayer):
-    """A prompt of a cloud: the maximum over its patch tokens, scaled."""
-
-    parts = ("factor",)
-
-    def create_parts(self, adapter_name, config, slot_name):
-        return {"factor": Scale(self.slot.hidden_size, 0.5)}
-
-    def prompt_count(self, config):
-        return 1
-
-    def make_prompts(self, name, hidden_states, context):
-        tokens = hidden_states[:, -context.group_centers.shape[1] :]
-        return tokens.amax(dim=1, keepdim=True) * self.part("factor", name).weight
-
-
-class GlobalTokenModel(SlotTuner):
-    prefix = "global_token_"
-    tuner_layer_cls = GlobalTokenLayer
-    default_target_modules = ("prompt_slot",)
-    layer_classes = {PromptSlot: GlobalTokenPromptLayer}
-
-    def wants_slot(self, peft_config, slot):
-        return slot.layer_index == slot.num_layers - 1
-
-
+@pytest.mark.parametrize("name", ["kept_token", "second_set"])
 @pytest.mark.parametrize("is_first", [True, False])
-def test_a_type_that_inserts_tokens_goes_with_others(backbone, points, logits, is_first):
-    register_point_peft_method("global_token", GlobalTokenConfig, GlobalTokenModel)
-    others = {"geometry": pp.GeometryAdapterConfig(init_weights=False), "prompts": pp.PointPriorPromptConfig()}
-    own = {"own": GlobalTokenConfig()}
+def test_types_that_insert_tokens_go_with_others(backbone, points, logits, name, is_first):
+    others = {
+        "geometry": pp.GeometryAdapterConfig(init_weights=False, modules_to_save=[]),
+        "prompts": pp.PointPriorPromptConfig(modules_to_save=[]),
+    }
+    own = {"own": TOYS.TOYS[name](init_weights=False)}
     model = pp.add_adapters(backbone, {**own, **others} if is_first else {**others, **own})
-    slots = [module.prompt_counts for module in model.modules() if isinstance(module, GlobalTokenPromptLayer)]
-    assert [counts["own"] for counts in slots] == [1]
     together = logits(model, points)
-    torch.testing.assert_close(logits(model, points[:2]), together[:2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(model, points[:2]), together[:2], rtol=1e-4, atol=1e-5)
     pp.set_adapters(model, ["geometry", "prompts"])
     assert not torch.allclose(logits(model, points), together)
 
 
+def test_frozen_features_do_not_see_what_is_done_to_points(backbone, points):
+    expected = backbone.frozen_features(points)
+    prompt = pp.PointPriorPromptConfig(num_prompt_tokens=4)
+    model = pp.add_adapters(backbone, {"moved": TOYS.MovedPointsConfig(init_weights=False), "prompt": prompt})
+    clouds = torch.randn(6, 128, 3, generator=torch.Generator().manual_seed(3))
+    pp.build_point_prior_bank(model, [{"points": clouds}], progress=False)
+    known = model.eval().precompute(points)
+    torch.testing.assert_close(known["point_prior_prompt_prompt.query"], expected)
+
+
+def test_a_head_of_its_own_is_built_for_another_read_out(backbone, make_backbone, backbone_name):
+    in_size = next(p for p in backbone.classifier.parameters()).shape[1]
+    model = get_peft_model(backbone, TOYS.KeptTokenConfig())
+    own = next(p for p in backbone.classifier.modules_to_save["default"].parameters())
+    assert own.shape[1] == in_size + 48
+    assert own.requires_grad
+    assert list(model.unload().state_dict()) == list(make_backbone(backbone_name).state_dict())
+    with pytest.raises(ValueError, match="needs a head of its own. Name 'classifier' in `modules_to_save`"):
+        get_peft_model(make_backbone(backbone_name), TOYS.KeptTokenConfig(modules_to_save=[]))
+
+
+def test_saved_parts_are_not_trained(backbone, train, tmp_path):
+    model = get_peft_model(backbone, TOYS.SavedNormConfig())
+    (name,) = backbone.final_norm_names
+    copied = backbone.base_model.get_submodule(name).modules_to_save["default"]
+    before = {key: tensor.clone() for key, tensor in copied.state_dict().items()}
+    train(model)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in copied.state_dict().items())
+    assert list(copied.parameters()) == []
+    model.save_pretrained(tmp_path)
+    assert name in model.peft_config["default"].modules_to_save
+
+
+def test_a_loss_of_its_own_is_added(backbone, points, labels):
+    model = get_peft_model(backbone, TOYS.SparseConfig()).eval()
+    output = model(points, labels=labels)
+    stages = sum(isinstance(m, TOYS.SparseLayer) for m in model.modules())
+    expected = torch.nn.functional.cross_entropy(output.logits, labels) + stages
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_what_is_computed_once_is_computed_once(backbone, points, logits):
+    model = get_peft_model(backbone, TOYS.OnceConfig(init_weights=False))
+    expected, known = logits(model, points), backbone.precompute(points)
+    assert set(known) == {"once_default.radius"}
+    torch.testing.assert_close(known["once_default.radius"], points.norm(dim=-1).mean(dim=1))
+    with torch.no_grad():
+        assert torch.equal(model(points, precomputed=known).logits, expected)
+        zero = {"once_default.radius": torch.zeros(4)}
+        torch.testing.assert_close(model(points, precomputed=zero).logits, backbone_logits(model, points))
+
+
+def backbone_logits(model, points):
+    with model.disable_adapter():
+        return model(points).logits
+
+
 def test_a_card_names_a_type_that_says_nothing_of_itself():
-    assert TokenScaleConfig.describe({}) == ("TOKEN_SCALE", ())
+    assert TOYS.OnceConfig.describe({}) == ("ONCE", ())
 
 
-def test_a_taken_or_ill_formed_name_is_refused():
+def test_registering():
+    config, model = TOYS.OnceConfig, TOYS.OnceModel
+    assert register_method("once", config)(model) is model
+    assert PeftType.ONCE is PeftType("ONCE") is config().peft_type
+    assert model.prefix == "once_"
     with pytest.raises(ValueError, match="PEFT already has a method LORA"):
-        register_point_peft_method("lora", TokenScaleConfig, type("LoraLike", (SlotTuner,), {"prefix": "lora_"}))
+        register_method("lora", config)(type("LoraLike", (SlotTuner,), {}))
     with pytest.raises(ValueError, match="must be in lower case"):
-        register_point_peft_method("TOKEN_SCALE", TokenScaleConfig, TokenScaleModel)
-    with pytest.raises(ValueError, match="prefix of TokenScaleModel must be 'other_'"):
-        register_point_peft_method("other", TokenScaleConfig, TokenScaleModel)
+        register_method("TOKEN_SCALE", config)(model)
+
+
+def test_a_layer_that_forgets_adapt_says_so():
+    with pytest.raises(NotImplementedError, match="must define adapt"):
+        SlotLayer.adapt(object.__new__(SlotLayer), "default", None)

@@ -85,7 +85,7 @@ def test_point_mae(num_labels, num_groups, fields, expected, total):
         ),
         (pp.PointPriorPromptConfig(modules_to_save=[]), {"prompt bottlenecks": 39_216, "prompt embeddings": 23_040}),
         (
-            pp.PointPeftConfig(use_geometry=False, use_prompts=False, tune_norm=False),
+            pp.PointPeftConfig(use_geometry=False, use_prompts=False),
             {"biases": 36_864, "class token": 768, "head": 267_535},
         ),
     ],

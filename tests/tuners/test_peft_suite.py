@@ -308,11 +308,6 @@ def test_layers_to_transform(backbone, type_case, points, labels, train, wanted,
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_layers_pattern(make_backbone, type_case):
-    model = type_case.attach(make_backbone(), layers_to_transform=[1], layers_pattern="layers")
-    assert blocks_with_parts(model) == {1}
-
-
 def test_target_and_exclude_modules(make_backbone):
     config = pp.GeometryAdapterConfig(target_modules=["ffn_slot"], exclude_modules=["layers.0.ffn_slot"])
     model = get_peft_model(make_backbone(), config)
@@ -324,12 +319,12 @@ def test_target_and_exclude_modules(make_backbone):
 @pytest.mark.parametrize(
     ("config_class", "target_modules", "expected"),
     [
-        (pp.GeometryAdapterConfig, ["output_slot"], {"output_slot", "locality_slot"}),
-        (pp.GeometryAdapterConfig, ["layers.1.output_slot"], {"output_slot", "locality_slot"}),
+        (pp.GeometryAdapterConfig, ["output_slot"], {"output_slot", "token_slot"}),
+        (pp.GeometryAdapterConfig, ["layers.1.output_slot"], {"output_slot", "token_slot"}),
         (pp.GeometryAdapterConfig, ["ffn_slot"], {"ffn_slot"}),
-        (pp.PointPriorPromptConfig, ["prompt_slot"], {"prompt_slot", "prior_slot"}),
-        (pp.PointPriorPromptConfig, r".*layers\.0\.prompt_slot", {"prompt_slot", "prior_slot"}),
-        (pp.PointPeftConfig, ["prompt_slot", "ffn_slot"], {"prompt_slot", "prior_slot", "ffn_slot"}),
+        (pp.PointPriorPromptConfig, ["entry_slot"], {"entry_slot", "token_slot"}),
+        (pp.PointPriorPromptConfig, r".*layers\.0\.entry_slot", {"entry_slot", "token_slot"}),
+        (pp.PointPeftConfig, ["entry_slot", "ffn_slot"], {"entry_slot", "token_slot", "ffn_slot", "point_slot"}),
     ],
 )
 def test_what_prepares_for_the_blocks_comes_with_them(

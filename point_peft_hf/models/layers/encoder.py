@@ -37,7 +37,9 @@ class PointTransformerEncoder(nn.Module):
         )
         self.own_tokens = OwnTokens()
 
-    def forward(self, tokens: Tokens, backbone: nn.Module, levels: tuple[int, ...] = ()) -> tuple[Tokens, list[Tokens]]:
+    def forward(
+        self, tokens: Tokens, backbone: nn.Module, levels: tuple[int, ...] = ()
+    ) -> tuple[Tokens, list[Tokens]]:
         """Run the blocks.
 
         Args:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ...ops import gather_points
+from ...ops import gather_points, group_points
 from ...slots import LayerSlot, PointSlot, ReadoutSlot, Stage
 from ...tokens import Cloud, Memo, Tokens, start_tokens
 from ..layers import (
@@ -66,7 +66,7 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
     def __init__(self, config: PointM2AEConfig, use_local_attention: bool = True):
         super().__init__(config)
         self.use_local_attention = use_local_attention
-        stages = build_stages(config.hidden_sizes, config.group_sizes, config.depths)
+        self.layout = stages = build_stages(config.hidden_sizes, config.group_sizes, config.depths)
         self.point_slot = PointSlot(stages[-1])
         self.patch_embeddings = nn.ModuleList()
         self.position_embeddings = nn.ModuleList()
@@ -122,6 +122,30 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
         embedding = self.patch_embeddings[stage]
         embedded = (original(embedding) if frozen else embedding)(groups, frozen)
         return embedded if frozen else self.patch_embedding_slots[stage](embedded, groups)
+
+    def embed(
+        self, points: torch.Tensor, num_groups: int, group_size: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Further tokens from the backbone's own grouping and embedding, as those of the first stage.
+
+        Args:
+            points: Clouds of shape `(batch_size, num_points, 3)`.
+            num_groups: Number of tokens.
+            group_size: Points of a group.
+
+        Returns:
+            Features and position embeddings, of shape `(batch_size, num_groups, hidden_sizes[0])`, and centres, of
+            shape `(batch_size, num_groups, 3)`.
+        """
+        points = self.check_points(points, num_groups, group_size)
+        options = {"skip_near_origin": self.config.skip_near_origin}
+        neighborhoods, centers = group_points(points, num_groups, group_size, **options)
+        features = self.patch_embedding_slots[0](self.patch_embeddings[0](neighborhoods), neighborhoods)
+        return features, self.position_embeddings[0](centers), centers
+
+    def position_embedding(self, coordinates: torch.Tensor, stage: int = 0) -> torch.Tensor:
+        """Position embeddings of a stage, of shape `(batch_size, count, hidden_sizes[stage])`."""
+        return self.position_embeddings[stage](coordinates)
 
     def _tokens(
         self,
@@ -206,7 +230,7 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
             The tokens, without position embeddings added and before the final norm; no gradient.
         """
         is_local = self.use_local_attention if is_local is None else is_local
-        stages = [encoder.token_slot.stage for encoder in self.stages]
+        stages = self.layout
         depth = stages[-1].total_layers if depth is None else depth
         last = max(stage.index for stage in stages if stage.first_layer <= depth)
         known = cloud.memo.values.get(f"backbone.embedded.{last}")
@@ -289,9 +313,7 @@ class PointM2AEForClassification(PointClassificationMixin, PointM2AEPreTrainedMo
     def build_head(self, in_size: int) -> ClassificationHead:
         """A new head for features of shape `(batch_size, in_size)`."""
         config = self.config
-        return ClassificationHead(
-            in_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout
-        )
+        return ClassificationHead(in_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout)
 
 
 class PointM2AEForSegmentation(PointSegmentationMixin, PointM2AEPreTrainedModel):

@@ -229,7 +229,10 @@ class PointM2AEForPreTraining(PointM2AEPreTrainedModel):
         for stage, encoder in enumerate(model.stages):
             table = model.embed_stage(stage, hierarchy, table)
             here = visible[stage]
-            features, centers = gather_points(table, here.indices), gather_points(hierarchy.centers[stage], here.indices)
+            features, centers = (
+                gather_points(table, here.indices),
+                gather_points(hierarchy.centers[stage], here.indices),
+            )
             positions, mask = model.position_embeddings[stage](centers), here.attention_mask(features.dtype)
             tokens, _ = encoder(start_tokens(features, centers, cloud, positions, mask=mask), model)
             table = here.scatter(tokens.patches, table)

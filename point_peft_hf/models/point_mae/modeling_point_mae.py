@@ -268,9 +268,7 @@ class PointMAEForClassification(PointClassificationMixin, PointMAEPreTrainedMode
     def build_head(self, in_size: int) -> ClassificationHead:
         """A new head for features of shape `(batch_size, in_size)`."""
         config = self.config
-        return ClassificationHead(
-            in_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout
-        )
+        return ClassificationHead(in_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout)
 
 
 class SingleStageSegmentation(PointSegmentationMixin):

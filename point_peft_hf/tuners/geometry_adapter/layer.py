@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ...layers import FreezableBatchNorm1d, add_product, recompute_in_backward, with_known_value
 from ...ops import farthest_point_sample, gather_points, inverse_distance_weights, knn_indices
+from ...slots import AdapterSlot, BranchSlot, OutputSlot, TokenSlot
 from ...tokens import Tokens
 from ..base import BranchLayer, SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
@@ -52,6 +53,8 @@ class LocalNeighborhoods:
 class SharedAttentionLayer(SlotLayer):
     """Around a [`~point_peft_hf.slots.TokenSlot`]: the local attention that the blocks of the stage share."""
 
+    slot_class = TokenSlot
+    serves = (OutputSlot,)
     parts = ("local_attention",)
 
     def create_parts(self, adapter_name: str, config: GeometryOptions, slot_name: str) -> dict[str, nn.Module]:
@@ -68,7 +71,13 @@ class SharedAttentionLayer(SlotLayer):
 class FeedForwardLayer(BranchLayer):
     """After the feed-forward network: f + scale * bottleneck(f)."""
 
+    slot_class = BranchSlot
     parts = ("ffn_bottleneck",)
+
+    @classmethod
+    def wants(cls, config: GeometryOptions, slot: AdapterSlot) -> bool:
+        """Whether it is the branch of the feed-forward network."""
+        return slot.branch == "ffn"
 
     def create_parts(self, adapter_name: str, config: GeometryOptions, slot_name: str) -> dict[str, nn.Module]:
         """Create the bottleneck after the feed-forward network."""
@@ -85,6 +94,7 @@ class FeedForwardLayer(BranchLayer):
 class OutputLayer(SlotLayer):
     """At the end of a block: local aggregation, propagation, and a residual bottleneck."""
 
+    slot_class = OutputSlot
     # No part may end like a module to save: PEFT compares ends of names, and "norm" is a common name of a norm.
     parts = ("output_bottleneck", "pooled_bn")
 

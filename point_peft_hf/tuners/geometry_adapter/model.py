@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from ...slots import AdapterSlot, BranchSlot, OutputSlot, TokenSlot
 from ..base import SlotTuner
 from ..registry import register_method
-from .config import GeometryAdapterConfig, GeometryOptions
+from .config import GeometryAdapterConfig
 from .layer import FeedForwardLayer, OutputLayer, SharedAttentionLayer
 
-GEOMETRY_LAYERS = {TokenSlot: SharedAttentionLayer, BranchSlot: FeedForwardLayer, OutputSlot: OutputLayer}
-
-
-def wants_geometry_slot(config: GeometryOptions, slot: AdapterSlot) -> bool:
-    """Whether a Geometry-aware Adapter has something to put around a slot."""
-    return slot.branch == "ffn" if isinstance(slot, BranchSlot) else isinstance(slot, TokenSlot | OutputSlot)
+GEOMETRY_LAYERS = (SharedAttentionLayer, FeedForwardLayer, OutputLayer)
 
 
 @register_method("geometry_adapter", GeometryAdapterConfig)
@@ -30,7 +24,3 @@ class GeometryAdapterModel(SlotTuner):
     """
 
     layer_classes = GEOMETRY_LAYERS
-
-    def wants_slot(self, peft_config: GeometryOptions, slot: AdapterSlot) -> bool:
-        """Whether the configuration has anything to put around this slot."""
-        return wants_geometry_slot(peft_config, slot)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ...slots import AdapterSlot, LayerSlot
 from ..base import SlotLayer
-from ..geometry_adapter.layer import SharedAttentionLayer
-from ..point_prior_prompt.layer import BankLayer
 from .config import PointPeftConfig
 
 
@@ -26,7 +25,13 @@ class BiasShift(nn.Module):
 class BiasLayer(SlotLayer):
     """Around a [`~point_peft_hf.slots.LayerSlot`]: shifts the bias of the layer in front of it."""
 
+    slot_class = LayerSlot
     parts = ("bias",)
+
+    @classmethod
+    def wants(cls, config: PointPeftConfig, slot: AdapterSlot) -> bool:
+        """Whether the layer is part of a block and has a bias."""
+        return slot.is_in_block and slot.has_bias
 
     def create_parts(self, adapter_name: str, config: PointPeftConfig, slot_name: str) -> dict[str, nn.Module]:
         """Create the shift, 0 unless `init_weights=False`."""
@@ -38,27 +43,3 @@ class BiasLayer(SlotLayer):
     def adapt(self, name: str, output: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """Shift features of shape `(..., hidden_size)`."""
         return output + self._modules[self.prefix + "bias"]._modules[name].weight.to(output.dtype)
-
-
-class StageLayer(BankLayer, SharedAttentionLayer):
-    """In front of a stage: the bank of the prompts, the local attention of the geometry."""
-
-    parts = SharedAttentionLayer.parts
-    buffer_parts = BankLayer.buffer_parts
-
-    def create_parts(self, adapter_name: str, config: PointPeftConfig, slot_name: str) -> dict[str, nn.Module]:
-        """Create what the configuration has."""
-        created = {}
-        if config.use_prompts and config.use_bank and self.slot.stage.is_last:
-            created |= BankLayer.create_parts(self, adapter_name, config, slot_name)
-        if config.use_geometry:
-            created |= SharedAttentionLayer.create_parts(self, adapter_name, config, slot_name)
-        return created
-
-    def adapt(self, name, tokens, backbone):
-        """Share it with the blocks."""
-        if self.part("bank", name) is not None:
-            tokens = BankLayer.adapt(self, name, tokens, backbone)
-        if self.part("local_attention", name) is not None:
-            tokens = SharedAttentionLayer.adapt(self, name, tokens, backbone)
-        return tokens

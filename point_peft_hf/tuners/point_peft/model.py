@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from ...slots import AdapterSlot, EntrySlot, LayerSlot, PointSlot, ReadoutSlot, TokenSlot
-from ..base import SlotTuner
-from ..geometry_adapter.model import GEOMETRY_LAYERS, wants_geometry_slot
-from ..point_prior_prompt.model import PROMPT_LAYERS, PromptTunerMixin, wants_prompt_slot
+from ..base import SlotLayer, SlotTuner
+from ..geometry_adapter.model import GEOMETRY_LAYERS
+from ..point_prior_prompt.model import PROMPT_LAYERS, PromptTunerMixin
 from ..registry import register_method
 from .config import PointPeftConfig
-from .layer import BiasLayer, StageLayer
+from .layer import BiasLayer
 
 
 @register_method("point_peft", PointPeftConfig)
@@ -25,17 +24,13 @@ class PointPeftModel(PromptTunerMixin, SlotTuner):
         >>> model = get_peft_model(PointMAEForClassification(PointMAEConfig(num_labels=15)), PointPeftConfig())
     """
 
-    layer_classes = {**PROMPT_LAYERS, **GEOMETRY_LAYERS, TokenSlot: StageLayer, LayerSlot: BiasLayer}
+    layer_classes = (*PROMPT_LAYERS, *GEOMETRY_LAYERS, BiasLayer)
 
-    def wants_slot(self, peft_config: PointPeftConfig, slot: AdapterSlot) -> bool:
-        """Whether the configuration has anything to put around this slot."""
-        if isinstance(slot, LayerSlot):
-            return peft_config.tune_biases and slot.is_in_block and slot.has_bias
-        wants_prompts = peft_config.use_prompts and wants_prompt_slot(peft_config, slot)
-        wants_geometry = peft_config.use_geometry and wants_geometry_slot(peft_config, slot)
-        if isinstance(slot, EntrySlot | PointSlot | ReadoutSlot):
-            return wants_prompts
-        return wants_geometry or (isinstance(slot, TokenSlot) and wants_prompts)
+    def layers_of(self, peft_config: PointPeftConfig) -> tuple[type[SlotLayer], ...]:
+        """The layers of the parts that are switched on."""
+        prompts = PROMPT_LAYERS if peft_config.use_prompts else ()
+        geometry = GEOMETRY_LAYERS if peft_config.use_geometry else ()
+        return (*prompts, *geometry, *((BiasLayer,) if peft_config.tune_biases else ()))
 
     def _default_modules_to_save(self, peft_config: PointPeftConfig, model: nn.Module) -> list[str] | None:
         names = list(super()._default_modules_to_save(peft_config, model) or ())

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from tqdm.auto import tqdm
 
+from ...slots import ReadoutSlot
 from ...tokens import Cloud
+from ..base import named_slots
 from .bank import PointPriorBank, backbone_fingerprint, bank_layers, check_same_backbone, set_point_prior_bank
 from .config import PromptOptions
 from .partial import Collected, PartialBank, digest_of_clouds
@@ -180,7 +182,7 @@ def query_features(model: nn.Module, query: str) -> Callable[[torch.Tensor], tor
             f"{type(encoder).__name__} has no method `frozen_tokens(cloud, depth)`, which `query='tokens'` needs. Use "
             "'encoder'."
         )
-    depth = encoder.readout_slot.stage.first_layer
+    depth = next(slot.stage for _, slot in named_slots(encoder) if isinstance(slot, ReadoutSlot)).first_layer
     return lambda points: encoder.frozen_tokens(Cloud(points, points), depth).patches.mean(dim=1)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ...slots import AdapterSlot, EntrySlot, PointSlot, ReadoutSlot, TokenSlot
 from ...tokens import Cloud, Tokens
 from ..base import SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
@@ -64,7 +65,14 @@ class Answer(NamedTuple):
 class PromptCoordinatesLayer(SlotLayer):
     """Around a [`~point_peft_hf.slots.PointSlot`]: the coordinates of the prompts, which all blocks share."""
 
+    slot_class = PointSlot
+    serves = (EntrySlot,)
     parts = ("prompt_coordinates",)
+
+    @classmethod
+    def wants(cls, config: PromptOptions, slot: AdapterSlot) -> bool:
+        """Whether prompts have coordinates."""
+        return config.use_prompt_coordinates
 
     def create_parts(self, adapter_name: str, config: PromptOptions, slot_name: str) -> dict[str, nn.Module]:
         """Create the coordinates."""
@@ -80,7 +88,14 @@ class PromptCoordinatesLayer(SlotLayer):
 class BankLayer(SlotLayer):
     """Around the [`~point_peft_hf.slots.TokenSlot`] of the last stage: asks the bank, once in a forward pass."""
 
+    slot_class = TokenSlot
+    serves = (EntrySlot,)
     buffer_parts = ("bank",)
+
+    @classmethod
+    def wants(cls, config: PromptOptions, slot: AdapterSlot) -> bool:
+        """Whether there is a bank, whose features have the width of the last stage."""
+        return config.use_bank and slot.stage.is_last
 
     @property
     def banks(self) -> nn.ModuleDict:
@@ -156,6 +171,14 @@ class BankUpdateLayer(SlotLayer):
     The bank itself is part of the [`BankLayer`], which shares it.
     """
 
+    slot_class = ReadoutSlot
+    serves = (EntrySlot,)
+
+    @classmethod
+    def wants(cls, config: PromptOptions, slot: AdapterSlot) -> bool:
+        """Whether the bank changes in training."""
+        return slot.kind == "cloud" and config.use_bank and config.bank_update != "none"
+
     def adapt(self, name: str, pooled: torch.Tensor, tokens: Tokens, levels: tuple[Tokens, ...]) -> torch.Tensor:
         """Update the bank, and return `pooled` as it is."""
         if not (self.training and torch.is_grad_enabled()):
@@ -171,7 +194,13 @@ class BankUpdateLayer(SlotLayer):
 class PromptLayer(SlotLayer):
     """Around an [`~point_peft_hf.slots.EntrySlot`]: prompt tokens that live for one block."""
 
+    slot_class = EntrySlot
     parts = ("prompt_embedding", "prompt_bottleneck")
+
+    @classmethod
+    def wants(cls, config: PromptOptions, slot: AdapterSlot) -> bool:
+        """Whether the block has prompts."""
+        return config.prompt_depth is None or slot.layer_index < config.prompt_depth
 
     def create_parts(self, adapter_name: str, config: PromptOptions, slot_name: str) -> dict[str, nn.Module]:
         """Create the embeddings and, where they are enhanced, the bottleneck for the retrieved features."""

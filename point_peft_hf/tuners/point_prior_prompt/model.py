@@ -4,29 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from ...slots import AdapterSlot, EntrySlot, PointSlot, ReadoutSlot, TokenSlot
+from ...slots import EntrySlot, ReadoutSlot
 from ..base import SlotTuner, named_slots
 from ..registry import register_method
 from .config import PointPriorPromptConfig, PromptOptions
 from .layer import BankLayer, BankUpdateLayer, PromptCoordinatesLayer, PromptLayer
 
-PROMPT_LAYERS = {
-    PointSlot: PromptCoordinatesLayer,
-    TokenSlot: BankLayer,
-    EntrySlot: PromptLayer,
-    ReadoutSlot: BankUpdateLayer,
-}
-
-
-def wants_prompt_slot(config: PromptOptions, slot: AdapterSlot) -> bool:
-    """Whether Point-prior Prompts have something to put around a slot."""
-    if isinstance(slot, EntrySlot):
-        return config.prompt_depth is None or slot.layer_index < config.prompt_depth
-    if isinstance(slot, PointSlot):
-        return config.use_prompt_coordinates
-    if isinstance(slot, TokenSlot):
-        return config.use_bank and slot.stage.is_last
-    return isinstance(slot, ReadoutSlot) and slot.kind == "cloud" and config.use_bank and config.bank_update != "none"
+PROMPT_LAYERS = (PromptCoordinatesLayer, BankLayer, PromptLayer, BankUpdateLayer)
 
 
 class PromptTunerMixin:
@@ -36,9 +20,14 @@ class PromptTunerMixin:
         stages = {slot.stage.index for _, slot in named_slots(model) if isinstance(slot, EntrySlot)}
         peft_config.resolve_prompt_depth(has_stages=len(stages) > 1)
         super()._prepare_model(peft_config, model)
-        prompted = [slot for slot in self._selected.values() if isinstance(slot, EntrySlot)]
+        prompted = [slot for slot in self._slots.values() if isinstance(slot, EntrySlot)]
         if not peft_config.use_bank or not prompted:
             return
+        if peft_config.bank_update != "none" and not any(isinstance(s, ReadoutSlot) for s in self._slots.values()):
+            raise ValueError(
+                f"`bank_update`={peft_config.bank_update!r} needs a backbone of point_peft_hf, but "
+                f"{type(model).__name__} is none. Use 'none'."
+            )
         if not any(slot.stage.is_last for slot in prompted):
             users = [s.layer_index for _, s in named_slots(model) if isinstance(s, EntrySlot) and s.stage.is_last]
             raise ValueError(
@@ -63,7 +52,3 @@ class PointPriorPromptModel(PromptTunerMixin, SlotTuner):
     """
 
     layer_classes = PROMPT_LAYERS
-
-    def wants_slot(self, peft_config: PromptOptions, slot: AdapterSlot) -> bool:
-        """Whether the configuration has anything to put around this slot."""
-        return wants_prompt_slot(peft_config, slot)
