@@ -96,7 +96,7 @@ def check_adapter_name(model: nn.Module, adapter_name: str, modules_to_save: Ite
     if adapter_name in taken or hasattr(nn.ModuleDict, adapter_name) or adapter_name == "training":
         raise ValueError(
             f"An adapter cannot be called {adapter_name!r}: a module or parameter that is saved with adapters has that "
-            "name, and PEFT could not tell the two apart in a file. Use another `adapter_name`."
+            "name as well, and PEFT could not keep the two apart in a file. Use another `adapter_name`."
         )
 
 
@@ -305,8 +305,8 @@ def complete_modules_to_save(config: Any, model: nn.Module) -> None:
         return
     if not saved:
         warnings.warn(
-            f"The checkpoint of the backbone has no {_listed(added)}, and with `modules_to_save=[]` the adapter's file "
-            "has none either: what is random here is lost. Leave `modules_to_save` out, or save the backbone as well.",
+            f"The checkpoint of the backbone has no {_listed(added)}, and with `modules_to_save=[]` the adapter's file has "
+            "none either: the random weights are lost. Leave `modules_to_save` out, or save the backbone as well.",
             stacklevel=4,
         )
         return

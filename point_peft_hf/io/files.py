@@ -35,17 +35,8 @@ AGAIN = "Save or download it again."
 FREE_FIELDS = frozenset(
     {"auto_mapping", "base_model_name_or_path", "checksums", "inference_mode", "peft_version", "revision"}
 )
-# Fields that sizes of tensors follow from.
-SIZE_FIELDS = (
-    "bank_size",
-    "bottleneck_pattern",
-    "bottleneck_size",
-    "local_attention_size",
-    "num_prompt_tokens",
-    "prompt_bottleneck_size",
-    "r",
-    "rank_pattern",
-)
+# Fields that sizes of tensors follow from, by their names; what begins with "max_" is only a limit.
+_SIZE_FIELD = re.compile(r"r|rank|(?!max_)\w+_(?:size|sizes|tokens|rank|dim|pattern)")
 _TWO_FILES = "The two files do not belong together: download both again."
 # Defaults of parts that are switched off may be larger than all that is in the file, but never this large.
 _HARMLESS_SIZE = 4096
@@ -387,17 +378,9 @@ def _expected_checksums(files: AdapterFiles) -> dict[str, str]:
 
 def _check_sizes(files: AdapterFiles) -> None:
     """Check the sizes that a configuration claims against the tensors that are there."""
-    claimed = files.fields.get("bank_size", 0)
-    for key, info in files.tensors.items():
-        if key.endswith("_bank.features") and (type(claimed) is not int or info.shape[:1] != (claimed,)):
-            raise ValueError(
-                f"{files.config}: `bank_size` is {_short(claimed)}, but {key!r} in {files.weights} has shape "
-                f"{info.shape}. {_TWO_FILES}"
-            )
     largest = max((size for info in files.tensors.values() for size in info.shape), default=0)
-    for name in SIZE_FIELDS:
-        value = files.fields.get(name)
-        for size in value.values() if isinstance(value, dict) else (value,):
+    for name, value in files.fields.items():
+        for size in () if _SIZE_FIELD.fullmatch(name) is None else value.values() if isinstance(value, dict) else (value,):
             if isinstance(size, int | float) and size > max(largest, _HARMLESS_SIZE):
                 raise ValueError(
                     f"{files.config}: `{name}` is {_short(size)}, but no tensor in {files.weights} has a dimension "

@@ -141,7 +141,6 @@ def test_free_fields_may_be_edited(load, original, tmp_path, logits, make_adapte
         ("bottleneck_size", 10**12),
         ("num_prompt_tokens", 10**12),
         ("bank_size", 10**10),
-        ("bank_size", 3),
         ("bank_size", None),
         ("use_bank", "yes"),
         ("dropout", 1.5),
@@ -161,6 +160,12 @@ def test_free_fields_may_be_edited(load, original, tmp_path, logits, make_adapte
 def test_a_wrong_field_is_named_with_its_file(field, value, adapter, load_backbone):
     change(adapter, **{field: value})
     with pytest.raises(ValueError, match=rf"{CONFIG}.*`{field}`|{CONFIG}.*`{field}\["):
+        PeftModel.from_pretrained(load_backbone(), adapter)
+
+
+def test_a_size_that_is_not_that_of_the_weights(adapter, load_backbone):
+    change(adapter, bank_size=3)
+    with pytest.raises(ValueError, match=rf"{WEIGHTS}: .*_bank.features' has shape \(\d+, 24\) instead of \(3, 24\)"):
         PeftModel.from_pretrained(load_backbone(), adapter)
 
 
@@ -312,7 +317,7 @@ def test_the_auto_classes_find_the_processor(find, backbones, second_process):
     assert "PointCloudProcessor" in second_process(code + f"print(auto.from_pretrained({folder!r}))")
 
 
-# -- Backbones that do not fit ------------------------------------------------------------------------------------------
+# -- Backbones that do not fit ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["geometry", "lora"])
@@ -334,7 +339,7 @@ def test_another_class_of_the_same_checkpoint(method, make_adapter, load_backbon
     assert loaded.get_base_model().point_mae(points).pooler_output.shape[0] == len(points)
 
 
-# -- Without the Hub ----------------------------------------------------------------------------------------------------
+# -- Without the Hub --------------------------------------------------------------------------------------------------
 
 
 def without(filename, folder):

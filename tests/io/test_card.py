@@ -12,7 +12,7 @@ from point_peft_hf import GeometryAdapterConfig, PointCloudProcessor, PointPeftC
 from point_peft_hf.io import is_generated, model_card, save_adapter, write_model_card
 from point_peft_hf.io.card import wilson_interval
 
-HEAD_ONLY = {"use_geometry": False, "use_prompts": False, "tune_norm": False}
+HEAD_ONLY = {"use_geometry": False, "use_prompts": False}
 
 
 @pytest.fixture(scope="module")
