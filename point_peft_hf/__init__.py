@@ -3,8 +3,8 @@
 Importing this package registers its PEFT types with `peft` and its models with the Auto classes of `transformers`.
 """
 
-from .data import PointCloudProcessor, load_dataset, read_point_cloud, register_processor, write_point_cloud
 from .auto import AutoPointPeftModel
+from .data import PointCloudProcessor, load_dataset, read_point_cloud, register_processor, write_point_cloud
 from .models import (
     AutoModelForPointCloudClassification,
     AutoModelForPointCloudSegmentation,

@@ -95,8 +95,8 @@ def check_adapter_name(model: nn.Module, adapter_name: str, modules_to_save: Ite
             taken.update(name.split("."))
     if adapter_name in taken or hasattr(nn.ModuleDict, adapter_name) or adapter_name == "training":
         raise ValueError(
-            f"An adapter cannot be called {adapter_name!r}: a module or parameter that is saved with adapters has that "
-            "name as well, and PEFT could not keep the two apart in a file. Use another `adapter_name`."
+            f"An adapter cannot be called {adapter_name!r}: a module or parameter that is saved with adapters has "
+            "that name as well, and PEFT could not keep the two apart in a file. Use another `adapter_name`."
         )
 
 
@@ -305,8 +305,9 @@ def complete_modules_to_save(config: Any, model: nn.Module) -> None:
         return
     if not saved:
         warnings.warn(
-            f"The checkpoint of the backbone has no {_listed(added)}, and with `modules_to_save=[]` the adapter's file has "
-            "none either: the random weights are lost. Leave `modules_to_save` out, or save the backbone as well.",
+            f"The checkpoint of the backbone has no {_listed(added)}, and with `modules_to_save=[]` the adapter's "
+            "file has none either: the random weights are lost. Leave `modules_to_save` out, or save the backbone as "
+            "well.",
             stacklevel=4,
         )
         return
@@ -442,14 +443,15 @@ class RandomPartsGuard:
         parts = parts_without_checkpoint(self)
         if parts:
             raise ValueError(
-                f"The file of adapter {_listed(adapter_names)} has no {_listed(parts)}, and neither has the checkpoint "
-                "of the backbone: random weights, and so would be the predictions. Load the backbone from a folder in "
-                f"which it was saved with them, or train the adapter again with `modules_to_save={list(parts)}`."
+                f"The file of adapter {_listed(adapter_names)} has no {_listed(parts)}, and neither has the "
+                "checkpoint of the backbone: random weights, and so would be the predictions. Load the backbone from "
+                "a folder in which it was saved with them, or train the adapter again with "
+                f"`modules_to_save={list(parts)}`."
             )
         if parts := parts_without_checkpoint(self, adapter_names):
             warnings.warn(
-                f"The file of adapter {_listed(adapter_names)} has no {_listed(parts)}, and neither has the checkpoint "
-                "of the backbone. Activate the adapter only together with the one that brings them.",
+                f"The file of adapter {_listed(adapter_names)} has no {_listed(parts)}, and neither has the "
+                "checkpoint of the backbone. Activate the adapter only together with the one that brings them.",
                 stacklevel=2,
             )
 

@@ -167,8 +167,8 @@ def _read(name: str | os.PathLike, place: dict[str, Any]) -> tuple[AdapterFiles,
     peft_type = read_json(files.config).get("peft_type")
     if not isinstance(peft_type, str) or peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise ValueError(
-            f"{files.config}: `peft_type` is {peft_type!r}, which neither peft nor point_peft_hf knows. Update them, or "
-            "download the adapter again."
+            f"{files.config}: `peft_type` is {peft_type!r}, which neither peft nor point_peft_hf knows. Update them, "
+            "or download the adapter again."
         )
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
     if not _is_ours(config_class):
@@ -210,16 +210,16 @@ def _load_backbone(
         revision = revision or expected.get("revision")
         if revision is not None and not os.path.isdir(backbone_folder(name)):
             kwargs.setdefault("revision", revision)
+    fields = {field: expected[field] for field in _OVERRIDES if expected.get(field) is not None}
     labels = expected.get("id2label")
     if labels is not None:
         if not isinstance(labels, dict) or not all(str(index).isdecimal() for index in labels):
             raise ValueError(f"{files.config}: `id2label` of the backbone must map numbers to names, got {labels!r}.")
-        kwargs.setdefault("num_labels", len(labels))
-        kwargs.setdefault("id2label", {int(index): str(label) for index, label in labels.items()})
-        kwargs.setdefault("label2id", {str(label): int(index) for index, label in labels.items()})
-    for field in _OVERRIDES:
-        if expected.get(field) is not None:
-            kwargs.setdefault(field, expected[field])
+        fields["num_labels"] = len(labels)
+        fields["id2label"] = {int(index): str(label) for index, label in labels.items()}
+        fields["label2id"] = {str(label): int(index) for index, label in labels.items()}
+    if "config" not in kwargs:  # there they are fields of it
+        kwargs = fields | kwargs
     model_class = _backbone_class(files, import_allowlist)
     # A head for other classes gives way to that of the adapter; all else is compared by the fingerprint.
     loaded = model_class.from_pretrained(
@@ -245,15 +245,15 @@ def _backbone_class(files: AdapterFiles, import_allowlist: list[str]) -> type[Pr
     if not check_import_allowlist(import_allowlist, library):
         raise ValueError(
             f"{files.config}: the backbone's class {class_name!r} is in {library!r}, which is not imported, as only "
-            f"{import_allowlist} may be. If you trust that package, pass `import_allowlist=[{library!r}]`; or load the "
-            "backbone yourself and pass it: `backbone=`."
+            f"{import_allowlist} may be. If you trust that package, pass `import_allowlist=[{library!r}]`; or load "
+            "the backbone yourself and pass it: `backbone=`."
         )
     try:
         model_class = getattr(importlib.import_module(library), class_name, None)
     except ImportError as error:
         raise ValueError(
-            f"{files.config}: the backbone's package {library!r} cannot be imported ({error}). Install it, or load the "
-            "backbone yourself and pass it: `backbone=`."
+            f"{files.config}: the backbone's package {library!r} cannot be imported ({error}). Install it, or load "
+            "the backbone yourself and pass it: `backbone=`."
         ) from error
     if not inspect.isclass(model_class) or not issubclass(model_class, PreTrainedModel):
         raise ValueError(

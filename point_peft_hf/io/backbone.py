@@ -243,7 +243,7 @@ def _check_unsaved_modules(expected: dict[str, Any], description: dict[str, Any]
             others.append(part)
     if others:
         raise ValueError(
-            f"The adapter was made for a backbone{base} in which {others} have other weights, and it brings none of its "
-            "own, as they were not in its `modules_to_save`. Load the backbone from the folder in which it was saved "
-            f"with these weights, or train the adapter again with `modules_to_save={others}`."
+            f"The adapter was made for a backbone{base} in which {others} have other weights, and it brings none of "
+            "its own, as they were not in its `modules_to_save`. Load the backbone from the folder in which it was "
+            f"saved with these weights, or train the adapter again with `modules_to_save={others}`."
         )

@@ -123,8 +123,8 @@ def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None =
         return None
     except HFValidationError:
         raise ValueError(
-            f"{str(name)!r} is neither a folder nor the name of a repository. Pass the folder that holds {CONFIG_NAME}, "
-            "or 'owner/name'."
+            f"{str(name)!r} is neither a folder nor the name of a repository. Pass the folder that holds "
+            f"{CONFIG_NAME}, or 'owner/name'."
         ) from None
 
 
@@ -207,13 +207,14 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     for begin, end, key in sorted(ranges):
         if begin != expected:
             raise ValueError(
-                f"{path}: tensor {key!r} starts at byte {begin:,} instead of {expected:,}; the file is damaged. {AGAIN}"
+                f"{path}: tensor {key!r} starts at byte {begin:,} instead of {expected:,}; the file is damaged. "
+                f"{AGAIN}"
             )
         expected = end
     if expected != size - 8 - header_size:
         raise ValueError(
-            f"{path}: its tensors take {expected:,} bytes, but the file has {size - 8 - header_size:,} for them; it is "
-            f"truncated or damaged. {AGAIN}"
+            f"{path}: its tensors take {expected:,} bytes, but the file has {size - 8 - header_size:,} for them; it "
+            f"is truncated or damaged. {AGAIN}"
         )
     return tensors
 
@@ -379,8 +380,9 @@ def _expected_checksums(files: AdapterFiles) -> dict[str, str]:
 def _check_sizes(files: AdapterFiles) -> None:
     """Check the sizes that a configuration claims against the tensors that are there."""
     largest = max((size for info in files.tensors.values() for size in info.shape), default=0)
-    for name, value in files.fields.items():
-        for size in () if _SIZE_FIELD.fullmatch(name) is None else value.values() if isinstance(value, dict) else (value,):
+    for name in filter(_SIZE_FIELD.fullmatch, files.fields):
+        value = files.fields[name]
+        for size in value.values() if isinstance(value, dict) else (value,):
             if isinstance(size, int | float) and size > max(largest, _HARMLESS_SIZE):
                 raise ValueError(
                     f"{files.config}: `{name}` is {_short(size)}, but no tensor in {files.weights} has a dimension "

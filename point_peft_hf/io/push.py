@@ -111,8 +111,8 @@ def _stage(folder: Path, staged: Path, backbone: str | None) -> Path:
     name = backbone or read_adapter(folder).fields.get("base_model_name_or_path")
     if not is_public(name):
         raise ValueError(
-            f"The adapter in {folder} was trained on the backbone {name!r}, which others cannot find. Push the backbone "
-            "first (`backbone.push_to_hub('owner/name')`), then pass `backbone='owner/name'`."
+            f"The adapter in {folder} was trained on the backbone {name!r}, which others cannot find. Push the "
+            "backbone first (`backbone.push_to_hub('owner/name')`), then pass `backbone='owner/name'`."
         )
     for file in FILES:
         if (folder / file).is_file():

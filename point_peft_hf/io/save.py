@@ -63,8 +63,8 @@ def save_adapter(
     if not isinstance(model, PeftModel) or name not in model.peft_config:
         known = list(getattr(model, "peft_config", {}))
         raise ValueError(
-            f"A {type(model).__name__} with the adapters {known} has no adapter {name!r} to save. Pass a PeftModel and "
-            "the name of one of its adapters; adapters that `add_adapters` attached are saved by `save_adapters`."
+            f"A {type(model).__name__} with the adapters {known} has no adapter {name!r} to save. Pass a PeftModel "
+            "and the name of one of its adapters; adapters that `add_adapters` attached are saved by `save_adapters`."
         )
     with replaced_folder(folder, dropped=(BACKBONE_NAME, RECORD_NAME)) as new:
         _write_adapter(model, name, new)

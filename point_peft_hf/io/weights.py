@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes, _get_tuner_state_dict_key_prefixes
-from peft.utils import get_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors.torch import load_file
 from torch import nn
 
 from .files import AdapterFiles
@@ -18,14 +20,13 @@ KEY_PREFIX = "base_model.model."
 _WAY_OUT = "Load the backbone that the adapter was made for, or download the adapter again."
 
 
-def check_file(model: nn.Module, config: Any, adapter_name: str, remove_name: Callable[[str, str], str]) -> None:
+def check_file(model: nn.Module, config: Any, adapter_name: str) -> None:
     """Check that the file of an adapter holds what the adapter has, before its weights are read.
 
     Args:
         model: The backbone, which carries the adapter.
         config: Its configuration; nothing is checked if it does not come from a folder with weights.
         adapter_name: Its name.
-        remove_name: From a key of the model and the name to the key in a file.
 
     Raises:
         ValueError: If it does not, with the names of keys and file.
@@ -33,6 +34,7 @@ def check_file(model: nn.Module, config: Any, adapter_name: str, remove_name: Ca
     files = config._files
     if not config.comes_with_weights:
         return
+    remove_name = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]._remove_adapter_name_from_key
     expected = {
         KEY_PREFIX + remove_name(key, adapter_name) if saved_key is None else KEY_PREFIX + saved_key: tensor
         for key, saved_key, tensor in _adapter_tensors(model, adapter_name)
@@ -79,26 +81,25 @@ def check_complete(model: nn.Module, adapter_name: str, files: AdapterFiles) -> 
     _compare(str(files.weights), expected, got, files.problem)
 
 
-def check_leaves_backbone(model: nn.Module, files: AdapterFiles) -> None:
-    """Check that an adapter brings no weights of the backbone, except those of the modules that it says it brings.
+def load_weights(model: nn.Module, adapter_name: str, files: AdapterFiles) -> None:
+    """Load the weights of an adapter that is attached to a backbone itself, not to a `PeftModel`.
 
     Args:
         model: The backbone.
-        files: The files of the adapter.
+        adapter_name: Name of the adapter.
+        files: Its files.
 
     Raises:
-        ValueError: If it does, with the names of key and file.
+        ValueError: If the file does not have exactly what the adapter has.
     """
-    if files.fields.get("bias", "none") != "none":
-        return
-    modules = files.fields.get("modules_to_save") or ()
-    own = model.state_dict().keys()
-    for key in (key.removeprefix(KEY_PREFIX) for key in files.tensors):
-        if key in own and not any(f".{name}." in f".{key}" for name in modules):
-            raise ValueError(
-                f"{files.weights} has {key!r}, a weight of the backbone, which an adapter must not replace. Ask the "
-                "author for a file without it."
-            )
+    config = model.peft_config[adapter_name]
+    if hasattr(config, "comes_with_weights"):
+        config._files = files
+        check_file(model, config, adapter_name)
+    else:
+        check_complete(model, adapter_name, files)
+    tensors = {key.removeprefix(KEY_PREFIX): tensor for key, tensor in load_file(files.weights).items()}
+    set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
 
 
 def _adapter_tensors(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, str | None, torch.Tensor]]:

@@ -13,14 +13,17 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
 from ..attaching import RandomPartsGuard, activate, active_adapters, all_or_nothing, deactivate
-from ..io.files import check_files, check_unchanged, find_adapter, write_checksums
-from ..io.weights import check_complete, check_leaves_backbone
+from ..io.files import AdapterFiles, check_files, check_unchanged, find_adapter, write_checksums
+from ..io.weights import load_weights
 
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 class AdapterModelMixin(RandomPartsGuard):
     """The methods of a model that deal with adapters; comes before `PreTrainedModel` among the bases."""
+
+    # The adapter that transformers is loading, and its files.
+    _loads_adapter: tuple[str, AdapterFiles] | None = None
 
     @staticmethod
     def _finalize_model_loading(model, load_config, loading_info):
@@ -57,26 +60,25 @@ class AdapterModelMixin(RandomPartsGuard):
         if moved:
             kwargs["adapter_kwargs"] = {**moved, **(kwargs.get("adapter_kwargs") or {})}
         given = signature.bind(*args, **kwargs).arguments
-        name, adapter_name = given.get("peft_model_id"), given.get("adapter_name") or "default"
+        name = given.get("peft_model_id")
         with all_or_nothing(self):
-            if name is None or given.get("adapter_state_dict") is not None:
-                return super().load_adapter(*args, **kwargs)
-            files = check_files(find_adapter(name, **_hub_arguments(given)))
-            if files.config is not None:
-                check_unchanged(files)
-                if files.problem is not None:
-                    raise ValueError(files.problem)
-                check_leaves_backbone(self, files)
-            try:
-                loaded = super().load_adapter(*args, **kwargs)
-            except (RuntimeError, KeyError) as error:
-                if files.weights is None:
-                    raise
-                raise ValueError(f"The adapter in {files.weights} does not fit the model. {error}") from error
-            if adapter_name in self._known_adapters:
-                check_complete(self, adapter_name, files)
-                self.check_no_random_parts([adapter_name])
-            return loaded
+            if name is not None and given.get("adapter_state_dict") is None:
+                files = check_files(find_adapter(name, **_hub_arguments(given)))
+                if files.config is not None:
+                    check_unchanged(files)
+                if files.weights is not None:
+                    self._loads_adapter = given.get("adapter_name") or "default", files
+            loaded = super().load_adapter(*args, **kwargs)
+        self._loads_adapter = None
+        return loaded
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
+        if model._loads_adapter is not None:
+            # transformers renames keys by rules that do not hold for all layers, and only reports what is missing.
+            load_weights(model, *model._loads_adapter)
+            state_dict, checkpoint_files, expected_keys = {}, [], []
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> None:
         """Save the model, or the active adapter if it carries one, as in transformers.

@@ -423,7 +423,7 @@ class SlotTuner(AdapterLifecycle):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             self._finish_saved_modules(model, adapter_name)
             # If it comes from a file that does not fit, it is not attached.
-            check_file(model, config, adapter_name, self._remove_adapter_name_from_key)
+            check_file(model, config, adapter_name)
 
     def _finish_saved_modules(self, model: nn.Module, adapter_name: str) -> None:
         """Give the adapter a head for its own read-out, and keep from training what is only saved."""

@@ -25,16 +25,15 @@ from peft import PeftConfig, PeftMixedModel, PeftModel
 from peft.functional import (
     get_peft_model_state_dict,
     inject_adapter_in_model,
-    set_peft_model_state_dict,
 )
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, load_peft_weights
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import nn
 
 from ..attaching import RandomPartsGuard, activate, active_adapters, all_or_nothing
 from ..io.files import check_files, find_adapter, write_json
-from ..io.weights import KEY_PREFIX, check_complete
+from ..io.weights import KEY_PREFIX, load_weights
 from .config import PointTunerConfig
 
 # Beside the folders of the adapters: their order, which matters where two of them change the same tokens.
@@ -184,12 +183,7 @@ def _load(model: nn.Module, name: str, folder: Path, is_trainable: bool) -> None
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftConfig._get_peft_type(str(folder))].from_pretrained(str(folder))
     config.inference_mode = not is_trainable
     _inject(model, name, config)
-    if not isinstance(config, PointTunerConfig):
-        check_complete(model, name, check_files(find_adapter(folder)))
-    weights = load_peft_weights(str(folder), device="cpu")
-    set_peft_model_state_dict(
-        model, {key.removeprefix(KEY_PREFIX): tensor for key, tensor in weights.items()}, adapter_name=name
-    )
+    load_weights(model, name, check_files(find_adapter(folder)))
 
 
 def _inject(model: nn.Module, name: str, config: PeftConfig) -> None:

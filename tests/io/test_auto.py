@@ -78,7 +78,7 @@ def test_a_missing_key_is_named_with_its_file(load, adapter):
     for part in (
         "classifier.dense1.bias",
         "ffn_slot.point_peft_ffn_bottleneck.down_bias",
-        "prior_slot.point_peft_bank.features",
+        "token_slot.point_peft_bank.features",
     ):
         tensors = load_file(adapter / WEIGHTS)
         key = next(key for key in tensors if part in key)
@@ -151,7 +151,7 @@ def test_free_fields_may_be_edited(load, original, tmp_path, logits, make_adapte
         ("modules_to_save", [1]),
         ("target_modules", 7),
         ("bottleneck_pattern", {"x": "16"}),
-        ("initialization", "magic"),
+        ("init_weights", "magic"),
         ("backbone", [1]),
         ("backbone", {"weights": "abc"}),
         ("checksums", "abc"),
@@ -165,7 +165,7 @@ def test_a_wrong_field_is_named_with_its_file(field, value, adapter, load_backbo
 
 def test_a_size_that_is_not_that_of_the_weights(adapter, load_backbone):
     change(adapter, bank_size=3)
-    with pytest.raises(ValueError, match=rf"{WEIGHTS}: .*_bank.features' has shape \(\d+, 24\) instead of \(3, 24\)"):
+    with pytest.raises(ValueError, match=rf"{WEIGHTS}: .*_bank.* has shape .* instead of \(3"):
         PeftModel.from_pretrained(load_backbone(), adapter)
 
 
@@ -256,17 +256,22 @@ def test_the_backbone_gets_its_options(original, name):
 
 def test_the_adapter_gets_its_options(original):
     model = AutoPointPeftModel.from_pretrained(
-        original, dtype=torch.bfloat16, autocast_adapter_dtype=False, low_cpu_mem_usage=True, torch_device="cpu"
+        original, dtype=torch.bfloat16, autocast_adapter_dtype=False, torch_device="cpu"
     )
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    model = AutoPointPeftModel.from_pretrained(original, low_cpu_mem_usage=True)
     assert not any(p.is_meta for p in model.parameters())
 
 
 @pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, "auto"], ids=str)
 def test_a_device_map(original, device_map, logits, make_adapter):
     model = AutoPointPeftModel.from_pretrained(original, device_map=device_map)
-    assert hasattr(model.get_base_model(), "hf_device_map")
     assert torch.equal(logits(model).cpu(), logits(make_adapter()))
+
+
+def test_a_device_that_does_not_exist(original):
+    with pytest.raises(ValueError, match="found typo"):
+        AutoPointPeftModel.from_pretrained(original, device_map="typo")
 
 
 def test_the_configuration_of_the_adapter_and_of_the_backbone(original, backbones, logits, make_adapter):
