@@ -18,7 +18,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 
 from point_peft_hf import AutoPointPeftModel
-from point_peft_hf.hub import push_adapter
+from point_peft_hf.io import push_adapter
 from point_peft_hf.training import show_only_own_messages
 
 

@@ -19,7 +19,7 @@ from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 
 from point_peft_hf import PointCloudProcessor, build_point_prior_bank
 from point_peft_hf.data import get_augmentation
-from point_peft_hf.hub import save_adapter
+from point_peft_hf.io import save_adapter
 from point_peft_hf.pretrained import DEFAULT_BACKBONE
 from point_peft_hf.training import (
     ClassificationTask,

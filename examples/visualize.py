@@ -27,9 +27,8 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from point_peft_hf import visualization
-from point_peft_hf.adapter_files import find_file, read_json
 from point_peft_hf.data import PointCloudCollator, sample_shape
-from point_peft_hf.hub.facts import RECORD_NAME
+from point_peft_hf.io.files import RECORD_NAME, find_file, read_json
 from point_peft_hf.training import (
     PartPredictor,
     Predictor,

@@ -3,8 +3,8 @@
 Importing this package registers its PEFT types with `peft` and its models with the Auto classes of `transformers`.
 """
 
-from .data import PointCloudProcessor, load_dataset, read_point_cloud, write_point_cloud
-from .hub import AutoPointPeftModel
+from .auto import AutoPointPeftModel
+from .data import PointCloudProcessor, load_dataset, read_point_cloud, register_processor, write_point_cloud
 from .models import (
     AutoModelForPointCloudClassification,
     AutoModelForPointCloudSegmentation,
@@ -23,6 +23,7 @@ from .models import (
     PointMAEForSegmentation,
     PointMAEModel,
 )
+from .models.auto import CONFIGURATIONS
 from .ops import farthest_point_sample, group_points, knn_indices
 from .tuners import (
     GeometryAdapterConfig,
@@ -42,6 +43,9 @@ from .tuners import (
     set_adapters,
     set_point_prior_bank,
 )
+
+for _config_class in CONFIGURATIONS:
+    register_processor(_config_class)
 
 __version__ = "0.1.0"
 

@@ -15,7 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 # No test talks to the real Hub, unless a person wants it to. huggingface_hub reads these when it is imported, hence
-# here; tests/hub answers at this address, and everywhere else the connection is refused.
+# here; tests/io answers at this address, and everywhere else the connection is refused.
 _HUB_SOCKET = socket.socket()
 _HF_HOME = tempfile.TemporaryDirectory(prefix="point_peft_hf_tests_")
 if "POINT_PEFT_LIVE_HUB" not in os.environ:

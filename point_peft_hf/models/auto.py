@@ -58,9 +58,14 @@ class AutoModelForPointCloudSegmentation(_AutoPointModel):
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
 
 
+# The configurations of all backbones.
+CONFIGURATIONS: list[type] = []
+
+
 def _register(
     config: type, model: type, classifier: type, segmentation: type, pretraining: type | None = None
 ) -> None:
+    CONFIGURATIONS.append(config)
     AutoConfig.register(config.model_type, config)
     AutoModel.register(config, model)
     AutoModelForPointCloudClassification.register(config, classifier)

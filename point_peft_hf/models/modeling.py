@@ -6,18 +6,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from peft.functional import set_adapter
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from ..adapter_files import write_checksums
 from ..ops import validate_points
 from ..tokens import Memo, Tokens
-from .adapter_loading import load_adapter_checked
+from .adapters import AdapterModelMixin
 from .configuration import PointTransformerConfig
 from .layers import ClassToken, PointAttention, trained_weight
 from .layers.encoder import OwnTokens
@@ -25,7 +22,7 @@ from .modeling_outputs import PointClassifierOutput, PointModelOutput
 from .published import find_published_weights, load_published_weights
 
 
-class PointPreTrainedModel(PreTrainedModel):
+class PointPreTrainedModel(AdapterModelMixin, PreTrainedModel):
     """Base of the point transformers: weights, loading, and the two things that adapters ask of a backbone."""
 
     config_class = PointTransformerConfig
@@ -82,68 +79,12 @@ class PointPreTrainedModel(PreTrainedModel):
         model.name_or_path = model.config.name_or_path = name
         return loaded
 
-    def load_adapter(self, *args, **kwargs):
-        """Load an adapter, as in transformers, but only if its files are sound and hold all that it needs.
-
-        Args:
-            *args: As in transformers.
-            **kwargs: As in transformers.
-
-        Returns:
-            As in transformers.
-
-        Raises:
-            ValueError: If not, with the names of key and file; nothing is attached then.
-        """
-        return load_adapter_checked(self, super().load_adapter, *args, **kwargs)
-
-    def save_pretrained(self, save_directory, *args, **kwargs) -> None:
-        """Save the model, or the active adapter if it carries one, as in transformers.
-
-        Args:
-            save_directory: The folder.
-            *args: As in transformers.
-            **kwargs: As in transformers.
-        """
-        super().save_pretrained(save_directory, *args, **kwargs)
-        self._refresh_checksums(save_directory)
-
-    def _upload_modified_files(self, working_dir, *args, **kwargs):
-        self._refresh_checksums(working_dir)
-        return super()._upload_modified_files(working_dir, *args, **kwargs)
-
-    def _refresh_checksums(self, folder) -> None:
-        """Bring an adapter's checksums up to date: transformers writes the weights after the configuration."""
-        config = (
-            getattr(self, "peft_config", {}).get(self.active_adapters()[0]) if self._hf_peft_config_loaded else None
-        )
-        if hasattr(config, "checksums"):
-            write_checksums(folder)
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, ClassToken):
             init.trunc_normal_(module.token, std=self.config.initializer_range)
             init.trunc_normal_(module.position, std=self.config.initializer_range)
-
-    def set_adapter(self, adapter_name: list[str] | str) -> None:
-        """Choose the active adapters, as transformers' models do; here also where only some of them bring a head.
-
-        Args:
-            adapter_name: Name of an adapter, or several names.
-        """
-        names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
-        if set(names) - set(getattr(self, "peft_config", {})):
-            super().set_adapter(adapter_name)  # It says what is wrong.
-        set_adapter(self, names)
-
-    def enable_adapters(self) -> None:
-        """Enable the adapters again, with the heads they bring, which transformers leaves disabled."""
-        super().enable_adapters()
-        for module in self.modules():
-            if isinstance(module, AuxiliaryTrainingWrapper):
-                module.enable_adapters(enabled=True)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the layer that turns groups into tokens; gradient checkpointing hooks its output."""

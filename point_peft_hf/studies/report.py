@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..adapter_files import write_json
+from ..io.files import write_json
 from .book import RunBook, score_name, validation_score
 from .plan import Study
 from .statistics import Interval, mean_interval, paired_difference

@@ -14,7 +14,7 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 
-from ..adapter_files import file_checksum, read_json, write_json
+from ..io.files import file_checksum, read_json, write_json
 
 STATE_NAME = "training_state.json"
 MANIFEST_NAME = "manifest.json"

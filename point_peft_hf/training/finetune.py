@@ -20,13 +20,12 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..adapter_files import write_json
 from ..data import get_augmentation
-from ..hub import write_model_card
-from ..hub.facts import RECORD_NAME
+from ..io import write_model_card
+from ..io.backbone import fingerprint
+from ..io.files import RECORD_NAME, write_json
 from ..models.segmentation import IGNORE_INDEX
 from ..tuners import build_point_prior_bank
-from ..tuners.fingerprint import fingerprint
 from ..visualization.figure import in_words
 from .arguments import FinetuneArguments
 from .batch_norm import synchronize_batch_norms

@@ -16,11 +16,11 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
 from ..data import PointCloudProcessor
+from ..io.backbone import fingerprint
 from ..models import AutoModelForPointCloudClassification
 from ..pretrained import backbone_folder
 from ..tuners import GeometryAdapterConfig, PointPeftConfig, PointPriorPromptConfig
 from ..tuners.config import PointTunerConfig
-from ..tuners.fingerprint import fingerprint
 
 
 @dataclass(frozen=True)

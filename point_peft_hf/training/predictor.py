@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ..adapter_files import CONFIG_NAME, find_file, read_json
+from ..auto import AutoPointPeftModel
 from ..data import PointCloudProcessor
-from ..hub import AutoPointPeftModel
+from ..io.files import CONFIG_NAME, find_file, read_json
 from ..models import AutoModelForPointCloudClassification, AutoModelForPointCloudSegmentation
 from ..models.segmentation import PointSegmentationMixin
 from .part_predictor import PartPredictor

@@ -15,11 +15,10 @@ from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
 
-from ..adapter_files import read_json, write_json
 from ..data import PointCloudProcessor
-from ..hub import save_adapter
-from ..hub.facts import RECORD_NAME
-from ..hub.saving import recover_folder, replaced_folder
+from ..io import save_adapter
+from ..io.files import RECORD_NAME, read_json, write_json
+from ..io.folders import recover_folder, replaced_folder
 from ..locks import locked_folder
 from .arguments import FinetuneArguments
 from .checkpoints import BEST_NAME, Checkpoints, link_or_copy, read_state, save_model

@@ -10,17 +10,20 @@ from typing import Any, ClassVar
 
 import torch
 from peft import PeftMixedModel, PeftModel
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule
+from peft.tuners.tuners_utils import BaseTunerLayer, _ExcludedModule
 from peft.utils import ModulesToSaveWrapper
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
 from torch import nn
 
+from ..attaching import all_or_nothing, check_adapter_name, complete_modules_to_save
+from ..io.backbone import HEADS, describe_backbone
+from ..io.weights import check_file, check_loaded
 from ..slots import AdapterSlot, ReadoutSlot
 from ..tokens import Tokens
-from .config import HEADS, PointTunerConfig, describe_backbone
+from .config import PointTunerConfig
 from .explain import Picture, References
-from .loading import check_loaded, check_saved_modules
+from .lifecycle import AdapterLifecycle
 from .selection import Selection, matching, select_slots
 
 
@@ -282,7 +285,7 @@ _MERGE_MESSAGE = (
 )
 
 
-class SlotTuner(BaseTuner):
+class SlotTuner(AdapterLifecycle):
     """Base of the tuners that attach to slots.
 
     Class attributes to set:
@@ -338,14 +341,17 @@ class SlotTuner(BaseTuner):
         saved = list(peft_config.modules_to_save or ())
         if missing := [name for name in self.frozen_modules(peft_config, model) if name not in saved]:
             peft_config.modules_to_save = saved + missing
+        if not peft_config.comes_with_weights:
+            complete_modules_to_save(peft_config, model)
         is_head_only = peft_config.target_modules == DUMMY_TARGET_MODULES
         self._selected = {} if is_head_only else self._select(peft_config, model, slots)
         self._slots = {name: slots[name] for name in self._selected}
         # First whether it is the backbone that the adapter was made for: that says more than a module it lacks.
-        peft_config.attach_to(describe_backbone(_base_model(model), peft_config.modules_to_save or ()))
+        peft_config.attach_to(
+            describe_backbone(_base_model(model), peft_config.modules_to_save or (), peft_config._brought_by_others)
+        )
         _check_modules_to_save(peft_config, model)
         self._check_readout(peft_config, model)
-        check_saved_modules(model, peft_config)
 
     def _select(self, peft_config: PointTunerConfig, model: nn.Module, slots: dict[str, AdapterSlot]) -> Selection:
         layers = self.layers_of(peft_config)
@@ -426,8 +432,13 @@ class SlotTuner(BaseTuner):
         if any(name != adapter_name and other is config for name, other in self.peft_config.items()):
             # Adapters that were made from one object may get banks of different sizes.
             self.peft_config[adapter_name] = copy.copy(config)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        self._finish_saved_modules(model, adapter_name)
+        config = self.peft_config[adapter_name]
+        with all_or_nothing(model, config):
+            check_adapter_name(model, adapter_name, config.modules_to_save or ())
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            self._finish_saved_modules(model, adapter_name)
+            # If it comes from a file that does not fit, it is not attached.
+            check_file(model, config, adapter_name)
 
     def _finish_saved_modules(self, model: nn.Module, adapter_name: str) -> None:
         """Give the adapter a head for its own read-out, and keep from training what is only saved."""
@@ -511,8 +522,8 @@ class SlotTuner(BaseTuner):
         """Refuse: what these adapters compute is not linear in their weights."""
         raise ValueError(
             f"Adapters of type {self.prefix.rstrip('_').upper()} cannot be averaged: what they compute is not linear "
-            "in their weights. Activate several at once with `set_adapter` of `model.base_model`, or average their "
-            "predictions."
+            "in their weights. Average their predictions; or, if only one of them brings a head (the others have "
+            "`modules_to_save=[]`), activate them at once with `model.base_model.set_adapter([...])`."
         )
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:

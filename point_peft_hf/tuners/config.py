@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftConfig
 from peft.utils import PeftType
-from torch import nn
 
-from ..adapter_files import (
+from ..io.backbone import check_backbone
+from ..io.files import (
     PICKLE_NAME,
     WEIGHTS_NAME,
     AdapterFiles,
@@ -21,34 +21,7 @@ from ..adapter_files import (
     find_adapter,
     write_checksums,
 )
-from .fingerprint import common_precision, fingerprint
 from .type_checks import check_types
-
-# Fields of a backbone that must be those an adapter was made with: what follows from them is in no weight.
-BACKBONE_FIELDS = (
-    "model_type",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_groups",
-    "group_size",
-    "group_sizes",
-)
-# Modules that tell classes or parts apart: adapters that bring one remember the names of the classes.
-HEADS = {
-    "classifier": "AutoModelForPointCloudClassification",
-    "segmentation_head": "AutoModelForPointCloudSegmentation",
-}
-# Fields that a segmentation head is built from.
-SEGMENTATION_FIELDS = (
-    "num_categories",
-    "category_names",
-    "category_parts",
-    "segmentation_token_size",
-    "segmentation_propagation_sizes",
-    "segmentation_hidden_sizes",
-    "segmentation_layers",
-)
 
 
 @dataclass
@@ -82,6 +55,8 @@ class PointTunerConfig(PeftConfig):
     _peft_type_name: ClassVar[str] = ""
     # Where the configuration was loaded from, until the weights are loaded as well.
     _files: ClassVar[AdapterFiles | None] = None
+    # Task modules that another adapter of the same model brings, for this one to do without.
+    _brought_by_others: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self):
         super().__post_init__()
@@ -96,7 +71,7 @@ class PointTunerConfig(PeftConfig):
                 f"blocks into the expression {self.target_modules!r}, or pass a list of slot names."
             )
         self._check_choice("init_weights", (True, False, "published"))
-        for name in ("id2label", "weights"):
+        for name in ("id2label", "unsaved_modules", "weights"):
             part = (self.backbone or {}).get(name)
             if part is not None and not isinstance(part, dict):
                 raise ValueError(f"`backbone` must have an object as its `{name}`, got {part!r}.")
@@ -114,6 +89,11 @@ class PointTunerConfig(PeftConfig):
             A phrase with the source, and the names of the fields that a reader wants to know.
         """
         return cls._peft_type_name, ()
+
+    @property
+    def comes_with_weights(self) -> bool:
+        """Whether the configuration was loaded from a folder with weights, which are not loaded yet."""
+        return self._files is not None and bool(self._files.tensors)
 
     @property
     def id2label(self) -> dict[int, str] | None:
@@ -203,79 +183,3 @@ class PointTunerConfig(PeftConfig):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {value!r}.")
-
-
-def check_backbone(
-    expected: dict[str, Any], description: dict[str, Any], name: str | None = None, revision: str | None = None
-) -> None:
-    """Check that a backbone is the one that an adapter was made for.
-
-    Args:
-        expected: What the adapter remembers of its backbone.
-        description: What the backbone is, from [`describe_backbone`]. If it has the right weights, all that is known
-            of their fingerprint goes in here.
-        name: Name of the expected one, for the message.
-        revision: Its revision, for the message.
-
-    Raises:
-        ValueError: If the backbone is another.
-    """
-    base = f" ({name})" if name else ""
-    for field_name, value in expected.items():
-        got = description.get(field_name)
-        if field_name in ("id2label", "revision", "weights") or got is None or value is None or got == value:
-            continue
-        hint = "Load the backbone that the adapter was made for"
-        if field_name in ("num_labels", "num_groups", "group_size", "group_sizes", *SEGMENTATION_FIELDS):
-            hint = f"Load the backbone with `{field_name}={value}`"
-        if field_name == "head":
-            hint = f"Load the backbone with {HEADS.get(value, 'the class that has this head')}"
-        raise ValueError(
-            f"The adapter was made for a backbone{base} with {field_name}={value!r}, but this one has "
-            f"{field_name}={got!r}. {hint}."
-        )
-    weights, own_weights = expected.get("weights") or {}, description.get("weights") or {}
-    precision = common_precision(weights, own_weights)
-    if precision is None:
-        return
-    if weights[precision] != own_weights[precision]:
-        revision = expected.get("revision") or revision
-        raise ValueError(
-            f"The adapter was made for a backbone{base} with other weights: their {precision} fingerprint is "
-            f"{weights[precision]}{f' (revision {revision})' if revision else ''}, but that of this one is "
-            f"{own_weights[precision]}. Load the backbone that the adapter was made for, and see that no warning "
-            "says that "
-            "some of its weights were not found."
-        )
-    # A backbone that is loaded in half precision does not tell all about the weights.
-    description["weights"] = {**own_weights, **weights}
-
-
-def describe_backbone(model: nn.Module, modules_to_save: Iterable[str] = ()) -> dict[str, Any]:
-    """What an adapter remembers of its backbone.
-
-    Args:
-        model: The backbone.
-        modules_to_save: Modules that the adapter brings. If a head is among them, the classes matter.
-
-    Returns:
-        Type and sizes of the backbone, the fingerprint of its weights, and the classes.
-    """
-    config = getattr(model, "config", None)
-    description = {name: getattr(config, name, None) for name in BACKBONE_FIELDS}
-    brings_head = any(name in modules_to_save for name in HEADS)
-    if brings_head:
-        description["head"] = next((name for name in HEADS if hasattr(model, name)), None)
-    # Where it was loaded from the Hub: which commit.
-    description["revision"] = getattr(config, "_commit_hash", None)
-    description["weights"] = fingerprint(model, modules_to_save) or None
-    if brings_head and hasattr(config, "id2label"):
-        description["num_labels"] = config.num_labels
-        description["id2label"] = {str(index): name for index, name in config.id2label.items()}
-    if "segmentation_head" in modules_to_save:
-        description |= {name: getattr(config, name, None) for name in SEGMENTATION_FIELDS}
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in description.items()
-        if value is not None
-    }

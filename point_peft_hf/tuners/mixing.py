@@ -18,27 +18,24 @@ import copy
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from peft import PeftConfig, PeftMixedModel, PeftModel
 from peft.functional import (
     get_peft_model_state_dict,
     inject_adapter_in_model,
-    set_adapter,
-    set_peft_model_state_dict,
 )
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from peft.tuners.ln_tuning.layer import LNTuningLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, load_peft_weights
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import nn
 
+from ..attaching import RandomPartsGuard, activate, active_adapters, all_or_nothing
+from ..io.files import check_files, find_adapter, write_json
+from ..io.weights import KEY_PREFIX, load_weights
 from .config import PointTunerConfig
 
-# PEFT writes keys as seen from a `PeftModel`, so that is what an adapter's file must hold.
-KEY_PREFIX = "base_model.model."
 # Beside the folders of the adapters: their order, which matters where two of them change the same tokens.
 INDEX_NAME = "adapters.json"
 
@@ -92,25 +89,7 @@ def set_adapters(model: nn.Module, adapter_names: str | Iterable[str], *, is_tra
     """
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
     _check_known(model, names)
-    set_adapter(model, names, inference_mode=not is_trainable)
-    for module in model.modules():
-        if isinstance(module, LNTuningLayer):
-            # It refuses to run beside any other adapter, even one that has nothing at its place.
-            own = [name for name in names if name in module.ln_tuning_layers]
-            module.set_adapter(own, inference_mode=not is_trainable)
-
-
-def active_adapters(model: nn.Module) -> list[str]:
-    """Return the names of the active adapters, in their order; none for a backbone without adapters.
-
-    Args:
-        model: A backbone.
-    """
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    # A layer may know a part of the names only; the order is that of the layers that know them all.
-    layers.sort(key=lambda layer: len(layer.active_adapters), reverse=True)
-    known = getattr(model, "peft_config", {})
-    return [name for name in dict.fromkeys(n for layer in layers for n in layer.active_adapters) if name in known]
+    activate(model, names, inference_mode=not is_trainable)
 
 
 def save_adapters(
@@ -147,9 +126,7 @@ def save_adapters(
         config = copy.copy(model.peft_config[name])
         config.inference_mode = True
         config.save_pretrained(str(folder))
-    (Path(save_directory) / INDEX_NAME).write_text(
-        json.dumps({"adapter_names": names}, indent=2) + "\n", encoding="utf-8"
-    )
+    write_json(Path(save_directory) / INDEX_NAME, {"adapter_names": names})
     return folders
 
 
@@ -196,6 +173,8 @@ def load_adapters(
         for name in names:
             _load(model, name, directory / name, is_trainable)
         set_adapters(model, [*active, *names], is_trainable=is_trainable)
+        if isinstance(model, RandomPartsGuard):
+            model.check_no_random_parts(names)
     return names
 
 
@@ -204,18 +183,7 @@ def _load(model: nn.Module, name: str, folder: Path, is_trainable: bool) -> None
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftConfig._get_peft_type(str(folder))].from_pretrained(str(folder))
     config.inference_mode = not is_trainable
     _inject(model, name, config)
-    weights = {
-        key.removeprefix(KEY_PREFIX): value for key, value in load_peft_weights(str(folder), device="cpu").items()
-    }
-    result = set_peft_model_state_dict(model, weights, adapter_name=name)
-    saved_keys = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).keys()
-    missing = sorted(saved_keys - weights.keys())
-    if missing or result.unexpected_keys:
-        raise ValueError(
-            f"The adapter in {folder} does not fit the model: {len(missing)} weights are missing in its file "
-            f"({missing[:3]}), {len(result.unexpected_keys)} have no place in the model "
-            f"({result.unexpected_keys[:3]}). Load the backbone that it was made for."
-        )
+    load_weights(model, name, check_files(find_adapter(folder)))
 
 
 def _inject(model: nn.Module, name: str, config: PeftConfig) -> None:
@@ -249,7 +217,18 @@ def _share_out_task_modules(model: nn.Module, configs: Mapping[str, PeftConfig])
         if isinstance(config, PointTunerConfig) and config.modules_to_save is None and (owners or name != heir):
             left = () if name != heir else getattr(model, "task_module_names", ())
             config.modules_to_save = [module for module in left if module not in owners]
+        if isinstance(config, PointTunerConfig):
+            config._brought_by_others = tuple(m for m, owner in owners.items() if owner != name)
+            if heir not in (None, name):
+                config._brought_by_others += tuple(getattr(model, "task_module_names", ()))
     return configs
+
+
+@contextmanager
+def _all_or_nothing(model: nn.Module) -> Iterator[None]:
+    several = model.several_adapters() if isinstance(model, RandomPartsGuard) else nullcontext()
+    with all_or_nothing(model), several:
+        yield
 
 
 def _check_backbone(model: nn.Module) -> None:
@@ -265,29 +244,3 @@ def _check_known(model: nn.Module, names: list[str]) -> None:
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ValueError(f"There are no adapters {unknown or '(an empty list)'} on this model; it has {known}.")
-
-
-@contextmanager
-def _all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Put the structure of a model back to what it was if something inside fails; weights are not copied."""
-    containers = (dict, list, set)
-    before = [
-        (m, {key: copy.copy(value) if isinstance(value, containers) else value for key, value in vars(m).items()})
-        for m in model.modules()
-    ]
-    known = getattr(model, "peft_config", None)
-    known_before = dict(known) if known is not None else None
-    requires_grad = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    except Exception:
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-        if known_before is not None:
-            known.clear()
-            known.update(known_before)
-            model.peft_config = known
-        for parameter, value in requires_grad:
-            parameter.requires_grad_(value)
-        raise

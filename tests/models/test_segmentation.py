@@ -11,9 +11,9 @@ from transformers import Trainer, TrainingArguments
 
 import point_peft_hf as pp
 from point_peft_hf.data import PointCloudCollator, PointCloudDataset
-from point_peft_hf.hub import save_adapter
+from point_peft_hf.io import save_adapter
 from point_peft_hf.models.layers import SegmentationHead, TokenFusion
-from point_peft_hf.tuners.fingerprint import fingerprint
+from point_peft_hf.io.backbone import fingerprint
 
 from .conftest import TINY_CONFIGS
 

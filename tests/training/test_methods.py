@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import IA3Config, PeftModel
 
-from point_peft_hf.hub.facts import is_public
+from point_peft_hf.io.card import is_public
 from point_peft_hf.training import METHODS, FinetuneArguments, find_method, load_backbone, prepare_method
 
 NAMES = ["bed", "sofa", "mug"]

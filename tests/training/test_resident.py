@@ -3,7 +3,7 @@ import torch
 from peft import get_peft_model
 
 from point_peft_hf import AutoModelForPointCloudClassification, PointCloudProcessor
-from point_peft_hf.hub import save_adapter
+from point_peft_hf.io import save_adapter
 from point_peft_hf.training import Predictor, load_backbone, load_resident, method_config
 from point_peft_hf.training.resident import short_names
 

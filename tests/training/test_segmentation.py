@@ -7,7 +7,7 @@ import torch
 
 from point_peft_hf.data import PointCloudDataset, load_dataset
 from point_peft_hf.data.readers import read_shifted
-from point_peft_hf.hub import model_card
+from point_peft_hf.io import model_card
 from point_peft_hf.training import (
     METHODS,
     FinetuneArguments,

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import point_peft_hf as pp
-from point_peft_hf.adapter_files import WEIGHTS_NAME
+from point_peft_hf.io.files import WEIGHTS_NAME
 
 METHODS = ("random", "herding")
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ...io.backbone import common_precision, fingerprint
 from ..base import SlotLayer
-from ..fingerprint import common_precision, fingerprint
 from .compression import compress_bank
 from .config import PromptOptions
 from .quantization import FEATURE_DTYPES, quantize

@@ -22,7 +22,6 @@ from .dynamics import update_entries
 from .explain import report_retrieval
 from .retrieval import retrieve
 
-
 # What remains of an entry in a step of `bank_update="ema"`.
 BANK_MOMENTUM = 0.99
 

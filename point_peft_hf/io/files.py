@@ -17,30 +17,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PICKLE_NAME = "adapter_model.bin"
 # What adapters of PEFT's own types, whose configurations have no room for it, remember of their backbone.
 BACKBONE_NAME = "backbone.json"
+# What training recorded, the preprocessing, and the model card.
+RECORD_NAME = "run.json"
+PROCESSOR_NAME = "preprocessor_config.json"
+CARD_NAME = "README.md"
+AGAIN = "Save or download it again."
 
 # Fields that change nothing about what an adapter computes, so that a person may edit them.
 FREE_FIELDS = frozenset(
     {"auto_mapping", "base_model_name_or_path", "checksums", "inference_mode", "peft_version", "revision"}
 )
-# Fields that sizes of tensors follow from.
-SIZE_FIELDS = (
-    "bank_size",
-    "bottleneck_pattern",
-    "bottleneck_size",
-    "local_attention_size",
-    "num_prompt_tokens",
-    "prompt_bottleneck_size",
-    "r",
-    "rank_pattern",
-)
+# Fields that sizes of tensors follow from, by their names; what begins with "max_" is only a limit.
+_SIZE_FIELD = re.compile(r"r|rank|(?!max_)\w+_(?:size|sizes|tokens|rank|dim|pattern)")
+_TWO_FILES = "The two files do not belong together: download both again."
 # Defaults of parts that are switched off may be larger than all that is in the file, but never this large.
 _HARMLESS_SIZE = 4096
 _MAX_JSON_BYTES = 16 * 2**20
@@ -102,6 +99,7 @@ def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None =
         The file, or `None` if it is not there.
 
     Raises:
+        ConnectionError: If the Hub cannot be asked, and the cache does not know.
         ValueError: If `name` is neither a folder nor a possible name of a repository.
     """
     folder = Path(name)
@@ -110,13 +108,23 @@ def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None =
         return path if path.is_file() else None
     try:
         return Path(hf_hub_download(str(name), filename, subfolder=subfolder or None, **hub))
+    except LocalEntryNotFoundError as error:
+        # The cache remembers what a repository does not have.
+        where = {key: hub[key] for key in ("cache_dir", "revision") if key in hub}
+        path = f"{subfolder}/{filename}" if subfolder else filename
+        if try_to_load_from_cache(str(name), path, **where) is _CACHED_NO_EXIST:
+            return None
+        raise ConnectionError(
+            f"Whether the repository {str(name)!r} has {path} could not be found out: the Hub cannot be reached (no "
+            "connection, or offline mode), and the cache does not know. Try again with a connection; or pass the "
+            f"folder of an adapter, if that is what you meant: there is no folder {str(name)!r} here."
+        ) from error
     except EntryNotFoundError:
         return None
     except HFValidationError:
         raise ValueError(
             f"{str(name)!r} is neither a folder nor the name of a repository. Pass the folder that holds "
-            f"{CONFIG_NAME}, or "
-            "'owner/name'."
+            f"{CONFIG_NAME}, or 'owner/name'."
         ) from None
 
 
@@ -144,9 +152,9 @@ def find_adapter(name: str | os.PathLike, *, subfolder: str | None = None, **hub
     # The name of a pickle is enough to refuse it; it need not be downloaded for that where the repository has both.
     if files.weights is None and (pickle := find_file(name, PICKLE_NAME, subfolder=subfolder, **hub)) is not None:
         raise ValueError(
-            f"{pickle} is a pickle, which can run code when it is loaded, so it is not. Ask the author for "
-            f"{WEIGHTS_NAME}, or, "
-            "if you trust the author, load it with torch.load and save it with safetensors.torch.save_file."
+            f"{pickle} is a pickle, which can run code when it is loaded, so it is not loaded. Ask the author for "
+            f"{WEIGHTS_NAME}; or, if you trust the author, load it with torch.load and save it with "
+            "safetensors.torch.save_file."
         )
     return files
 
@@ -162,7 +170,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     size = path.stat().st_size
     if size > _MAX_JSON_BYTES:
-        raise ValueError(f"{path}: has {size:,} bytes, more than any such file needs. Save or download it again.")
+        raise ValueError(f"{path}: has {size:,} bytes, more than any such file needs. {AGAIN}")
     return _parse_object(path, path.read_bytes())
 
 
@@ -182,13 +190,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     with open(path, "rb") as file:
         start = file.read(8)
         if len(start) < 8:
-            raise ValueError(f"{path}: has {size} bytes, so it is no safetensors file. Save or download it again.")
+            raise ValueError(f"{path}: has {size} bytes, so it is no safetensors file. {AGAIN}")
         (header_size,) = struct.unpack("<Q", start)
         if header_size > min(size - 8, _MAX_HEADER_BYTES):
             raise ValueError(
-                f"{path}: claims a header of {header_size:,} bytes in a file of {size:,}; it is truncated or "
-                "damaged. Save or "
-                "download it again."
+                f"{path}: claims a header of {header_size:,} bytes in a file of {size:,}; it is truncated or damaged. "
+                f"{AGAIN}"
             )
         header = _parse_object(path, file.read(header_size))
     header.pop("__metadata__", None)
@@ -200,14 +207,14 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     for begin, end, key in sorted(ranges):
         if begin != expected:
             raise ValueError(
-                f"{path}: tensor {key!r} starts at byte {begin:,} instead of {expected:,}; it is damaged."
+                f"{path}: tensor {key!r} starts at byte {begin:,} instead of {expected:,}; the file is damaged. "
+                f"{AGAIN}"
             )
         expected = end
     if expected != size - 8 - header_size:
         raise ValueError(
             f"{path}: its tensors take {expected:,} bytes, but the file has {size - 8 - header_size:,} for them; it "
-            "is "
-            "truncated or damaged. Save or download it again."
+            f"is truncated or damaged. {AGAIN}"
         )
     return tensors
 
@@ -228,7 +235,7 @@ def _check_entry(path: Path, key: str, info: Any) -> tuple[TensorInfo, int, int]
     if offsets[1] - offsets[0] != needed:
         raise ValueError(
             f"{where} of shape {tuple(shape)} and dtype {dtype} takes {needed:,} bytes, but the header gives it "
-            f"{offsets[1] - offsets[0]:,}; the file is damaged."
+            f"{offsets[1] - offsets[0]:,}; the file is damaged. {AGAIN}"
         )
     return TensorInfo(dtype, tuple(shape)), *offsets
 
@@ -249,7 +256,7 @@ def _parse_object(path: Path, content: bytes) -> dict[str, Any]:
     try:
         parsed = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no valid JSON ({error}). Save or download it again.") from None
+        raise ValueError(f"{path}: is no valid JSON ({error}). {AGAIN}") from None
     if not isinstance(parsed, dict):
         raise ValueError(f"{path}: must hold a JSON object, got {_short(parsed)}.")
     return parsed
@@ -336,8 +343,7 @@ def check_files(files: AdapterFiles) -> AdapterFiles:
         if WEIGHTS_NAME in expected and file_checksum(files.weights) != expected[WEIGHTS_NAME]:
             files.problem = (
                 f"{files.weights}: is not the file that {CONFIG_NAME} was saved with (its sha256 is another); it is "
-                "damaged, or was changed or exchanged. Download it again; if you changed it on purpose, delete "
-                f"`checksums` from {files.sidecar or files.config}."
+                f"damaged, or was changed or exchanged. {_on_purpose(files)}"
             )
     return files
 
@@ -348,12 +354,18 @@ def check_unchanged(files: AdapterFiles) -> None:
     Raises:
         ValueError: If somebody did.
     """
+    # After the fields themselves: what is wrong with one of them says more.
     expected = _expected_checksums(files).get(CONFIG_NAME)
     if expected is not None and expected != fields_checksum(files.fields):
         raise ValueError(
-            f"{files.config}: its fields are not those that were saved; it is damaged, or was changed. Download it "
-            f"again; if you changed it on purpose, delete `checksums` from {files.sidecar or files.config}."
+            f"{files.config}: its fields are not those that were saved; it is damaged, or was changed. "
+            f"{_on_purpose(files)}"
         )
+
+
+def _on_purpose(files: AdapterFiles) -> str:
+    where = files.sidecar or files.config
+    return f"Download it again; if you changed it on purpose, delete `checksums` from {where}."
 
 
 def _expected_checksums(files: AdapterFiles) -> dict[str, str]:
@@ -367,21 +379,12 @@ def _expected_checksums(files: AdapterFiles) -> dict[str, str]:
 
 def _check_sizes(files: AdapterFiles) -> None:
     """Check the sizes that a configuration claims against the tensors that are there."""
-    claimed = files.fields.get("bank_size", 0)
-    for key, info in files.tensors.items():
-        if key.endswith("_bank.features") and (type(claimed) is not int or info.shape[:1] != (claimed,)):
-            raise ValueError(
-                f"{files.config}: `bank_size` is {_short(claimed)}, but {key!r} in {files.weights} has shape "
-                f"{info.shape}. The "
-                "two files do not belong together; download both again."
-            )
     largest = max((size for info in files.tensors.values() for size in info.shape), default=0)
-    for name in SIZE_FIELDS:
-        value = files.fields.get(name)
+    for name in filter(_SIZE_FIELD.fullmatch, files.fields):
+        value = files.fields[name]
         for size in value.values() if isinstance(value, dict) else (value,):
             if isinstance(size, int | float) and size > max(largest, _HARMLESS_SIZE):
                 raise ValueError(
                     f"{files.config}: `{name}` is {_short(size)}, but no tensor in {files.weights} has a dimension "
-                    "above "
-                    f"{largest}. The two files do not belong together; download both again."
+                    f"above {largest}. {_TWO_FILES}"
                 )

@@ -30,7 +30,7 @@ from point_peft_hf import (
     add_adapters,
     save_adapters,
 )
-from point_peft_hf.hub import push_adapter, save_adapter
+from point_peft_hf.io import push_adapter, save_adapter
 from point_peft_hf.training import FinetuneArguments, Finetuning, Predictor, load_task
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "push_and_pull.py"

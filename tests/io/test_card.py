@@ -9,10 +9,10 @@ from huggingface_hub import ModelCard
 from peft import LNTuningConfig, PeftModel, get_peft_model
 
 from point_peft_hf import GeometryAdapterConfig, PointCloudProcessor, PointPeftConfig, PointPriorPromptConfig
-from point_peft_hf.hub import is_generated, model_card, save_adapter, write_model_card
-from point_peft_hf.hub.card import wilson_interval
+from point_peft_hf.io import is_generated, model_card, save_adapter, write_model_card
+from point_peft_hf.io.card import wilson_interval
 
-HEAD_ONLY = {"use_geometry": False, "use_prompts": False, "tune_norm": False}
+HEAD_ONLY = {"use_geometry": False, "use_prompts": False}
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 
 from point_peft_hf import AutoPointPeftModel, PointCloudProcessor
-from point_peft_hf.hub import save_adapter, saving
+from point_peft_hf.io import folders, save, save_adapter
 
 
 def contents(folder):
@@ -50,10 +50,10 @@ def test_a_folder_that_a_person_keeps_beside_it_stays(saved, make_adapter):
     shutil.copytree(saved, saved.with_name("adapter.old"))
     kept = contents(saved.with_name("adapter.old"))
     save_adapter(make_adapter(seed=1), saved)
-    saving.recover_folder(saved)
+    folders.recover_folder(saved)
     assert contents(saved.with_name("adapter.old")) == kept
     shutil.rmtree(saved)
-    saving.recover_folder(saved)
+    folders.recover_folder(saved)
     assert not saved.exists()
 
 
@@ -65,7 +65,7 @@ def test_what_cannot_be_replaced_is_refused(saved, make_adapter, monkeypatch):
         with pytest.raises(ValueError, match=r"is the working directory, holds it, .* Pass a folder inside of it"):
             save_adapter(make_adapter(seed=1), folder)
     monkeypatch.chdir(saved.parent)
-    monkeypatch.setattr(saving.os.path, "ismount", lambda path: path == saved)
+    monkeypatch.setattr(folders.os.path, "ismount", lambda path: path == saved)
     with pytest.raises(ValueError, match="is a mount point"):
         save_adapter(make_adapter(seed=1), saved)
     assert contents(saved) == before
@@ -78,7 +78,7 @@ def test_a_failed_save_leaves_the_last_good_state(saved, make_adapter, monkeypat
     def fail(*args, **kwargs):
         raise OSError("no space left on the device")
 
-    monkeypatch.setattr(saving, failing, fail)
+    monkeypatch.setattr(folders if hasattr(folders, failing) else save, failing, fail)
     with pytest.raises(OSError, match="no space left"):
         save_adapter(make_adapter(seed=1), saved, processor=PointCloudProcessor(128))
     assert contents(saved) == before
@@ -102,7 +102,7 @@ def test_a_failed_renaming_puts_the_old_folder_back(saved, make_adapter, monkeyp
 def test_a_process_that_was_killed_between_the_renamings_loses_nothing(saved, make_adapter, logits):
     before = contents(saved)
     saved.rename(saved.with_name(".adapter.replaced"))
-    with pytest.raises(RuntimeError), saving.replaced_folder(saved):
+    with pytest.raises(RuntimeError), folders.replaced_folder(saved):
         raise RuntimeError("fails again")
     assert contents(saved) == before
 
@@ -150,8 +150,8 @@ def test_what_killed_processes_left_is_cleaned_up(saved, tmp_path):
     shutil.copytree(saved, tmp_path / ".adapter.0123abcd")  # killed while writing
     shutil.copytree(saved, tmp_path / ".adapter.replaced")  # killed after renaming
     (tmp_path / ".adapter.mine").mkdir()
-    saving.recover_folder(saved)
+    folders.recover_folder(saved)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".adapter.mine", "adapter"]
     saved.rename(tmp_path / ".adapter.replaced")  # killed between two renamings
-    saving.recover_folder(saved)
+    folders.recover_folder(saved)
     assert contents(saved) == before

@@ -8,13 +8,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from peft import AutoPeftModel, PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import AutoPeftModel, PeftConfig, PeftModel
 from peft.auto import check_import_allowlist
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..adapter_files import (
+from .io.backbone import SEGMENTATION_FIELDS, check_backbone, describe_backbone
+from .io.files import (
     BACKBONE_NAME,
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -25,13 +26,21 @@ from ..adapter_files import (
     find_file,
     read_json,
 )
-from ..models import AutoModelForPointCloudClassification, AutoModelForPointCloudSegmentation
-from ..pretrained import backbone_folder
-from ..tuners.config import SEGMENTATION_FIELDS, PointTunerConfig, check_backbone, describe_backbone
+from .io.weights import check_complete
+from .models import AutoModelForPointCloudClassification, AutoModelForPointCloudSegmentation
+from .pretrained import backbone_folder
 
 IMPORT_ALLOWLIST = ("point_peft_hf",)
 # What an adapter knows of its backbone that the backbone's own files may say otherwise.
 _OVERRIDES = ("num_groups", "group_size", "group_sizes", *SEGMENTATION_FIELDS)
+_ADAPTER_OPTIONS = {
+    name
+    for method in (PeftModel.from_pretrained, PeftModel.load_adapter)
+    for name, parameter in inspect.signature(method).parameters.items()
+    if parameter.kind is not parameter.VAR_KEYWORD
+} | {"ignore_mismatched_sizes"}
+# Where the modules of a backbone go is where PEFT puts them again, with those of the adapter.
+_OPTIONS_OF_BOTH = {"device_map", "max_memory", "offload_folder"}
 
 
 class AutoPointPeftModel(AutoPeftModel):
@@ -40,7 +49,7 @@ class AutoPointPeftModel(AutoPeftModel):
     PEFT's `AutoPeftModel` for point clouds: it knows the backbones that ship with the package, gives them a head for
     the classes of the adapter, and only takes an adapter whose files are sound and whose backbone has the weights
     that it was trained on. It also loads LoRA and other adapters of PEFT's own types that
-    [`~point_peft_hf.hub.save_adapter`] saved.
+    [`~point_peft_hf.io.save_adapter`] saved.
     """
 
     @classmethod
@@ -70,13 +79,15 @@ class AutoPointPeftModel(AutoPeftModel):
             revision: Branch, tag or commit of the adapter's repository.
             subfolder: Where in the repository, if it holds several adapters.
             backbone: Another place to take the backbone from, or the backbone itself; it must have the same weights.
-            backbone_kwargs: Passed to the backbone's `from_pretrained`, such as `{"dtype": torch.bfloat16}`.
+            backbone_kwargs: Passed to the backbone's `from_pretrained` only, such as `{"revision": "v2"}`.
             import_allowlist: Packages that the class of the backbone may come from, beside this one.
             token: Token of the Hub, for private repositories.
             cache_dir: Where downloads are kept.
             local_files_only: Whether to use what is in the cache only.
             force_download: Whether to download again what is in the cache.
-            **kwargs: Passed to `PeftModel.from_pretrained`, such as `low_cpu_mem_usage`.
+            **kwargs: Options of `PeftModel.from_pretrained` and `PeftModel.load_adapter` go there, such as
+                `low_cpu_mem_usage`; all others go to the backbone's `from_pretrained`, such as `dtype`, `device_map`,
+                `quantization_config` and `attn_implementation`.
 
         Returns:
             The model, in eval mode unless it is going to be trained.
@@ -86,11 +97,9 @@ class AutoPointPeftModel(AutoPeftModel):
                 file.
         """
         hub = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only or None}
-        hub = {
-            key: value
-            for key, value in (hub | {"force_download": force_download or None}).items()
-            if value is not None
-        }
+        hub |= {"force_download": force_download or None}
+        hub = {key: value for key, value in hub.items() if value is not None}
+        options = _backbone_options(kwargs, backbone_kwargs, backbone)
         place = hub | {key: value for key, value in (("revision", revision), ("subfolder", subfolder)) if value}
         files, config_class = _read(pretrained_model_name_or_path, place)
         if files.commit is not None:
@@ -98,8 +107,8 @@ class AutoPointPeftModel(AutoPeftModel):
         expected = _expected_backbone(files)
         if not isinstance(backbone, nn.Module):
             allowed = [*IMPORT_ALLOWLIST, *(import_allowlist or ())]
-            backbone = _load_backbone(files, expected, backbone, allowed, hub | dict(backbone_kwargs or {}))
-        is_ours = issubclass(config_class, PointTunerConfig)
+            backbone = _load_backbone(files, expected, backbone, allowed, hub | options)
+        is_ours = _is_ours(config_class)
         if not is_ours:
             description = describe_backbone(backbone, files.fields.get("modules_to_save") or ())
             check_backbone(expected, description, files.fields.get("base_model_name_or_path"))
@@ -113,8 +122,35 @@ class AutoPointPeftModel(AutoPeftModel):
                 f"The adapter in {files.weights} cannot be used. {type(error).__name__}: {error}"
             ) from error
         if not is_ours:
-            _check_complete(model, adapter_name, files)
+            check_complete(model, adapter_name, files)
         return model
+
+
+def _backbone_options(
+    kwargs: dict[str, Any], backbone_kwargs: Mapping[str, Any] | None, backbone: Any
+) -> dict[str, Any]:
+    """Take out of the options those for the backbone; both sides get those that say where modules go."""
+    config = kwargs.get("config")
+    for_peft = _ADAPTER_OPTIONS if config is None or isinstance(config, PeftConfig) else _ADAPTER_OPTIONS - {"config"}
+    options = {name: kwargs[name] for name in kwargs if name not in for_peft or name in _OPTIONS_OF_BOTH}
+    for name in options.keys() - _OPTIONS_OF_BOTH:
+        del kwargs[name]
+    if twice := sorted(options.keys() & (backbone_kwargs or {}).keys()):
+        raise ValueError(f"{twice} are in `backbone_kwargs` as well. Pass each option once.")
+    options |= backbone_kwargs or {}
+    if options and isinstance(backbone, nn.Module):
+        raise ValueError(
+            f"{sorted(options)} say how to load a backbone, but `backbone` is a model that is loaded already. Load it "
+            "with these options, or pass its name."
+        )
+    if not options.pop("use_safetensors", True):
+        raise ValueError("`use_safetensors` must be True: pickled weights can run code. Leave it out.")
+    return options
+
+
+def _is_ours(config_class: type[PeftConfig]) -> bool:
+    # Only these remember their backbone themselves, and are checked where they are loaded.
+    return hasattr(config_class, "attach_to")
 
 
 def _read(name: str | os.PathLike, place: dict[str, Any]) -> tuple[AdapterFiles, type[PeftConfig]]:
@@ -131,12 +167,11 @@ def _read(name: str | os.PathLike, place: dict[str, Any]) -> tuple[AdapterFiles,
     peft_type = read_json(files.config).get("peft_type")
     if not isinstance(peft_type, str) or peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise ValueError(
-            f"{files.config}: `peft_type` is {peft_type!r}, which neither peft nor point_peft_hf knows. Update "
-            "them, or download "
-            "the adapter again."
+            f"{files.config}: `peft_type` is {peft_type!r}, which neither peft nor point_peft_hf knows. Update them, "
+            "or download the adapter again."
         )
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
-    if not issubclass(config_class, PointTunerConfig):
+    if not _is_ours(config_class):
         files.sidecar = find_file(
             name, BACKBONE_NAME, **(place | ({"revision": files.commit} if files.commit else {}))
         )
@@ -175,16 +210,16 @@ def _load_backbone(
         revision = revision or expected.get("revision")
         if revision is not None and not os.path.isdir(backbone_folder(name)):
             kwargs.setdefault("revision", revision)
+    fields = {field: expected[field] for field in _OVERRIDES if expected.get(field) is not None}
     labels = expected.get("id2label")
     if labels is not None:
         if not isinstance(labels, dict) or not all(str(index).isdecimal() for index in labels):
             raise ValueError(f"{files.config}: `id2label` of the backbone must map numbers to names, got {labels!r}.")
-        kwargs.setdefault("num_labels", len(labels))
-        kwargs.setdefault("id2label", {int(index): str(label) for index, label in labels.items()})
-        kwargs.setdefault("label2id", {str(label): int(index) for index, label in labels.items()})
-    for field in _OVERRIDES:
-        if expected.get(field) is not None:
-            kwargs.setdefault(field, expected[field])
+        fields["num_labels"] = len(labels)
+        fields["id2label"] = {int(index): str(label) for index, label in labels.items()}
+        fields["label2id"] = {str(label): int(index) for index, label in labels.items()}
+    if "config" not in kwargs:  # there they are fields of it
+        kwargs = fields | kwargs
     model_class = _backbone_class(files, import_allowlist)
     # A head for other classes gives way to that of the adapter; all else is compared by the fingerprint.
     loaded = model_class.from_pretrained(
@@ -203,33 +238,26 @@ def _backbone_class(files: AdapterFiles, import_allowlist: list[str]) -> type[Pr
     names = [mapping.get(key) if isinstance(mapping, dict) else None for key in ("parent_library", "base_model_class")]
     if not all(isinstance(name, str) for name in names):
         raise ValueError(
-            f"{files.config}: `auto_mapping` must name parent_library and base_model_class, got {mapping!r}."
+            f"{files.config}: `auto_mapping` must name parent_library and base_model_class, got {mapping!r}. Download "
+            "the adapter again."
         )
     library, class_name = names
     if not check_import_allowlist(import_allowlist, library):
         raise ValueError(
             f"{files.config}: the backbone's class {class_name!r} is in {library!r}, which is not imported, as only "
-            f"{import_allowlist} may be. If you trust that package, pass `import_allowlist=[{library!r}]`; or pass "
-            "the model: "
-            "`backbone=`."
+            f"{import_allowlist} may be. If you trust that package, pass `import_allowlist=[{library!r}]`; or load "
+            "the backbone yourself and pass it: `backbone=`."
         )
     try:
         model_class = getattr(importlib.import_module(library), class_name, None)
     except ImportError as error:
         raise ValueError(
-            f"{files.config}: the backbone's package {library!r} cannot be imported ({error})."
+            f"{files.config}: the backbone's package {library!r} cannot be imported ({error}). Install it, or load "
+            "the backbone yourself and pass it: `backbone=`."
         ) from error
     if not inspect.isclass(model_class) or not issubclass(model_class, PreTrainedModel):
         raise ValueError(
-            f"{files.config}: {class_name!r} in {library!r} is no model of transformers. Pass it: `backbone=`."
+            f"{files.config}: {class_name!r} in {library!r} is no model of transformers. Load the backbone yourself, "
+            "and pass it: `backbone=`."
         )
     return model_class
-
-
-def _check_complete(model: PeftModel, adapter_name: str, files: AdapterFiles) -> None:
-    """Check that a file has exactly the weights of an adapter; PEFT itself only warns."""
-    wanted = set(get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False))
-    missing, extra = sorted(wanted - set(files.tensors)), sorted(set(files.tensors) - wanted)
-    for verb, keys in (("lacks", missing), ("has, beside what belongs to the adapter,", extra)):
-        if keys:
-            raise ValueError(f"{files.weights} {verb} {', '.join(map(repr, keys[:3]))} ({len(keys)} in all).")

@@ -10,12 +10,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCardData,
+    hf_hub_download,
+)
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
-from ..adapter_files import BACKBONE_NAME, CONFIG_NAME, WEIGHTS_NAME, read_json, write_json
-from .card import CARD_NAME, MARK, is_generated, write_model_card
-from .facts import PROCESSOR_NAME, RECORD_NAME, is_public, read_facts
+from .card import MARK, is_generated, is_public, read_adapter, write_model_card
+from .files import (
+    BACKBONE_NAME,
+    CARD_NAME,
+    CONFIG_NAME,
+    PROCESSOR_NAME,
+    RECORD_NAME,
+    WEIGHTS_NAME,
+    read_json,
+    write_json,
+)
 
 FILES = (CONFIG_NAME, WEIGHTS_NAME, BACKBONE_NAME, PROCESSOR_NAME, RECORD_NAME, CARD_NAME)
 _FOLDER_ARGUMENTS = {"data", "model", "output_dir", "resume_from_checkpoint"}
@@ -93,13 +108,11 @@ def _files(api: HfApi, repo_id: str, revision: str | None) -> set[str]:
 
 def _stage(folder: Path, staged: Path, backbone: str | None) -> Path:
     """Copy what goes to the Hub, without what is only of use on this machine."""
-    facts = read_facts(folder)
-    name = backbone or facts.fields.get("base_model_name_or_path")
+    name = backbone or read_adapter(folder).fields.get("base_model_name_or_path")
     if not is_public(name):
         raise ValueError(
             f"The adapter in {folder} was trained on the backbone {name!r}, which others cannot find. Push the "
-            "backbone first "
-            "(`backbone.push_to_hub('owner/name')`), then pass `backbone='owner/name'`."
+            "backbone first (`backbone.push_to_hub('owner/name')`), then pass `backbone='owner/name'`."
         )
     for file in FILES:
         if (folder / file).is_file():
@@ -160,9 +173,12 @@ def _overview(repo_id: str, files: set[str], subfolder: str, license: str) -> st
         f'* [{name}]({name}/README.md): `AutoPointPeftModel.from_pretrained("{repo_id}", subfolder="{name}")`'
         for name in sorted(folders | {subfolder})
     ]
-    metadata = (
-        f"library_name: peft\nlicense: {license}\npipeline_tag: other\ntags:\n- point-cloud\n- point_peft_hf\n- peft"
+    metadata = ModelCardData(
+        library_name="peft", license=license, pipeline_tag="other", tags=["point-cloud", "point_peft_hf", "peft"]
     )
-    return f"---\n{metadata}\n---\n\n{MARK}\n\n# {repo_id.rsplit('/', 1)[-1]}\n\nAdapters for point clouds:\n\n" + (
-        "\n".join(rows) + "\n\nEach loads with `from point_peft_hf import AutoPointPeftModel`.\n"
+    title = repo_id.rsplit("/", 1)[-1]
+    return (
+        f"---\n{metadata.to_yaml()}\n---\n\n{MARK}\n\n# {title}\n\nAdapters for point clouds:\n\n"
+        + "\n".join(rows)
+        + "\n\nEach loads with `from point_peft_hf import AutoPointPeftModel`.\n"
     )

@@ -12,7 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from point_peft_hf import AutoPointPeftModel
-from point_peft_hf.hub import save_adapter
+from point_peft_hf.io import save_adapter
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 COUNT = 200

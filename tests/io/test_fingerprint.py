@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from point_peft_hf import GeometryAdapterConfig
-from point_peft_hf.tuners.fingerprint import common_precision, fingerprint
+from point_peft_hf.io.backbone import common_precision, fingerprint
 
 
 @pytest.mark.parametrize("backbone", ["point_mae", "point_bert", "point_m2ae"])

@@ -1,14 +1,24 @@
 """`AutoPointPeftModel`, and what is said where an adapter or a backbone does not fit."""
 
 import json
+import shutil
 
+import peft
 import pytest
 import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor
 
-from point_peft_hf import AutoPointPeftModel, GeometryAdapterConfig
-from point_peft_hf.hub import save_adapter
+from point_peft_hf import (
+    AutoPointPeftModel,
+    GeometryAdapterConfig,
+    PointCloudProcessor,
+    PointMAEForSegmentation,
+    PointMAEModel,
+)
+from point_peft_hf.io import files, save_adapter
 from point_peft_hf.pretrained import DEFAULT_BACKBONE, backbone_folder
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -68,7 +78,7 @@ def test_a_missing_key_is_named_with_its_file(load, adapter):
     for part in (
         "classifier.dense1.bias",
         "ffn_slot.point_peft_ffn_bottleneck.down_bias",
-        "prior_slot.point_peft_bank.features",
+        "token_slot.point_peft_bank.features",
     ):
         tensors = load_file(adapter / WEIGHTS)
         key = next(key for key in tensors if part in key)
@@ -131,7 +141,6 @@ def test_free_fields_may_be_edited(load, original, tmp_path, logits, make_adapte
         ("bottleneck_size", 10**12),
         ("num_prompt_tokens", 10**12),
         ("bank_size", 10**10),
-        ("bank_size", 3),
         ("bank_size", None),
         ("use_bank", "yes"),
         ("dropout", 1.5),
@@ -142,7 +151,7 @@ def test_free_fields_may_be_edited(load, original, tmp_path, logits, make_adapte
         ("modules_to_save", [1]),
         ("target_modules", 7),
         ("bottleneck_pattern", {"x": "16"}),
-        ("initialization", "magic"),
+        ("init_weights", "magic"),
         ("backbone", [1]),
         ("backbone", {"weights": "abc"}),
         ("checksums", "abc"),
@@ -151,6 +160,12 @@ def test_free_fields_may_be_edited(load, original, tmp_path, logits, make_adapte
 def test_a_wrong_field_is_named_with_its_file(field, value, adapter, load_backbone):
     change(adapter, **{field: value})
     with pytest.raises(ValueError, match=rf"{CONFIG}.*`{field}`|{CONFIG}.*`{field}\["):
+        PeftModel.from_pretrained(load_backbone(), adapter)
+
+
+def test_a_size_that_is_not_that_of_the_weights(adapter, load_backbone):
+    change(adapter, bank_size=3)
+    with pytest.raises(ValueError, match=rf"{WEIGHTS}: .*_bank.* has shape .* instead of \(3"):
         PeftModel.from_pretrained(load_backbone(), adapter)
 
 
@@ -176,7 +191,7 @@ def test_unknown_types_and_broken_json(adapter):
     [
         ({"parent_library": "os", "base_model_class": "system"}, "'os', which is not imported"),
         ({"parent_library": "point_peft_hf_evil", "base_model_class": "X"}, "which is not imported"),
-        ({"parent_library": "point_peft_hf.hub.saving", "base_model_class": "shutil"}, "no model of transformers"),
+        ({"parent_library": "point_peft_hf.io.save", "base_model_class": "shutil"}, "no model of transformers"),
         ({"parent_library": "point_peft_hf.nothing", "base_model_class": "X"}, "cannot be imported"),
         ({"parent_library": 3, "base_model_class": "X"}, "must name parent_library"),
         ("x", "must name parent_library|`auto_mapping` must be dict"),
@@ -226,3 +241,145 @@ def test_without_a_backbone(adapter, backbones, logits, make_adapter):
         AutoPointPeftModel.from_pretrained(adapter)
     model = AutoPointPeftModel.from_pretrained(adapter, backbone=backbones["point_mae"])
     assert torch.equal(logits(model), logits(make_adapter()))
+
+
+# -- Options ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_the_backbone_gets_its_options(original, name):
+    model = AutoPointPeftModel.from_pretrained(original, **{name: torch.bfloat16}, attn_implementation="eager")
+    base = model.get_base_model()
+    assert base.point_mae.encoder.layers[0].mlp.fc1.weight.dtype == torch.bfloat16
+    assert base.config._attn_implementation == "eager"
+
+
+def test_the_adapter_gets_its_options(original):
+    model = AutoPointPeftModel.from_pretrained(
+        original, dtype=torch.bfloat16, autocast_adapter_dtype=False, torch_device="cpu"
+    )
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    model = AutoPointPeftModel.from_pretrained(original, low_cpu_mem_usage=True)
+    assert not any(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, "auto"], ids=str)
+def test_a_device_map(original, device_map, logits, make_adapter):
+    model = AutoPointPeftModel.from_pretrained(original, device_map=device_map)
+    assert torch.equal(logits(model).cpu(), logits(make_adapter()))
+
+
+def test_a_device_that_does_not_exist(original):
+    with pytest.raises(ValueError, match="found typo"):
+        AutoPointPeftModel.from_pretrained(original, device_map="typo")
+
+
+def test_the_configuration_of_the_adapter_and_of_the_backbone(original, backbones, logits, make_adapter):
+    config = PeftConfig.from_pretrained(original)
+    assert torch.equal(logits(AutoPointPeftModel.from_pretrained(original, config=config)), logits(make_adapter()))
+    config = AutoConfig.from_pretrained(backbones["point_mae"], num_labels=3, attn_implementation="eager")
+    model = AutoPointPeftModel.from_pretrained(original, config=config)
+    assert model.get_base_model().config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"devcie_map": "cpu"}, TypeError, "devcie_map"),
+        ({"use_safetensors": False}, ValueError, "pickled weights can run code"),
+        ({"dtype": "float32", "backbone_kwargs": {"dtype": "float16"}}, ValueError, "Pass each option once"),
+    ],
+    ids=str,
+)
+def test_no_option_is_swallowed(original, options, error, words):
+    with pytest.raises(error, match=words):
+        AutoPointPeftModel.from_pretrained(original, **options)
+
+
+def test_options_of_a_backbone_that_is_loaded_already(original, load_backbone):
+    with pytest.raises(ValueError, match=r"\['dtype'\] say how to load a backbone.*is loaded already"):
+        AutoPointPeftModel.from_pretrained(original, backbone=load_backbone(), dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("option", [{"revision": "main"}, {"token": None}, {"subfolder": "inner"}], ids=str)
+def test_load_adapter_takes_where_it_is(original, load_backbone, tmp_path, logits, make_adapter, option):
+    shutil.copytree(original, tmp_path / "inner")
+    model = load_backbone()
+    model.load_adapter(str(tmp_path if "subfolder" in option else original), **option)
+    assert torch.equal(logits(model), logits(make_adapter()))
+
+
+def test_load_adapter_with_an_unknown_argument(original, load_backbone):
+    with pytest.raises(TypeError, match="revison"):
+        load_backbone().load_adapter(str(original), revison="main")
+
+
+@pytest.mark.parametrize("find", [AutoFeatureExtractor, AutoProcessor])
+def test_the_auto_classes_find_the_processor(find, backbones, second_process):
+    for folder in backbones.values():
+        assert type(find.from_pretrained(folder)) is PointCloudProcessor
+    code = f"import point_peft_hf; from transformers import {find.__name__} as auto; "
+    assert "PointCloudProcessor" in second_process(code + f"print(auto.from_pretrained({folder!r}))")
+
+
+# -- Backbones that do not fit ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["geometry", "lora"])
+def test_another_class_of_the_same_checkpoint(method, make_adapter, load_backbone, backbones, tmp_path, points):
+    model = make_adapter(method)
+    save_adapter(model, tmp_path / "adapter")
+    words = "for a PointMAEForClassification .*this is a PointMAEModel.*AutoModelForPointCloudClassification"
+    with pytest.raises(ValueError, match=words):
+        AutoPointPeftModel.from_pretrained(
+            tmp_path / "adapter", backbone=PointMAEModel.from_pretrained(backbones["point_mae"])
+        )
+    with pytest.raises(ValueError, match="head='classifier', but this one has head='segmentation_head'"):
+        AutoPointPeftModel.from_pretrained(
+            tmp_path / "adapter",
+            backbone=PointMAEForSegmentation.from_pretrained(backbones["point_mae"], num_labels=3),
+        )
+    # What the message advises for features.
+    loaded = AutoPointPeftModel.from_pretrained(tmp_path / "adapter", backbone=load_backbone())
+    assert loaded.get_base_model().point_mae(points).pooler_output.shape[0] == len(points)
+
+
+# -- Without the Hub --------------------------------------------------------------------------------------------------
+
+
+def without(filename, folder):
+    """`hf_hub_download` of a repository that is in a folder, with a fault at one of its files."""
+
+    def download(name, wanted, subfolder=None, **hub):
+        if wanted == filename:
+            raise LocalEntryNotFoundError("Please check your connection")
+        if not (folder / wanted).is_file():
+            raise EntryNotFoundError(wanted)
+        return str(folder / wanted)
+
+    return download
+
+
+@pytest.mark.parametrize("method", ["geometry", "lora"])
+@pytest.mark.parametrize("filename", [CONFIG, WEIGHTS, "backbone.json"])
+def test_a_fault_at_one_file(method, filename, make_adapter, load_backbone, tmp_path, monkeypatch):
+    folder = save_adapter(make_adapter(method), tmp_path / "adapter")
+    monkeypatch.setattr(files, "hf_hub_download", without(filename, folder))
+    monkeypatch.setattr(peft.config, "hf_hub_download", without(filename, folder))
+    monkeypatch.setattr(peft.utils.save_and_load, "hf_hub_download", without(filename, folder))
+    monkeypatch.setattr(peft.utils.save_and_load, "file_exists", lambda **where: True)
+    if (method, filename) == ("geometry", "backbone.json"):  # it has none, and needs none
+        AutoPointPeftModel.from_pretrained("alice/adapter", backbone=load_backbone())
+        return
+    with pytest.raises(ConnectionError, match=rf"'alice/adapter' has {filename}.*cannot be reached"):
+        AutoPointPeftModel.from_pretrained("alice/adapter", backbone=load_backbone())
+
+
+def test_nothing_in_the_cache(load_backbone):
+    for load in (
+        lambda: AutoPointPeftModel.from_pretrained("alice/nothing", local_files_only=True),
+        lambda: GeometryAdapterConfig.from_pretrained("alice/nothing", local_files_only=True),
+        lambda: load_backbone().load_adapter("alice/nothing", local_files_only=True),
+    ):
+        with pytest.raises(ConnectionError, match="Hub cannot be reached.*there is no folder 'alice/nothing' here"):
+            load()
