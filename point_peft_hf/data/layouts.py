@@ -9,7 +9,9 @@ from pathlib import Path
 
 from .dataset import PointCloudDataset
 from .errors import PointCloudError
-from .layouts_files import find_folders, load_folders, load_modelnet40_normal, load_shapenetpart_txt
+from .folder_tree import subfolders
+from .layouts_files import load_modelnet40_normal, load_shapenetpart_txt
+from .layouts_folders import find_folders, load_folders
 from .layouts_hdf5 import load_modelnet40_hdf5, load_scanobjectnn, load_shapenetpart_hdf5, scanobjectnn_folder
 from .layouts_parts import find_part_folder, load_part_folder
 from .layouts_pickle import load_modelnet40_dat
@@ -40,8 +42,10 @@ def _has(*patterns: str) -> Callable[[Path], Path | None]:
     """Make a function that looks for files in a folder and in its subfolders one level down."""
 
     def find(path: Path) -> Path | None:
-        folders = [path, *sorted(entry for entry in path.iterdir() if entry.is_dir())]
-        return next((folder for folder in folders if all(any(folder.glob(p)) for p in patterns)), None)
+        for folder in (path, *subfolders(path)):
+            if all(any(entry.is_file() for entry in folder.glob(pattern)) for pattern in patterns):
+                return folder
+        return None
 
     return find
 
@@ -164,11 +168,11 @@ def load_dataset(
     try:
         name, folder = _choose(path, layout, parts)
         splits = LAYOUTS[name].load(folder, options)
-    except PermissionError as error:
-        raise PointCloudError(f"{error.filename}: cannot be read: {error.strerror}") from error
     except FileNotFoundError as error:
         reason = error.strerror.replace(" or directory", "").replace("No", "no", 1)
         raise PointCloudError(f"{error.filename}: {reason}{_sources(name)}") from error
+    except OSError as error:
+        raise PointCloudError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
     if len(splits) == 1:

@@ -13,6 +13,7 @@ import numpy as np
 from .dataset import PointCloudDataset, check_class_names, check_labels
 from .errors import PointCloudError
 from .formats.arrays import open_h5, read_h5_array
+from .names import read_lines
 from .sources import LoadOptions
 
 SCANOBJECTNN_CLASSES = (
@@ -87,8 +88,7 @@ def _drop_bad(path, good, clouds, labels, part_labels, options: LoadOptions):
 
 def listed_files(root: Path, name: str) -> list[Path]:
     """Read a list of files; its lines have the folder of whoever made the release, so that only the names count."""
-    lines = [line.strip() for line in (root / name).read_text(encoding="utf-8-sig").splitlines()]
-    paths = [root / line.replace("\\", "/").rsplit("/", 1)[-1] for line in lines if line]
+    paths = [root / line.replace("\\", "/").rsplit("/", 1)[-1] for line in read_lines(root / name)]
     if not paths:
         raise PointCloudError(f"{root / name}: lists no file")
     for path in paths:
@@ -99,8 +99,7 @@ def listed_files(root: Path, name: str) -> list[Path]:
 
 def read_names(path: Path) -> list[str]:
     """Read the names of the classes, one a line."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    return check_class_names([line for line in lines if line], str(path))
+    return check_class_names(read_lines(path), str(path))
 
 
 def load_modelnet40_hdf5(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset]:
@@ -150,10 +149,8 @@ def load_scanobjectnn(root: Path, options: LoadOptions, variant: str) -> dict[st
 
 def load_shapenetpart_hdf5(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset]:
     """Load the layout of the HDF5 release of ShapeNetPart."""
-    categories = [
-        line.split() for line in (root / "all_object_categories.txt").read_text(encoding="utf-8-sig").splitlines()
-    ]
-    names = check_class_names([words[0] for words in categories if words], str(root / "all_object_categories.txt"))
+    categories = [line.split() for line in read_lines(root / "all_object_categories.txt")]
+    names = check_class_names([words[0] for words in categories], str(root / "all_object_categories.txt"))
     read = {}
     for split, short in (("train", "train"), ("validation", "val"), ("test", "test")):
         listing = f"{short}_hdf5_file_list.txt"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from .dataset import PointCloudDataset
+from .dataset import MAX_PARTS, PointCloudDataset, too_many_parts
 from .errors import PointCloudError
-from .formats.text import read_text_lines
-from .layouts_files import SPLIT_NAMES, find_classes, find_folders, has_files, list_clouds, load_classes, subfolders
+from .folder_tree import CloudFinder, has_files, is_scene, subfolders
+from .label_files import find_label_file
+from .layouts_folders import find_classes, find_folders, list_classes, load_classes
 from .layouts_hdf5 import parts_of_classes
-from .part_files import LABEL_SUFFIX, read_labelled_cloud
+from .names import class_name, find_attributes, find_splits, read_lines
+from .part_files import read_labelled_cloud
+from .readers import READERS
 from .sources import LoadOptions, open_files
 
 NAMES_FILE = "parts.txt"
@@ -37,13 +41,18 @@ def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDa
         files: list[Path], labels: list[int], names: list[str], root: Path, options: LoadOptions
     ) -> PointCloudDataset:
         reader = partial(read_labelled_cloud, drop_invalid=options.drop_invalid)
-        clouds, kept = open_files(files, root, reader, options.files, beside=LABEL_SUFFIX)
+        clouds, kept = open_files(files, root, reader, options.files, beside=find_label_file)
         labels = np.array(labels, dtype=np.int64)[kept]
         dataset = PointCloudDataset(clouds, labels, names, num_points=options.num_points, seed=options.seed)
         opened.append((dataset, clouds))
         return dataset
 
     splits = load_classes(_find_categories(root, options), root, options, make)
+    for dataset, clouds in opened:
+        for index in range(len(clouds)):
+            if clouds[index][:, 3].max() >= MAX_PARTS:
+                (name,) = dataset.names_of([dataset.sample_ids[index]])
+                raise PointCloudError(f"{name}: {too_many_parts(int(clouds[index][:, 3].max()))}")
     pairs = [
         (dataset.labels[index : index + 1], clouds[index][None, :, 3].astype(np.int64))
         for dataset, clouds in opened
@@ -56,7 +65,7 @@ def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDa
             raise PointCloudError(f"{root}: no point of the category {name!r} has a label of 0 or above")
     part_names = None
     if names_file.is_file():
-        part_names = [line.strip() for line in read_text_lines(names_file) if line.strip()]
+        part_names = read_lines(names_file)
         num_parts = 1 + max(map(max, class_parts))
         if len(part_names) < num_parts:
             raise PointCloudError(
@@ -70,14 +79,26 @@ def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDa
 
 def _find_categories(root: Path, options: LoadOptions) -> dict[str, dict[str, list[Path]]]:
     """Find the files of each category of each split; a folder that holds clouds itself is the only category."""
+    finder = CloudFinder(root, options, {*READERS, ".bin"})
     folders = subfolders(root)
-    splits = {SPLIT_NAMES[name]: folder for folder in folders if (name := folder.name.lower()) in SPLIT_NAMES}
-    if "train" not in splits or not has_files(splits["train"]):
-        if folders:
-            return find_classes(root, options)
-        splits = {"": root}
-    category = root.name or "object"
-    return {
-        split: {category: [file for file in list_clouds(folder, root, options) if file != root / NAMES_FILE]}
-        for split, folder in splits.items()
+    splits = find_splits(folders)
+    if splits and (has_files(splits["train"]) or _is_category(splits["train"])):
+        places = splits
+    elif folders and not _is_category(root):
+        return list_classes(find_classes(root), finder)
+    else:
+        places = {"": root}
+    category = class_name(Path(os.path.abspath(root))) or "object"
+    files = {
+        split: {category: [file for file in finder.list(folder, split or category) if file != root / NAMES_FILE]}
+        for split, folder in places.items()
     }
+    finder.report()
+    return files
+
+
+def _is_category(folder: Path) -> bool:
+    """Tell whether a folder holds clouds itself: as files, as folders of arrays, or with their labels beside them."""
+    folders = subfolders(folder)
+    paired = find_attributes([entry.name for entry in folders], only_of_coordinates=True)
+    return not folders or bool(paired) or any(map(is_scene, folders))

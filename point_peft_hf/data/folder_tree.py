@@ -1,0 +1,227 @@
+"""Which files of a tree of folders are clouds, each counted once."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from .errors import PointCloudError
+from .formats.text import holds_rows
+from .names import COORDINATES, find_attributes, is_attribute, is_side_file, is_side_folder, printable
+from .readers import READERS
+from .sources import LoadOptions
+
+LABEL_SUFFIXES = (".seg", ".label", ".labels")
+# What lies beside clouds and meshes without being one.
+_BESIDE = {*LABEL_SUFFIXES, ".mtl", ".png", ".jpg", ".jpeg", ".bmp", ".tga", ".tif", ".tiff"}
+_BESIDE |= {".json", ".yaml", ".yml", ".md"}
+# Clouds by their ending, but as often notes, lists of files or tables of labels.
+_TEXT_OR_NOTES = (".txt", ".csv")
+_ARRAYS = (".npy", ".txt", ".csv")
+# Folders of this name hold one format of what lies in others as well.
+_FORMAT_FOLDERS = {*(suffix[1:] for suffix in READERS), "mesh", "meshes", "cloud", "clouds", "pointcloud"}
+_FORMAT_FOLDERS |= {"pointclouds", "point_clouds", "points", "models"}
+
+
+def subfolders(path: Path) -> list[Path]:
+    """List the subfolders that count."""
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_side_folder(entry.name))
+
+
+def has_files(path: Path) -> bool:
+    """Tell whether there are clouds in a folder itself; notes and tables above folders of clouds are none."""
+    clouds = [entry for entry in path.iterdir() if entry.is_file() and _is_cloud(entry)]
+    if any(entry.suffix.lower() not in _TEXT_OR_NOTES for entry in clouds):
+        return True
+    if not clouds or not any(holds_clouds(folder) for folder in subfolders(path)):
+        return bool(clouds)
+    return len([entry for entry in clouds if holds_rows(entry)]) > 1
+
+
+def holds_clouds(folder: Path) -> bool:
+    """Tell whether there are clouds in a folder or in the folders in it."""
+    return any(_is_cloud(Path(name)) for _, _, names in os.walk(folder) for name in names)
+
+
+def is_scene(folder: Path) -> bool:
+    """Tell whether a folder is one cloud, an array of coordinates and arrays of attributes, as those of Pointcept."""
+    stems = {entry.stem.lower() for entry in folder.iterdir() if entry.suffix.lower() == ".npy"}
+    return bool(stems & set(COORDINATES)) and any(map(is_attribute, stems))
+
+
+def _is_cloud(path: Path) -> bool:
+    """Tell by its name whether a file is a cloud."""
+    return path.suffix.lower() in READERS and not _is_beside(path)
+
+
+def _is_beside(path: Path) -> bool:
+    """Tell by its name whether a file lies beside clouds without being one."""
+    return is_side_file(path.name) or path.suffix.lower() in _BESIDE
+
+
+class CloudFinder:
+    """Lists the clouds in folders of a data set, and refuses what would be counted twice or passed over.
+
+    Args:
+        root: Folder of the data set.
+        options: How to load.
+        endings: Endings of the files that are clouds.
+    """
+
+    def __init__(self, root: Path, options: LoadOptions, endings: Collection[str] = READERS):
+        self.root, self.endings = root, endings
+        self.skip = options.files.skip_bad_files
+        self._strange: list[Path] = []
+        self._repeated: list[Path] = []
+        self._attributes: list[Path] = []
+        # Where each folder and file was found, by the number of the file system: links have another name only.
+        self._found: dict[tuple[int, int], tuple[Path, str | None]] = {}
+        for folder in (root, *Path(os.path.abspath(root)).parents):
+            self._enter(folder, None)
+
+    def list(self, folder: Path, place: str) -> list[Path]:
+        """List the clouds of a folder and the folders in it, links followed.
+
+        Args:
+            folder: The folder.
+            place: The class, and the split, that it stands for; a file belongs to one of them.
+
+        Returns:
+            The files, in order of their names.
+
+        Raises:
+            PointCloudError: If a file or folder belongs to another place as well, a folder cannot be read, or two
+                files are one object in two formats.
+        """
+        files: list[Path] = []
+        for parent, names in self._walk(folder, place):
+            files += self._clouds_of(parent, names, place)
+        self._refuse_twins(files, folder)
+        return files
+
+    def report(self) -> None:
+        """Refuse files of other kinds, or leave them out with a warning; warn of what was counted once.
+
+        Raises:
+            PointCloudError: If there are files of other kinds that are not to be skipped.
+        """
+        root = printable(self.root)
+        if self._repeated:
+            warnings.warn(
+                f"{root}: {len(self._repeated)} links lead to what is in the same class already, and are left out: "
+                f"{printable(self._repeated[0])}{', ...' if len(self._repeated) > 1 else ''}",
+                stacklevel=2,
+            )
+        if self._attributes:
+            warnings.warn(
+                f"{root}: {len(self._attributes)} files are taken for attributes of the clouds beside them, and left "
+                f"out: {printable(self._attributes[0])}{', ...' if len(self._attributes) > 1 else ''}",
+                stacklevel=2,
+            )
+        if not self._strange:
+            return
+        first, number = self._strange[0], len(self._strange)
+        endings = ", ".join(sorted({printable(path.suffix) or "no ending" for path in self._strange}))
+        if self.skip:
+            warnings.warn(f"{root}: {number} files of other kinds are skipped: {endings}", stacklevel=2)
+            return
+        if not first.is_file():
+            what = "is a link that leads nowhere" if first.is_symlink() else "is neither a file nor a folder"
+            raise PointCloudError(f"{printable(first)}: {what}; delete it (skip_bad_files=True leaves it out)")
+        raise PointCloudError(
+            f"{printable(first)}: files of this kind are not read ({number} such under {root}: {endings}); readable "
+            f"are {', '.join(sorted(self.endings))} (skip_bad_files=True leaves others out)"
+        )
+
+    def _walk(self, folder: Path, place: str) -> Iterator[tuple[Path, list[str]]]:
+        """Go through a folder and the folders in it, each once; with the names of the files."""
+        waiting = [folder]
+        while waiting:
+            parent = waiting.pop()
+            if not self._enter(parent, place):
+                continue
+            try:
+                with os.scandir(parent) as entries:
+                    kinds = sorted((entry.name, entry.is_dir()) for entry in entries)
+            except OSError as error:
+                self._refuse_folder(parent, error)
+                continue
+            folders = [name for name, is_folder in kinds if is_folder and not is_side_folder(name)]
+            belonging = find_attributes(folders, only_of_coordinates=True)
+            waiting += [parent / name for name in reversed(folders) if name not in belonging]
+            yield parent, [name for name, is_folder in kinds if not is_folder]
+
+    def _refuse_folder(self, folder: Path, error: OSError) -> None:
+        if not self.skip:
+            raise PointCloudError(
+                f"{printable(folder)}: the folder cannot be read: {error.strerror} (skip_bad_files=True leaves it out)"
+            )
+        warnings.warn(f"{printable(folder)}: the folder cannot be read and is skipped: {error.strerror}", stacklevel=2)
+
+    def _enter(self, path: Path, place: str | None) -> bool:
+        """Note that a file or folder belongs to a place; False if it is there under another name already."""
+        try:
+            stat = os.stat(path)
+        except OSError:  # for its reader, or for the listing of the folder, to report
+            return True
+        if stat.st_ino == 0:  # a file system without numbers
+            return True
+        other, other_place = self._found.setdefault((stat.st_dev, stat.st_ino), (path, place))
+        if other == path:
+            return True
+        if other_place is None:
+            raise PointCloudError(
+                f"{printable(path)}: is a link to {printable(other)}, a folder that holds the link itself; delete it"
+            )
+        if other_place != place:
+            raise PointCloudError(
+                f"{printable(path)} ({place}) and {printable(other)} ({other_place}) are the same "
+                f"{'folder' if path.is_dir() else 'file'}, by a link: a cloud belongs to one class and one split; "
+                "delete one of them"
+            )
+        self._repeated.append(path)
+        return False
+
+    def _clouds_of(self, parent: Path, names: list[str], place: str) -> list[Path]:
+        """Choose the clouds among the files of a folder; other files are noted, or left out."""
+        paths = [path for name in names if not _is_beside(path := parent / name)]
+        arrays = {path.stem for path in paths if path.suffix.lower() in _ARRAYS}
+        stems = arrays | {path.stem for path in paths if path.suffix.lower() in self.endings}
+        attributes = find_attributes(stems) & arrays
+        alone = [path for path in paths if path.suffix.lower() == ".npy" and is_attribute(path.stem)]
+        if alone and not any(path.stem in attributes for path in alone):
+            raise PointCloudError(
+                f"{printable(alone[0])}: is it a cloud, or the {alone[0].stem} of one whose coordinates are missing? "
+                "The coordinates belong into coord.npy beside it; a cloud needs another name"
+            )
+        clouds = []
+        for path in paths:
+            if path.stem in attributes and path.suffix.lower() in _ARRAYS:
+                if path.suffix.lower() != ".npy" or not is_attribute(path.stem.rstrip("0123456789")):
+                    self._attributes.append(path)
+            elif path.suffix.lower() not in self.endings or not path.is_file():
+                self._strange.append(path)
+            elif self._enter(path, place):
+                clouds.append(path)
+        if any(is_attribute(stem.rstrip("0123456789")) for stem in attributes) and len(clouds) > 1:
+            raise PointCloudError(
+                f"{printable(parent)}: {clouds[0].name!r} and {clouds[1].name!r} lie with {sorted(attributes)[0]!r}, "
+                "an attribute of one cloud; give each cloud a folder of its own"
+            )
+        return clouds
+
+    def _refuse_twins(self, files: list[Path], folder: Path) -> None:
+        """Refuse files that agree but for the format: one object, which would be counted, and tested, twice."""
+        first: dict[tuple[str, ...], Path] = {}
+        for path in files:
+            parts = [part.casefold() for part in path.relative_to(folder).parts[:-1]]
+            key = (*(part for part in parts if part not in _FORMAT_FOLDERS), path.stem.casefold())
+            other = first.setdefault(key, path)
+            if other.suffix != path.suffix:
+                raise PointCloudError(
+                    f"{printable(other)} and {printable(path)}: one object in two formats, or two objects? If one, "
+                    "keep one of the files, as it would be counted twice and could be both learnt and tested; if two, "
+                    "rename one"
+                )

@@ -1,0 +1,116 @@
+"""Labels of points in files of their own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from .errors import PointCloudError
+from .folder_tree import LABEL_SUFFIXES
+from .names import COORDINATES, LABELS, printable
+
+_SUFFIXES = (*LABEL_SUFFIXES, ".npy", ".txt", ".csv")
+# SemanticKITTI's labels: the class of a point in the lower half, the object that it belongs to in the upper.
+_CLASS_BITS = 0xFFFF
+_DIGITS = re.compile(rb"[\s\d.+\-eE]*")
+
+
+def find_label_file(path: Path) -> Path | None:
+    """Find the file with the labels of a cloud.
+
+    It is one of the same name that ends with .seg, .label or .labels beside the cloud; or `1_label.npy` for `1.npy`,
+    `segment.npy` for `coord.npy` (Pointcept), `points_label/1.seg` for `points/1.pts` (ShapeNetPart), or
+    `labels/1.label` for `velodyne/1.bin` (SemanticKITTI).
+
+    Args:
+        path: The file of the cloud.
+
+    Returns:
+        The file, or None.
+
+    Raises:
+        PointCloudError: If there are several.
+    """
+    found = [path.with_suffix(suffix) for suffix in LABEL_SUFFIXES]
+    found += [path.with_name(f"{path.stem}_{word}{suffix}") for word in LABELS for suffix in _SUFFIXES]
+    if path.stem.lower() in COORDINATES:  # the folder is the cloud
+        found += [
+            entry
+            for entry in path.parent.iterdir()
+            if entry.suffix.lower() in _SUFFIXES and re.sub(r"\d+$", "", entry.stem.lower()) in LABELS
+        ]
+    folder = path.parent.name.lower()
+    if folder in COORDINATES:
+        names = {*LABELS, *(f"{folder}_{word}" for word in LABELS)}
+        sides = [entry for entry in path.parent.parent.iterdir() if entry.name.lower() in names]
+        found += [side / f"{path.stem}{suffix}" for side in sides for suffix in _SUFFIXES]
+    found = sorted({candidate for candidate in found if candidate.is_file()})
+    if len(found) > 1:
+        raise PointCloudError(
+            f"{printable(path)}: both {printable(found[0])} and {printable(found[1])} can hold its labels; keep one"
+        )
+    return found[0] if found else None
+
+
+def read_label_file(path: Path) -> np.ndarray:
+    """Read one label a point.
+
+    Args:
+        path: The file: text with one number a line, .npy of shape `(num_points,)` or `(num_points, 1)`, or the binary
+            .label of SemanticKITTI, of which the class is taken (the lower 16 bits).
+
+    Returns:
+        The labels, of shape `(num_points,)`.
+
+    Raises:
+        PointCloudError: If it holds something else.
+    """
+    if path.suffix.lower() == ".npy":
+        try:
+            labels = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError, SyntaxError) as error:
+            raise PointCloudError(f"{path}: not a readable .npy file: {error}") from None
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        if labels.ndim != 1 or labels.dtype.kind not in "fiu":
+            raise PointCloudError(
+                f"{path}: labels must be numbers of shape (num_points,), got {labels.dtype} of {labels.shape}"
+            )
+        return labels
+    data = path.read_bytes()
+    if path.suffix.lower() == ".label" and not _DIGITS.fullmatch(data):
+        if len(data) % 4:
+            raise PointCloudError(f"{path}: its {len(data)} bytes are not a uint32 for each point; truncated?")
+        return np.frombuffer(data, "<u4") & _CLASS_BITS
+    try:
+        labels = np.loadtxt(path, ndmin=1, dtype=np.float64)
+    except ValueError as error:
+        raise PointCloudError(f"{path}: must hold one number a line: {error}") from None
+    if labels.ndim != 1:
+        raise PointCloudError(f"{path}: must hold one number a line, got {labels.shape[1]} columns")
+    return labels
+
+
+def read_bin(path: Path, num_points: int) -> np.ndarray:
+    """Read a .bin file of KITTI or nuScenes, whose labels say how many points it has.
+
+    Args:
+        path: The file: rows of float32, x, y, z first.
+        num_points: Number of rows.
+
+    Returns:
+        Points of shape `(num_points, 3)`, float32.
+
+    Raises:
+        PointCloudError: If its size is not that of so many rows.
+    """
+    values = np.fromfile(path, "<f4")
+    columns = len(values) // max(num_points, 1)
+    if columns < 3 or columns > 8 or 4 * columns * num_points != path.stat().st_size:
+        raise PointCloudError(
+            f"{path}: its {path.stat().st_size} bytes are not x, y, z and up to 5 other float32 numbers for each of "
+            f"the {num_points} points that its labels are of"
+        )
+    return values.reshape(num_points, columns)[:, :3]
