@@ -256,7 +256,7 @@ def check_class_names(class_names: Sequence[str], where: str = "class_names") ->
         key = looks_like(name)
         if key in seen and name.casefold() != seen[key].casefold():
             raise PointCloudError(
-                f"{where}: the classes {seen[key]!a} and {name!a} look the same, {name!r}, but are written in two "
+                f"{where}: the classes {seen[key]!a} and {name!a} look the same, {unicodedata.normalize('NFC', name)!r}, but are written in two "
                 "ways; merge or rename"
             )
         if key in seen:

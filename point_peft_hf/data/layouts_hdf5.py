@@ -22,7 +22,7 @@ SCANOBJECTNN_CLASSES = (
 )
 
 
-class _Joined(Sequence):
+class JoinedClouds(Sequence):
     """Arrays of clouds one after the other, without the copy that joining them would take."""
 
     def __init__(self, arrays: list[np.ndarray]):
@@ -69,21 +69,54 @@ def read_h5_clouds(
     if cut and options.num_points is not None and options.num_points < clouds.shape[1]:
         clouds = clouds[:, : options.num_points].copy()  # a copy, so that the rest is freed
     clouds = clouds[:, :, :3].astype(np.float32, copy=False)
-    good = np.isfinite(clouds).all(axis=(1, 2))
+    return drop_bad_clouds(path, clouds, labels, part_labels, options)
+
+
+def drop_bad_clouds(
+    path: Path, clouds: np.ndarray, labels: np.ndarray, part_labels: np.ndarray | None, options: LoadOptions
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Refuse clouds of a file that are not finite or all in one place, or leave these clouds or points out.
+
+    Args:
+        path: The file, for messages.
+        clouds: Clouds of shape `(num_clouds, num_points, 3)`; with `drop_invalid` changed in place.
+        labels: Their labels, of shape `(num_clouds,)`.
+        part_labels: Labels of their points, of shape `(num_clouds, num_points)`, or None.
+        options: How to load.
+
+    Returns:
+        What is left of clouds, labels and part labels.
+
+    Raises:
+        PointCloudError: If there are bad clouds that are not to be skipped.
+    """
+    if options.drop_invalid:
+        for index in np.flatnonzero(~np.isfinite(clouds).all(axis=(1, 2))):
+            # The shape of the array stays: other points of the cloud are repeated instead.
+            valid = np.flatnonzero(np.isfinite(clouds[index]).all(axis=1))
+            if len(valid) > 1:
+                chosen = valid[np.arange(clouds.shape[1]) % len(valid)]
+                clouds[index] = clouds[index][chosen]
+                if part_labels is not None:
+                    part_labels[index] = part_labels[index][chosen]
+    finite = np.isfinite(clouds).all(axis=(1, 2))
+    flat = (clouds == clouds[:, :1]).all(axis=(1, 2))
+    way_out = "skip_bad_files=True leaves such clouds out"
+    for bad, what, more in (
+        (~finite, "have NaN or infinite coordinates", ", drop_invalid=True such points"),
+        (flat, "have all their points in one place", ""),
+    ):
+        if not bad.any():
+            continue
+        reason = f"{path}: {int(bad.sum())} of {len(bad)} clouds {what}"
+        if not options.files.skip_bad_files:
+            raise PointCloudError(f"{reason}, the first is cloud {int(bad.argmax())} ({way_out}{more})")
+        warnings.warn(f"{reason}: they are skipped", stacklevel=2)
+    good = finite & ~flat
     if not good.all():
-        clouds, labels, part_labels = _drop_bad(path, good, clouds, labels, part_labels, options)
+        clouds, labels = clouds[good], labels[good]
+        part_labels = None if part_labels is None else part_labels[good]
     return clouds, labels, part_labels
-
-
-def _drop_bad(path, good, clouds, labels, part_labels, options: LoadOptions):
-    """Refuse a file of clouds that are not finite, or leave those clouds out."""
-    reason = f"{path}: {int((~good).sum())} of {len(good)} clouds have NaN or infinite coordinates"
-    if not options.files.skip_bad_files:
-        raise PointCloudError(
-            f"{reason}, the first is cloud {int((~good).argmax())} (skip_bad_files=True leaves such clouds out)"
-        )
-    warnings.warn(f"{reason}: they are skipped", stacklevel=2)
-    return clouds[good], labels[good], None if part_labels is None else part_labels[good]
 
 
 def listed_files(root: Path, name: str) -> list[Path]:
@@ -111,7 +144,7 @@ def load_modelnet40_hdf5(root: Path, options: LoadOptions) -> dict[str, PointClo
             continue
         read = [read_h5_clouds(path, len(names), options, cut=True) for path in listed_files(root, listing)]
         splits[split] = PointCloudDataset(
-            _Joined([clouds for clouds, _, _ in read]),
+            JoinedClouds([clouds for clouds, _, _ in read]),
             np.concatenate([labels for _, labels, _ in read]),
             names,
             num_points=options.num_points,
@@ -166,10 +199,10 @@ def load_shapenetpart_hdf5(root: Path, options: LoadOptions) -> dict[str, PointC
             check_parts(labels, pid, class_parts, f"{root}: {paths}")
     return {
         split: PointCloudDataset(
-            _Joined([clouds for clouds, _, _ in files]),
+            JoinedClouds([clouds for clouds, _, _ in files]),
             np.concatenate([labels for _, labels, _ in files]),
             names,
-            part_labels=_Joined([pid for _, _, pid in files]),
+            part_labels=JoinedClouds([pid for _, _, pid in files]),
             num_points=options.num_points,
             seed=options.seed,
             class_parts=class_parts,

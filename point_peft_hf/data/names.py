@@ -117,6 +117,12 @@ def _split_in(name: str) -> tuple[set[str], tuple[str, ...]]:
     return splits, tuple(rest)
 
 
+def split_of(name: str) -> str | None:
+    """Give the split that a name says: train, test, validation or eval (either of the last two); None for no one."""
+    splits = _split_in(name)[0]
+    return next(iter(splits)) if len(splits) == 1 else None
+
+
 def has_split_word(name: str) -> bool:
     """Tell whether a name has a word for a split, whatever else is in it."""
     return bool(_split_in(name)[0])

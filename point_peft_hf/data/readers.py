@@ -119,7 +119,7 @@ def read_shifted(
         elif drop_invalid:
             points = points[np.isfinite(points).all(axis=1)]
         else:
-            _check_finite(points, path, "points", "; read it with drop_invalid=True to leave them out")
+            _check_finite(points, path, "points", "; drop_invalid=True (--drop_invalid) leaves them out")
     if len(points) < 2:
         raise PointCloudError(f"{path}: holds {len(points)} point{'s' * (len(points) != 1)}; a cloud has at least 2")
     return shift_to_float32(points, path)
