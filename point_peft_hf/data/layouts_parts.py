@@ -10,7 +10,7 @@ import numpy as np
 
 from .dataset import PointCloudDataset
 from .errors import PointCloudError
-from .formats.text import read_text_lines
+from .formats.encoding import read_text_lines
 from .layouts_files import SPLIT_NAMES, find_classes, find_folders, has_files, list_clouds, load_classes, subfolders
 from .layouts_hdf5 import parts_of_classes
 from .part_files import LABEL_SUFFIX, read_labelled_cloud
