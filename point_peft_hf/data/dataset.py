@@ -256,8 +256,8 @@ def check_class_names(class_names: Sequence[str], where: str = "class_names") ->
         key = looks_like(name)
         if key in seen and name.casefold() != seen[key].casefold():
             raise PointCloudError(
-                f"{where}: the classes {seen[key]!a} and {name!a} look the same, {unicodedata.normalize('NFC', name)!r}, but are written in two "
-                "ways; merge or rename"
+                f"{where}: the classes {seen[key]!a} and {name!a} look the same, "
+                f"{unicodedata.normalize('NFC', name)!r}, but are written in two ways; merge or rename"
             )
         if key in seen:
             raise PointCloudError(

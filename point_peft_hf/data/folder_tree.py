@@ -61,6 +61,13 @@ def _is_beside(path: Path) -> bool:
     return is_side_file(path.name) or path.suffix.lower() in _BESIDE
 
 
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 class CloudFinder:
     """Lists the clouds in folders of a data set, and refuses what would be counted twice or passed over.
 
@@ -144,7 +151,7 @@ class CloudFinder:
                 continue
             try:
                 with os.scandir(parent) as entries:
-                    kinds = sorted((entry.name, entry.is_dir()) for entry in entries)
+                    kinds = sorted((entry.name, _is_folder(entry)) for entry in entries)
             except OSError as error:
                 self._refuse_folder(parent, error)
                 continue

@@ -11,6 +11,8 @@ from .errors import PointCloudError
 from .folder_tree import LABEL_SUFFIXES
 from .names import COORDINATES, LABELS, printable
 
+# What is appended to the name of a cloud for its labels; each of these is looked for.
+_WORDS = ("label", "labels", "seg", "segment", "segmentation", "part", "parts", "semantic")
 _SUFFIXES = (*LABEL_SUFFIXES, ".npy", ".txt", ".csv")
 # SemanticKITTI's labels: the class of a point in the lower half, the object that it belongs to in the upper.
 _CLASS_BITS = 0xFFFF
@@ -34,7 +36,7 @@ def find_label_file(path: Path) -> Path | None:
         PointCloudError: If there are several.
     """
     found = [path.with_suffix(suffix) for suffix in LABEL_SUFFIXES]
-    found += [path.with_name(f"{path.stem}_{word}{suffix}") for word in LABELS for suffix in _SUFFIXES]
+    found += [path.with_name(f"{path.stem}_{word}{suffix}") for word in _WORDS for suffix in _SUFFIXES]
     if path.stem.lower() in COORDINATES:  # the folder is the cloud
         found += [
             entry
@@ -91,26 +93,3 @@ def read_label_file(path: Path) -> np.ndarray:
     if labels.ndim != 1:
         raise PointCloudError(f"{path}: must hold one number a line, got {labels.shape[1]} columns")
     return labels
-
-
-def read_bin(path: Path, num_points: int) -> np.ndarray:
-    """Read a .bin file of KITTI or nuScenes, whose labels say how many points it has.
-
-    Args:
-        path: The file: rows of float32, x, y, z first.
-        num_points: Number of rows.
-
-    Returns:
-        Points of shape `(num_points, 3)`, float32.
-
-    Raises:
-        PointCloudError: If its size is not that of so many rows.
-    """
-    values = np.fromfile(path, "<f4")
-    columns = len(values) // max(num_points, 1)
-    if columns < 3 or columns > 8 or 4 * columns * num_points != path.stat().st_size:
-        raise PointCloudError(
-            f"{path}: its {path.stat().st_size} bytes are not x, y, z and up to 5 other float32 numbers for each of "
-            f"the {num_points} points that its labels are of"
-        )
-    return values.reshape(num_points, columns)[:, :3]

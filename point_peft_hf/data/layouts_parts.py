@@ -17,7 +17,6 @@ from .layouts_folders import find_classes, find_folders, list_classes, load_clas
 from .layouts_hdf5 import parts_of_classes
 from .names import class_name, find_attributes, find_splits, read_lines
 from .part_files import read_labelled_cloud
-from .readers import READERS
 from .sources import LoadOptions, open_files
 
 NAMES_FILE = "parts.txt"
@@ -79,7 +78,7 @@ def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDa
 
 def _find_categories(root: Path, options: LoadOptions) -> dict[str, dict[str, list[Path]]]:
     """Find the files of each category of each split; a folder that holds clouds itself is the only category."""
-    finder = CloudFinder(root, options, {*READERS, ".bin"})
+    finder = CloudFinder(root, options)
     folders = subfolders(root)
     splits = find_splits(folders)
     if splits and (has_files(splits["train"]) or _is_category(splits["train"])):

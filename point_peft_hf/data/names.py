@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .errors import PointCloudError
+from .formats.columns import LABEL_NAMES
 
 _SPLITS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
@@ -27,8 +28,7 @@ _SIDE_FILES = ("readme", "license", "licence", "thumbs.db", "ehthumbs", "desktop
 # What arrays and folders are called that hold coordinates, and those that hold something else about the same points.
 COORDINATES = ("coord", "coords", "coordinates", "points", "point", "pts", "xyz", "pos", "position", "positions")
 COORDINATES += ("velodyne", "cloud", "clouds", "pointcloud", "pointclouds")
-LABELS = ("label", "labels", "part", "parts", "part_label", "part_labels", "part_id", "seg", "segment", "segments")
-LABELS += ("segmentation", "semantic", "semantics", "class", "classification")
+LABELS = tuple(name for name in LABEL_NAMES if not name.startswith("scalar_"))
 _ATTRIBUTES = {*LABELS, "color", "colors", "colour", "colours", "rgb", "normal", "normals", "strength", "intensity"}
 _ATTRIBUTES |= {"intensities", "remission", "instance", "instances", "superpoint", "mask", "masks", "feat", "feature"}
 _ATTRIBUTES |= {"feats", "features"}
