@@ -89,7 +89,11 @@ def load_arrays(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset
             "write train, validation or test into the name, or move the file away"
         )
     names = _class_names(root, [arrays for files in read.values() for _, arrays in files])
-    kept = {split: [_checked(file, arrays, names, options) for file, arrays in files] for split, files in read.items()}
+    kept = {
+        split: [_checked(file, arrays, names, options) for file, arrays in read[split]]
+        for split in ("", "train", "validation", "test")
+        if split in read
+    }
     everything = [arrays for files in kept.values() for arrays in files]
     has_parts = [parts is not None for _, _, parts in everything]
     class_parts = None
