@@ -158,7 +158,10 @@ class CloudFinder:
             folders = [name for name, is_folder in kinds if is_folder and not is_side_folder(name)]
             belonging = find_attributes(folders, only_of_coordinates=True)
             waiting += [parent / name for name in reversed(folders) if name not in belonging]
-            yield parent, [name for name, is_folder in kinds if not is_folder]
+            names = [name for name, is_folder in kinds if not is_folder]
+            if belonging:  # above folders of points and labels there are calibrations and poses
+                names = [name for name in names if Path(name).suffix.lower() not in _TEXT_OR_NOTES]
+            yield parent, names
 
     def _refuse_folder(self, folder: Path, error: OSError) -> None:
         if not self.skip:

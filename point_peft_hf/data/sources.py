@@ -26,6 +26,8 @@ Beside = Callable[[Path], Path | None]
 _CACHE_VERSION = 3
 # More points than any of the models takes, kept small enough that 10,000 scans of any size fit on a disk.
 MAX_CACHED_POINTS = 65536
+# Share of points in one place above which those that are drawn for a model may have no extent.
+_IN_ONE_PLACE = 0.99
 _STALE_SECONDS = 86400
 
 
@@ -50,7 +52,7 @@ def read_cloud(
 
 
 def check_extent(points: np.ndarray, where: object) -> None:
-    """Refuse a cloud whose points all lie in one place, as a sensor without returns writes them.
+    """Refuse a cloud of which (almost) all points lie in one place, as a sensor without returns writes them.
 
     Args:
         points: Coordinates of shape `(num_points, 3)`.
@@ -59,9 +61,16 @@ def check_extent(points: np.ndarray, where: object) -> None:
     Raises:
         PointCloudError: If there is no shape in it.
     """
-    if (points == points[0]).all():
+    # What most points have, some of them have: all are counted where that is so only.
+    some = points[:: max(1, len(points) // 64)]
+    common = np.sort(some, axis=0)[len(some) // 2]
+    if 2 * (some == common).all(axis=1).sum() <= len(some):
+        return
+    number = int((points == common).all(axis=1).sum())
+    if number >= _IN_ONE_PLACE * len(points):
+        share = "all its" if number == len(points) else f"{number} of its"
         raise PointCloudError(
-            f"{where}: all its {len(points)} points lie in one place, {points[0].tolist()}; it has no shape"
+            f"{where}: {share} {len(points)} points lie in one place, {common.tolist()}; a sensor without returns?"
         )
 
 

@@ -64,6 +64,8 @@ def test_labels_of_semantickitti(tmp_path, cloud):
     for index in range(5):
         put(tmp_path / f"00/velodyne/{index:06}.bin", np.c_[cloud, cloud[:, 0]])
         put(tmp_path / f"00/labels/{index:06}.label", np.array([0, 40, 252, 259] * 3))
+    for name in ("calib.txt", "poses.txt", "times.txt"):
+        (tmp_path / "00" / name).write_text("P0: 1 0 0\n1 0 0 0\n")
     splits = load_dataset(tmp_path / "00", parts=True, progress=False)
     assert (splits["train"].class_names, sum(map(len, splits.values()))) == (["00"], 5)
     assert splits["train"].class_parts == [[0, 40, 252, 259]]
