@@ -268,13 +268,15 @@ def _is_far(largest: float, extent: float) -> bool:
 
 def _is_blurred(points: np.ndarray) -> bool:
     """Tell whether points have come through float32, of whatever type they are, and lost their shape there."""
-    if len(points) == 0 or points.dtype.kind != "f" or not _is_far(*_bounds(points)[2:]):
+    if len(points) == 0 or points.dtype.kind != "f":
         return False
-    if points.dtype == np.float32:
-        return True
+    low, high, largest, extent = _bounds(points)
+    if not _is_far(largest, extent) or points.dtype == np.float32:
+        return _is_far(largest, extent)
+    far = points[:, [_is_far(max(-low[axis], high[axis]), extent) for axis in range(3)]]
     # A few numbers, or whole ones, are of single precision by chance.
-    single = len(points) >= _MIN_BLURRED and (points == points.astype(np.float32)).all()
-    return bool(single and (points != np.round(points)).any())
+    single = len(points) >= _MIN_BLURRED and (far == far.astype(np.float32)).all()
+    return bool(single and (far != np.round(far)).any())
 
 
 def write_point_cloud(
