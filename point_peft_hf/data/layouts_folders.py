@@ -13,7 +13,7 @@ import numpy as np
 from .dataset import PointCloudDataset, check_class_names
 from .errors import PointCloudError
 from .folder_tree import CloudFinder, has_files, holds_clouds, is_scene, subfolders
-from .names import class_name, find_attributes, find_splits, has_split_word, printable
+from .names import COORDINATES, class_name, find_attributes, find_splits, has_split_word, is_attribute, printable
 from .readers import READERS
 from .sources import LoadOptions, open_files, read_cloud
 
@@ -156,7 +156,7 @@ def _splits_below(root: Path, inner: dict[Path, dict[str, Path]]) -> ClassFolder
 
 def _refuse_unnamed_splits(root: Path, folders: list[Path]) -> None:
     """Refuse folders that all hold folders of the same names: splits of classes, or classes of splits?"""
-    inner = [{entry.name for entry in subfolders(folder) if holds_clouds(entry)} for folder in folders]
+    inner = [{entry.name for entry in subfolders(folder) if _may_be_class(entry)} for folder in folders]
     if len(folders) < 2 or not all(inner) or any(map(has_files, folders)):
         return
     shared = sorted(set.intersection(*inner))
@@ -167,6 +167,12 @@ def _refuse_unnamed_splits(root: Path, folders: list[Path]) -> None:
             f"splits of the classes {', '.join(map(repr, map(printable, shared[:5])))}, which both hold? Call splits "
             "train and test; move the clouds of classes out of the folders in them, or number these (batch1, batch2)"
         )
+
+
+def _may_be_class(folder: Path) -> bool:
+    """Tell whether a folder in one that may be a split can be a class: it is neither one cloud nor named as a part."""
+    name = folder.name.lower()
+    return holds_clouds(folder) and name not in COORDINATES and not is_attribute(name) and not is_scene(folder)
 
 
 def list_classes(found: ClassFolders, finder: CloudFinder) -> dict[str, dict[str, list[Path]]]:

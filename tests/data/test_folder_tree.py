@@ -239,7 +239,9 @@ def test_file_whose_name_is_not_utf8(scan):
 ZEROS = "0 0 0\n" * 1000 + "1 2 3\n" + "0 0 0\n" * 1000
 
 
-@pytest.mark.parametrize("content", ["1 2 3\n" * 50, "0 0 0\n0 0 0\n", "1 2 3\n", "nan 0 0\n" * 5 + "1 2 3\n" * 5, ZEROS])
+@pytest.mark.parametrize(
+    "content", ["1 2 3\n" * 50, "0 0 0\n0 0 0\n", "1 2 3\n", "nan 0 0\n" * 5 + "1 2 3\n" * 5, ZEROS]
+)
 @pytest.mark.parametrize("parts", [False, True])
 def test_clouds_in_one_place(scan, content, parts):
     root = scan(*names_of(""))

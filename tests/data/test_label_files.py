@@ -73,6 +73,20 @@ def test_labels_of_semantickitti(tmp_path, cloud):
         load_dataset(tmp_path / "00", progress=False)
 
 
+@pytest.mark.parametrize(
+    ("points", "labels"), [("points/%d.pts", "points_label/%d.seg"), ("xyz/%d.npy", "labels/%d.npy")]
+)
+def test_folders_of_labels_in_categories(tmp_path, cloud, points, labels):
+    for name in ("chair", "table"):
+        for index in range(4):
+            put(tmp_path / name / (points % index), cloud)
+            put(tmp_path / name / (labels % index), LABELS)
+    for options in ({}, {"parts": True}):
+        splits = load_dataset(tmp_path, progress=False, **options)
+        assert (splits["train"].class_names, sum(map(len, splits.values()))) == (["chair", "table"], 8)
+    assert splits["train"].class_parts == [[0, 1, 2]] * 2
+
+
 def test_label_files_that_cannot_be_used(tmp_path, cloud):
     put(tmp_path / "1.npy", cloud)
     put(tmp_path / "1.seg", LABELS)
