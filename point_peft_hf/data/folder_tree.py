@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -83,6 +84,8 @@ class CloudFinder:
         self._strange: list[Path] = []
         self._repeated: list[Path] = []
         self._attributes: list[Path] = []
+        # The first file of each object, by its folders and its name without ending.
+        self._objects: dict[tuple[tuple[str, ...], str], Path] = {}
         # Where each folder and file was found, by the number of the file system: links have another name only.
         self._found: dict[tuple[int, int], tuple[Path, str | None]] = {}
         for folder in (root, *Path(os.path.abspath(root)).parents):
@@ -105,7 +108,6 @@ class CloudFinder:
         files: list[Path] = []
         for parent, names in self._walk(folder, place):
             files += self._clouds_of(parent, names, place)
-        self._refuse_twins(files, folder)
         return files
 
     def report(self) -> None:
@@ -170,16 +172,19 @@ class CloudFinder:
             )
         warnings.warn(f"{printable(folder)}: the folder cannot be read and is skipped: {error.strerror}", stacklevel=2)
 
-    def _enter(self, path: Path, place: str | None) -> bool:
+    def _enter(self, path: Path, place: str | None, is_file: bool = False) -> bool:
         """Note that a file or folder belongs to a place; False if it is there under another name already."""
         try:
-            stat = os.stat(path)
-        except OSError:  # for its reader, or for the listing of the folder, to report
+            info = os.stat(path)
+        except OSError:
+            info = None  # for the listing of the folder to report
+        if is_file and (info is None or not stat.S_ISREG(info.st_mode)):
+            self._strange.append(path)
+            return False
+        if info is None or info.st_ino == 0:  # a file system without numbers
             return True
-        if stat.st_ino == 0:  # a file system without numbers
-            return True
-        other, other_place = self._found.setdefault((stat.st_dev, stat.st_ino), (path, place))
-        if other == path:
+        other, other_place = self._found.setdefault((info.st_dev, info.st_ino), (path, place))
+        if other is path:
             return True
         if other_place is None:
             raise PointCloudError(
@@ -188,48 +193,50 @@ class CloudFinder:
         if other_place != place:
             raise PointCloudError(
                 f"{printable(path)} ({place}) and {printable(other)} ({other_place}) are the same "
-                f"{'folder' if path.is_dir() else 'file'}, by a link: a cloud belongs to one class and one split; "
-                "delete one of them"
+                f"{'file' if is_file else 'folder'}, by a link: a cloud belongs to one class and one split; delete "
+                "one of them"
             )
         self._repeated.append(path)
         return False
 
     def _clouds_of(self, parent: Path, names: list[str], place: str) -> list[Path]:
         """Choose the clouds among the files of a folder; other files are noted, or left out."""
-        paths = [path for name in names if not _is_beside(path := parent / name)]
-        arrays = {path.stem for path in paths if path.suffix.lower() in _ARRAYS}
-        stems = arrays | {path.stem for path in paths if path.suffix.lower() in self.endings}
-        attributes = find_attributes(stems) & arrays
-        alone = [path for path in paths if path.suffix.lower() == ".npy" and is_attribute(path.stem)]
-        if alone and not any(path.stem in attributes for path in alone):
+        files = [(name, *os.path.splitext(name)) for name in names if not is_side_file(name)]
+        files = [(name, stem, ending.lower()) for name, stem, ending in files if ending.lower() not in _BESIDE]
+        arrays = {stem for _, stem, ending in files if ending in _ARRAYS}
+        attributes = find_attributes({stem for _, stem, _ in files}) & arrays
+        alone = [stem for _, stem, ending in files if ending == ".npy" and is_attribute(stem)]
+        if alone and attributes.isdisjoint(alone):
             raise PointCloudError(
-                f"{printable(alone[0])}: is it a cloud, or the {alone[0].stem} of one whose coordinates are missing? "
-                "The coordinates belong into coord.npy beside it; a cloud needs another name"
+                f"{printable(parent / alone[0])}.npy: is it a cloud, or the {alone[0]} of one whose coordinates are "
+                "missing? The coordinates belong into coord.npy beside it; a cloud needs another name"
             )
+        of_folder = sorted(stem for stem in attributes if is_attribute(stem.rstrip("0123456789")))
         clouds = []
-        for path in paths:
-            if path.stem in attributes and path.suffix.lower() in _ARRAYS:
-                if path.suffix.lower() != ".npy" or not is_attribute(path.stem.rstrip("0123456789")):
+        for name, stem, ending in files:
+            path = parent / name
+            if stem in attributes and ending in _ARRAYS:
+                if ending != ".npy" or stem not in of_folder:
                     self._attributes.append(path)
-            elif path.suffix.lower() not in self.endings or not path.is_file():
+            elif ending not in self.endings:
                 self._strange.append(path)
-            elif self._enter(path, place):
+            elif self._enter(path, place, is_file=True):
                 clouds.append(path)
-        if any(is_attribute(stem.rstrip("0123456789")) for stem in attributes) and len(clouds) > 1:
+        if of_folder and len(clouds) > 1:
             raise PointCloudError(
-                f"{printable(parent)}: {clouds[0].name!r} and {clouds[1].name!r} lie with {sorted(attributes)[0]!r}, "
-                "an attribute of one cloud; give each cloud a folder of its own"
+                f"{printable(parent)}: {printable(clouds[0].name)!r} and {printable(clouds[1].name)!r} lie with "
+                f"{of_folder[0]!r}, an attribute of one cloud; give each cloud a folder of its own"
             )
+        self._refuse_twins(parent, clouds)
         return clouds
 
-    def _refuse_twins(self, files: list[Path], folder: Path) -> None:
+    def _refuse_twins(self, parent: Path, clouds: list[Path]) -> None:
         """Refuse files that agree but for the format: one object, which would be counted, and tested, twice."""
-        first: dict[tuple[str, ...], Path] = {}
-        for path in files:
-            parts = [part.casefold() for part in path.relative_to(folder).parts[:-1]]
-            key = (*(part for part in parts if part not in _FORMAT_FOLDERS), path.stem.casefold())
-            other = first.setdefault(key, path)
-            if other.suffix != path.suffix:
+        folders = tuple(part for part in map(str.casefold, parent.parts) if part not in _FORMAT_FOLDERS)
+        for path in clouds:
+            stem, ending = os.path.splitext(path.name)
+            other = self._objects.setdefault((folders, stem.casefold()), path)
+            if other is not path and not other.name.endswith(ending):
                 raise PointCloudError(
                     f"{printable(other)} and {printable(path)}: one object in two formats, or two objects? If one, "
                     "keep one of the files, as it would be counted twice and could be both learnt and tested; if two, "

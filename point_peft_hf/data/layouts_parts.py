@@ -47,11 +47,6 @@ def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDa
         return dataset
 
     splits = load_classes(_find_categories(root, options), root, options, make)
-    for dataset, clouds in opened:
-        for index in range(len(clouds)):
-            if clouds[index][:, 3].max() >= MAX_PARTS:
-                (name,) = dataset.names_of([dataset.sample_ids[index]])
-                raise PointCloudError(f"{name}: {too_many_parts(int(clouds[index][:, 3].max()))}")
     pairs = [
         (dataset.labels[index : index + 1], clouds[index][None, :, 3].astype(np.int64))
         for dataset, clouds in opened
@@ -59,6 +54,8 @@ def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDa
     ]
     class_names = opened[0][0].class_names
     class_parts = [[part for part in parts if part >= 0] for parts in parts_of_classes(pairs, len(class_names))]
+    if max((part for parts in class_parts for part in parts), default=0) >= MAX_PARTS:
+        _refuse_numbers(opened)
     for name, parts in zip(class_names, class_parts, strict=True):
         if not parts:
             raise PointCloudError(f"{root}: no point of the category {name!r} has a label of 0 or above")
@@ -74,6 +71,14 @@ def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDa
     for dataset, _ in opened:
         dataset.set_parts(class_parts, part_names)
     return splits
+
+
+def _refuse_numbers(opened: list[tuple[PointCloudDataset, Sequence]]) -> None:
+    """Name the first file with a number that cannot be that of a part."""
+    for dataset, clouds in opened:
+        for sample_id, cloud in zip(dataset.sample_ids, clouds, strict=True):
+            if cloud[:, 3].max() >= MAX_PARTS:
+                raise PointCloudError(f"{dataset.names_of([sample_id])[0]}: {too_many_parts(int(cloud[:, 3].max()))}")
 
 
 def _find_categories(root: Path, options: LoadOptions) -> dict[str, dict[str, list[Path]]]:
