@@ -141,11 +141,8 @@ def read_shifted(
         blurred = _is_blurred(points)
         if faces is not None:
             _check_finite(points, path, "vertices", "; repair the mesh")
-            try:
-                generator = np.random.default_rng(seed)
-                points = sample_surface(points, faces, num_points or DEFAULT_MESH_POINTS, generator)
-            except PointCloudError as error:
-                raise PointCloudError(f"{path}: {error}") from None
+            generator = np.random.default_rng(seed)
+            points = sample_surface(points, faces, num_points or DEFAULT_MESH_POINTS, generator)
         elif drop_invalid:
             points = points[np.isfinite(points).all(axis=1)]
         else:
@@ -169,8 +166,10 @@ def errors_of(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except PointCloudError:
-        raise
+    except PointCloudError as error:
+        if str(path) in str(error):
+            raise
+        raise PointCloudError(f"{path}: {error}") from None
     except OSError as error:
         raise PointCloudError(f"{path}: cannot be read: {error.strerror or error}") from error
     except MemoryError as error:

@@ -45,6 +45,29 @@ def test_las(tmp_path, suffix, version, records):
     np.testing.assert_allclose(read_point_cloud(path), POINTS, atol=1e-3)
 
 
+@pytest.mark.parametrize("point_format", [0, 1, 3, 6, 7, 8])
+@pytest.mark.parametrize("extra", [0, 3])
+def test_compressed_points_of_several_chunks(tmp_path, point_format, extra):
+    pytest.importorskip("lazrs")
+    header = laspy.LasHeader(point_format=point_format, version="1.4" if point_format > 5 else "1.2")
+    header.scales = [0.001] * 3
+    if extra:
+        header.add_extra_dim(laspy.ExtraBytesParams("more", f"{extra}u1"))
+    las = laspy.LasData(header)
+    points = np.resize(POINTS, (120_000, 3))
+    las.xyz = points
+    las.write(tmp_path / "a.laz")
+    np.testing.assert_allclose(read_point_cloud(tmp_path / "a.laz"), points, atol=1e-3)
+    # A layer, or the table of chunks, that promises gigabytes.
+    data = bytearray((tmp_path / "a.laz").read_bytes())
+    start, length = struct.unpack_from("<I", data, 96)[0], struct.unpack_from("<H", data, 105)[0]
+    table = struct.unpack_from("<q", data, start)[0]
+    for place in (table + 4, start + 8 + length + 4)[: 2 if point_format > 5 else 1]:
+        (tmp_path / "b.laz").write_bytes(data[:place] + b"\xff" * 4 + data[place + 4 :])
+        with pytest.raises(PointCloudError, match="b.laz: its (table promises|compressed points go beyond)"):
+            read_point_cloud(tmp_path / "b.laz")
+
+
 def change(path, **numbers):
     """Write other numbers into the header of a .las file."""
     data = bytearray(path.read_bytes())

@@ -256,10 +256,7 @@ def _read_arrays(
     faces = _by_name(names, _FACE_NAMES)
     if faces is None or faces == chosen:
         return points, None
-    try:
-        return points, triangulate(_faces(load(faces), path, faces), points)
-    except PointCloudError as error:
-        raise PointCloudError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+    return points, triangulate(_faces(load(faces), path, faces), points)
 
 
 def _faces(array: np.ndarray, path: Path, name: str) -> np.ndarray:

@@ -11,7 +11,10 @@ import numpy as np
 from ..errors import PointCloudError, import_optional
 from .arrays import first_sentence
 
-_CHUNK = 1_000_000
+_CHUNK_BYTES = 32 << 20
+_LASZIP_RECORD = 22204
+# Layers of the kinds of items that version 1.4 has: point, colours, colours with infrared, waveform; a byte has one.
+_LAYERS, _EXTRA_BYTES = {10: 9, 11: 1, 12: 2, 13: 1}, 14
 _HEADER = 227  # bytes of the header of the first version
 
 
@@ -37,7 +40,9 @@ def read_las(path: Path, labels: bool = False) -> tuple[np.ndarray, None]:
     try:
         with laspy.open(path, read_evlrs=False) as reader:
             promised = reader.header.point_count
-            for chunk in reader.chunk_iterator(_CHUNK):
+            # Not all at once: a damaged header may promise any number of points.
+            step = max(1, _CHUNK_BYTES // max(1, reader.header.point_format.size))
+            for chunk in reader.chunk_iterator(step):
                 columns = [chunk.x, chunk.y, chunk.z, *([chunk.classification] if labels else [])]
                 parts.append(np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1))
     except ImportError:
@@ -86,11 +91,52 @@ def _check_las_header(path: Path) -> None:
             f"and {start} of {size}; damaged or truncated?"
         )
     room = end - start
+    if compressed:
+        _check_chunks(path, header_size, num_records, start, length)
     if not compressed and (points * length > room or (length and room - points * length >= length)):
         raise PointCloudError(
             f"{path}: its header promises {points} points of {length} bytes, the file has room for "
             f"{room // max(length, 1)}; {'truncated' if points * length > room else 'was it closed properly'}?"
         )
+
+
+def _check_chunks(path: Path, header_size: int, num_records: int, start: int, length: int) -> None:
+    """Refuse sizes within the compressed points that go beyond the file, for which lazrs would take the memory."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        file.seek(header_size)
+        layers = _count_layers(file.read(start - header_size), num_records)
+        table = int.from_bytes(file.read(8), "little", signed=True)
+        if table == -1:  # written at the end where it could not be written first
+            file.seek(max(size - 8, 0))
+            table = int.from_bytes(file.read(8), "little", signed=True)
+        if start < table <= size - 8:
+            file.seek(table + 4)
+            chunks = int.from_bytes(file.read(4), "little")
+            if chunks > size // 20:
+                raise PointCloudError(f"{path}: its table promises {chunks} chunks in {size} bytes; damaged?")
+        # A chunk: its first point, the number of its points, the sizes of its layers, the layers.
+        place, end = start + 8, table if start < table <= size else size
+        while layers and place < end:
+            file.seek(place + length + 4)
+            sizes = np.frombuffer(file.read(4 * layers), dtype="<u4", count=-1)
+            place += length + 4 + 4 * layers + int(sizes.sum(dtype=np.int64))
+            if len(sizes) < layers or place > size:
+                raise PointCloudError(f"{path}: its compressed points go beyond its {size} bytes; truncated?")
+
+
+def _count_layers(records: bytes, num_records: int) -> int:
+    """Count the layers of a chunk of points by the record of LASzip; 0 where points are not compressed in layers."""
+    place = 0
+    for _ in range(num_records):
+        user, number, length = struct.unpack_from("<16sHH", records.ljust(place + 54, b"\0"), place + 2)
+        record = records[place + 54 : place + 54 + length]
+        if user.rstrip(b"\0") == b"laszip encoded" and number == _LASZIP_RECORD and len(record) >= 34:
+            items = np.frombuffer(record[34 : 34 + len(record[34:]) // 6 * 6], dtype="<u2").reshape(-1, 3)
+            items = items[: int.from_bytes(record[32:34], "little")]
+            return sum(_LAYERS.get(int(kind), int(width) if kind == _EXTRA_BYTES else 0) for kind, width, _ in items)
+        place += 54 + length
+    return 0
 
 
 def read_e57(path: Path) -> tuple[np.ndarray, None]:
