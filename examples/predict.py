@@ -30,6 +30,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output_dir", type=Path, default=Path(), help="Parts: where FILE_parts.ply goes (default: this folder)."
     )
+    parser.add_argument(
+        "--drop_invalid",
+        action="store_true",
+        help="Leave out points with NaN or infinite coordinates, as depth cameras write them.",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
 
@@ -68,12 +73,12 @@ def main() -> None:
     targets = part_files(args.files, args.output_dir) if has_parts else [None] * len(args.files)
     for file, target in zip(args.files, targets, strict=True):
         if has_parts:
-            prediction = predictor.predict(file, args.category)
+            prediction = predictor.predict(file, args.category, drop_invalid=args.drop_invalid)
             prediction.save(target)
             shares = sorted(prediction.shares().items(), key=lambda item: -item[1])
             print(f"{file}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares) + f" -> {target}")
             continue
-        ranked = predictor.predict(file, top=args.top)
+        ranked = predictor.predict(file, top=args.top, drop_invalid=args.drop_invalid)
         print(f"{file}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in ranked))
 
 

@@ -88,7 +88,8 @@ def draw_training(args: argparse.Namespace, runs: list[dict]) -> Iterator[Path]:
 def draw_test_clouds(args: argparse.Namespace, predictor: Predictor, arguments: dict) -> Iterator[Path]:
     """Draw what a classifier makes of the test clouds."""
     options = {name: arguments[name] for name in DATA_ARGUMENTS} | {"seed": arguments["data_seed"]}
-    options["skip_bad_files"] = arguments.get("skip_bad_files", False)
+    for name in ("skip_bad_files", "drop_invalid"):
+        options[name] = arguments.get(name, False)
     # The recorded layout is that of the recorded folder.
     options["layout"] = args.layout or (arguments.get("layout") if args.data is None else None)
     if args.data is not None:

@@ -19,7 +19,8 @@ _ARGUMENT_NAMES = {f.name for f in fields(FinetuneArguments)} - _SET_BY_STUDY
 _MAPPINGS = {f.name for f in fields(FinetuneArguments) if str(f.type).startswith("dict")}
 _NUMBERS = {f.name for f in fields(FinetuneArguments) if "float" in str(f.type)}
 # What decides the clouds of a run, which under the few-shot protocol the fold does.
-_NOT_FEW_SHOT = {"task", "max_train_clouds", "max_test_clouds", "validation_fraction", "skip_bad_files"}
+_NOT_FEW_SHOT = {"task", "max_train_clouds", "max_test_clouds", "validation_fraction"}
+_NOT_FEW_SHOT |= {"skip_bad_files", "drop_invalid"}
 
 
 @dataclass(frozen=True)

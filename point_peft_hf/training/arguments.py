@@ -16,7 +16,7 @@ FREE_FIELDS = frozenset(
     {
         *("model", "data", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "num_workers"),
         *("checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "gradient_checkpointing", "test_votes"),
-        *("skip_bad_files", "layout"),
+        *("skip_bad_files", "drop_invalid", "layout"),
     }
 )
 
@@ -42,6 +42,10 @@ class FinetuneArguments:
     )
     skip_bad_files: bool = field(
         default=False, metadata={"help": "Leave out files that cannot be read, and name them, instead of stopping."}
+    )
+    drop_invalid: bool = field(
+        default=False,
+        metadata={"help": "Leave out points with NaN or infinite coordinates, as depth cameras write them."},
     )
     task: str = field(default="classification", metadata={"help": "classification or segmentation (of parts)."})
     num_points: int | None = field(default=None, metadata={"help": "Points of a cloud; default: the backbone's."})

@@ -247,6 +247,13 @@ def test_train_on_parts_then_predict_them(script, tmp_path, capsys):
     )
     with pytest.raises(SystemExit, match=r"error: .*categories lamp, mug.*none was given"):
         script("predict.py", "scans/mug/1.ply", "--adapter", "runs/linear")
+    points = read_point_cloud(tmp_path / "scans/mug/1.ply")
+    write = ["--adapter", "runs/linear", "--category", "mug", "--output_dir", "parts"]
+    np.savetxt(tmp_path / "depth.xyz", np.insert(points, [0, 9], np.nan, axis=0), "%.9g")
+    with pytest.raises(SystemExit, match=r"error: depth.xyz: 2 of 302 points have NaN .*--drop_invalid"):
+        script("predict.py", "depth.xyz", *write)
+    script("predict.py", "depth.xyz", *write, "--drop_invalid")
+    np.testing.assert_array_equal(read_point_cloud(tmp_path / "parts/depth_parts.ply"), points)
     (tmp_path / "1_parts.ply").write_text("corrected by a person")
     for files, message in (
         (("scans/mug/1.ply", "1.obj"), "of scans/mug/1.ply and of 1.obj would both go to 1_parts.ply"),
