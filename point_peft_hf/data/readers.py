@@ -50,6 +50,7 @@ _BLURRED = (
     "values lie more than a 10,000th of the cloud apart; export them again as double, or shifted to the origin"
 )
 _MIN_BLURRED = 32
+_EPSILON = float(np.finfo(np.float32).eps)
 # First bytes that give a format away when the name of the file does not agree.
 _SIGNATURES = (
     (b"ply\n", ".ply"),
@@ -137,21 +138,23 @@ def read_shifted(
         raise ValueError(f"num_columns is for .bin files, and at least 3, got {num_columns} for {path}")
     reader = choose_reader(path)
     with errors_of(path):
-        points, faces = reader(path) if num_columns is None else read_bin(path, num_columns)
-        blurred = _is_blurred(points)
+        stored, faces = reader(path) if num_columns is None else read_bin(path, num_columns)
         if faces is not None:
-            _check_finite(points, path, "vertices", "; repair the mesh")
-            generator = np.random.default_rng(seed)
-            points = sample_surface(points, faces, num_points or DEFAULT_MESH_POINTS, generator)
+            _check_finite(stored, path, "vertices", "; repair the mesh")
         elif drop_invalid:
-            points = points[np.isfinite(points).all(axis=1)]
+            stored = stored[np.isfinite(stored).all(axis=1)]
         else:
-            _check_finite(points, path, "points", "; drop_invalid=True (--drop_invalid) leaves them out")
+            _check_finite(stored, path, "points", "; drop_invalid=True (--drop_invalid) leaves them out")
+        points = stored
+        if faces is not None:
+            generator = np.random.default_rng(seed)
+            points = sample_surface(stored, faces, num_points or DEFAULT_MESH_POINTS, generator)
     if len(points) < 2:
         raise PointCloudError(f"{path}: holds {len(points)} point{'s' * (len(points) != 1)}; a cloud has at least 2")
-    if blurred:
+    points, shift = shift_to_float32(points, path)
+    if (shift.any() or stored.dtype == np.float32) and _is_blurred(stored):
         warnings.warn(_BLURRED, stacklevel=3)
-    return shift_to_float32(points, path)
+    return points, shift
 
 
 @contextmanager
@@ -244,6 +247,8 @@ def shift_to_float32(points: np.ndarray, where: object) -> tuple[np.ndarray, np.
     shift = np.zeros(3)
     if points.dtype == np.float32 or len(points) == 0:
         return np.ascontiguousarray(points, dtype=np.float32), shift
+    if _lies_near(points):
+        return points.astype(np.float32), shift
     low, _, largest, extent = _bounds(points)
     if max(largest, extent) > 1e30:
         raise PointCloudError(f"{where}: coordinates up to {largest:.3g} are too large for float32")
@@ -257,17 +262,25 @@ def _bounds(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Give the lowest and the highest corner, the largest coordinate, and the longest side, in float64."""
     # NaN, which who gets the points may want to leave out, has no say.
     low, high = (reduce(points, axis=0).astype(np.float64) for reduce in (np.fmin.reduce, np.fmax.reduce))
-    return low, high, max(abs(low).max(), abs(high).max()), (high - low).max()
+    return low, high, float(max(abs(low).max(), abs(high).max())), float((high - low).max())
 
 
 def _is_far(largest: float, extent: float) -> bool:
     # The step between neighbouring float32 numbers should stay below a 10,000th of the size of the cloud.
-    return bool(extent > 0 and largest * np.finfo(np.float32).eps > extent * 1e-4)
+    return extent > 0 and largest * _EPSILON > extent * 1e-4
+
+
+def _lies_near(points: np.ndarray) -> bool:
+    """Tell quickly for most clouds that they are not far from the origin, by the distance of two of their points."""
+    one, other = points[0].tolist(), points[len(points) // 2].tolist()
+    distance = max(abs(first - second) for first, second in zip(one, other, strict=True))
+    largest = max(-float(points.min()), float(points.max()))
+    return largest < 1e30 and distance > 0 and not _is_far(largest, distance)
 
 
 def _is_blurred(points: np.ndarray) -> bool:
     """Tell whether points have come through float32, of whatever type they are, and lost their shape there."""
-    if len(points) == 0 or points.dtype.kind != "f":
+    if len(points) == 0 or points.dtype.kind != "f" or _lies_near(points):
         return False
     low, high, largest, extent = _bounds(points)
     if not _is_far(largest, extent) or points.dtype == np.float32:

@@ -119,7 +119,10 @@ def test_off_without_faces_is_a_cloud(write):
         ("OFF\n3 1 0\n0 0 0\n1 x 0\n0 1 0\n3 0 1 2\n", "line 4: expected a number in column 2, got 'x'"),
         ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n4 0 1\n", "expected a face"),
         ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 3\n", "a face names vertex 3, and the file has 3 vertices"),
-        ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n4 0 1 2 3\n", "broken.off: a face names vertex 3"),
+        (
+            "OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n4 0 1 2 3\n",
+            "broken.off: a face names vertex 3, and the file has 3 vertices",
+        ),
         ("OFF\n3 1 0\n0 0 0\n0 0 0\n0 1 0\n3 0 1 2\n", "no area"),
         ("# nothing\n", "nothing but comments"),
     ],

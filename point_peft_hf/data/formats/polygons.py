@@ -74,16 +74,15 @@ def _cut(polygons: np.ndarray, vertices: np.ndarray) -> np.ndarray:
     corners = polygons.shape[1]
     if corners == 3:
         return polygons
-    turns = _turns(polygons, vertices)
-    scale = abs(turns).max(axis=1, keepdims=True)
-    reflex = turns < -1e-9 * scale
     if corners == 4:
-        # The diagonal of a concave quadrilateral starts at its reflex corner, and so does then the fan.
-        start = np.where(reflex.sum(axis=1) == 1, reflex.argmax(axis=1), 0)
-        polygons = np.take_along_axis(polygons, (start[:, None] + np.arange(4)) % 4, axis=1)
+        # A diagonal is outside of a concave quadrilateral if the triangles at its sides turn in different directions.
+        first, second, third = (vertices[polygons[:, corner]] - vertices[polygons[:, 0]] for corner in (1, 2, 3))
+        outside = np.einsum("ij,ij->i", np.cross(first, second), np.cross(second, third)) < 0
+        polygons = np.where(outside[:, None], np.roll(polygons, -1, axis=1), polygons)
         concave = np.zeros(len(polygons), dtype=bool)
     else:
-        concave = reflex.any(axis=1)
+        turns = _turns(polygons, vertices)
+        concave = (turns < -1e-9 * abs(turns).max(axis=1, keepdims=True)).any(axis=1)
     convex = polygons[~concave]
     # (num_polygons, num_corners - 2, 3): the triangles of a polygon stay together
     fans = np.stack([np.broadcast_to(convex[:, :1], convex[:, 2:].shape), convex[:, 1:-1], convex[:, 2:]], axis=2)

@@ -44,12 +44,12 @@ def read_las(path: Path, labels: bool = False) -> tuple[np.ndarray, None]:
             step = max(1, _CHUNK_BYTES // max(1, reader.header.point_format.size))
             for chunk in reader.chunk_iterator(step):
                 columns = [chunk.x, chunk.y, chunk.z, *([chunk.classification] if labels else [])]
-                parts.append(np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1))
+                parts.append(np.vstack(columns).T)
     except ImportError:
         raise
     except Exception as error:  # laspy and its decompressor have no common class of errors
         raise PointCloudError(f"{path}: not a readable {path.suffix} file: {first_sentence(error)}") from None
-    points = np.concatenate(parts) if parts else np.empty((0, 3 + labels))
+    points = parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, 3 + labels)), *parts])
     if len(points) != promised:
         raise PointCloudError(
             f"{path}: the header promises {promised} points, the file holds {len(points)}; truncated?"

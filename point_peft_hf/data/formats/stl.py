@@ -49,19 +49,19 @@ def _read_binary(data: bytes, count: int, path: Path) -> np.ndarray:
 
 
 def _read_text(text: str, path: Path) -> np.ndarray:
-    lines = [(number, line.split()) for number, line in enumerate(split_lines(text), start=1)]
-    words = [(number, line, line[0].lower()) for number, line in lines if line]
-    rows = [(number, line) for number, line, first in words if first == "vertex"]
-    facets = sum(first == "facet" for _, _, first in words)
-    last = "".join(words[-1][1][:2]).lower() if words else ""
+    lines = [line.strip() for line in split_lines(text.lower())]
+    rows = [line for line in lines if line[:6] == "vertex"]
+    facets = sum(line[:5] == "facet" for line in lines)
+    last = "".join(next(line for line in reversed(lines) if line).split()[:2])
     if not last.startswith("endsolid") or len(rows) != 3 * facets or facets == 0:
         raise PointCloudError(
             f"{path}: not a readable .stl mesh: it holds {facets} facets and {len(rows)} vertices, and its last line "
             f"{'ends' if last.startswith('endsolid') else 'does not end'} the solid; truncated?"
         )
     try:
-        return parse_rows([" ".join(line) for _, line in rows], (1, 2, 3), path, 1)
+        return parse_rows(rows, (1, 2, 3), path, 1)
     except PointCloudError:
-        for number, line in rows:  # names the line
-            parse_rows([" ".join(line)], (1, 2, 3), path, number)
+        for number, line in enumerate(lines, start=1):  # names the line
+            if line[:6] == "vertex":
+                parse_rows([line], (1, 2, 3), path, number)
         raise
