@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .convert_checks import size_of
 from .convert_parts import segmentation_sizes
 
 # Names of the research repositories' configurations, and what they are called here.
@@ -70,46 +71,52 @@ def infer_sizes(model_type: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[
             f"{model_type}. Check `model_type`, and whether the file is complete."
         ) from None
     if "cls_head_finetune.0.weight" in shapes:
-        sizes["classifier_hidden_size"] = shapes["cls_head_finetune.0.weight"][0]
+        sizes["classifier_hidden_size"] = size_of(shapes, "cls_head_finetune.0.weight")
         output = "cls_head_finetune.3.weight" if model_type == "point_bert" else "cls_head_finetune.8.weight"
         if output in shapes:
-            sizes["num_labels"] = shapes[output][0]
+            sizes["num_labels"] = size_of(shapes, output)
     return sizes
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
-    """One more than the highest number that `pattern` catches among the names."""
-    found = (re.match(pattern, name) for name in shapes)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+    """How many numbers `pattern` catches among the names, which must be those from 0 on."""
+    numbers = {int(match[1]): name for name in shapes if (match := re.match(pattern, name))}
+    if numbers and len(numbers) <= (last := max(numbers)):
+        gap = next(number for number in range(last) if number not in numbers)
+        raise ValueError(
+            f"The checkpoint has {numbers[last]!r}, but no tensor with the number {gap} instead of {last}. Is the "
+            "file complete?"
+        )
+    return len(numbers)
 
 
 def _mlp_ratio(shapes: Mapping[str, tuple[int, ...]], block: str) -> float:
-    intermediate_size, hidden_size = shapes[f"{block}.mlp.fc1.weight"][:2]
+    intermediate_size, hidden_size = (size_of(shapes, f"{block}.mlp.fc1.weight", axis) for axis in (0, 1))
     ratio = intermediate_size / hidden_size
     # Rounding must not lose a unit when the width is computed from the ratio.
     return ratio if int(hidden_size * ratio) == intermediate_size else math.nextafter(ratio, math.inf)
 
 
 def _patch_hidden_sizes(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> list[int]:
-    return [shapes[f"{prefix}.{name}.weight"][0] for name in ("first_conv.0", "first_conv.3", "second_conv.0")]
+    return [size_of(shapes, f"{prefix}.{name}.weight") for name in ("first_conv.0", "first_conv.3", "second_conv.0")]
 
 
 def _infer_single_stage(model_type: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     sizes = {
-        "hidden_size": shapes["blocks.blocks.0.norm1.weight"][0],
+        "hidden_size": size_of(shapes, "blocks.blocks.0.norm1.weight"),
         "num_hidden_layers": _count(shapes, r"blocks\.blocks\.(\d+)\."),
         "patch_hidden_sizes": _patch_hidden_sizes(shapes, "encoder"),
-        "position_hidden_size": shapes["pos_embed.0.weight"][0],
+        "position_hidden_size": size_of(shapes, "pos_embed.0.weight"),
         "mlp_ratio": _mlp_ratio(shapes, "blocks.blocks.0"),
         "qkv_bias": "blocks.blocks.0.attn.qkv.bias" in shapes,
     }
     if model_type == "point_bert":
-        sizes["patch_embedding_size"] = shapes["reduce_dim.weight"][1]
+        sizes["patch_embedding_size"] = size_of(shapes, "reduce_dim.weight", 1)
         return sizes
     sizes.update(segmentation_sizes(shapes))
-    if "increase_dim.0.weight" in shapes:
-        sizes["decoder_num_hidden_layers"] = _count(shapes, r"MAE_decoder\.blocks\.(\d+)\.")
-        sizes["group_size"] = shapes["increase_dim.0.weight"][0] // 3
+    if "increase_dim.0.weight" in shapes and (depth := _count(shapes, r"MAE_decoder\.blocks\.(\d+)\.")):
+        sizes["decoder_num_hidden_layers"] = depth
+        sizes["group_size"] = size_of(shapes, "increase_dim.0.weight") // 3
     return sizes
 
 
@@ -117,7 +124,9 @@ def _infer_point_m2ae(model_type: str, shapes: Mapping[str, tuple[int, ...]]) ->
     num_stages = _count(shapes, r"h_encoder\.token_embed\.(\d+)\.")
     blocks = "h_encoder.encoder_blocks"
     sizes = {
-        "hidden_sizes": [shapes[f"{blocks}.{stage}.blocks.0.norm1.weight"][0] for stage in range(max(num_stages, 1))],
+        "hidden_sizes": [
+            size_of(shapes, f"{blocks}.{stage}.blocks.0.norm1.weight") for stage in range(max(num_stages, 1))
+        ],
         "depths": [
             _count(shapes, rf"h_encoder\.encoder_blocks\.{stage}\.blocks\.(\d+)\.") for stage in range(num_stages)
         ],
@@ -125,13 +134,13 @@ def _infer_point_m2ae(model_type: str, shapes: Mapping[str, tuple[int, ...]]) ->
         "mlp_ratio": _mlp_ratio(shapes, f"{blocks}.0.blocks.0"),
         "qkv_bias": f"{blocks}.0.blocks.0.attn.qkv.bias" in shapes,
     }
-    head = shapes.get("cls_head_finetune.0.weight")
-    if head is not None:
-        sizes["pooling"] = "sum" if head[1] == sizes["hidden_sizes"][-1] else "concat"
+    if "cls_head_finetune.0.weight" in shapes:
+        pooled = size_of(shapes, "cls_head_finetune.0.weight", 1)
+        sizes["pooling"] = "sum" if pooled == sizes["hidden_sizes"][-1] else "concat"
     num_decoder_stages = _count(shapes, r"h_decoder\.(\d+)\.")
     if num_decoder_stages and "rec_head.weight" in shapes and num_stages == 3:
         # The decoder predicts as many points as a group of the first stage has; the others have half of them.
-        group_size = shapes["rec_head.weight"][0] // 3
+        group_size = size_of(shapes, "rec_head.weight") // 3
         sizes["group_sizes"] = [group_size, group_size // 2, group_size // 2]
     if num_decoder_stages:
         sizes["decoder_depths"] = [

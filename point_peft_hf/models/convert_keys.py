@@ -1,9 +1,9 @@
 """Names of the tensors in published checkpoints, and what they are called here.
 
-Three layouts are read: that of the research repositories (Point-BERT, Point-MAE, Point-M2AE, and ReCon and ACT, which
-have the same blocks), with whatever prefixes their files carry; that of the PyPI package torch-pointcloud; and tensors
-are brought from the first two to the names of this package. All layouts are first brought to the names of the research
-repositories without prefix.
+Two layouts are read: that of the research repositories (Point-BERT, Point-MAE, Point-M2AE, and ACT, which has the
+encoder of Point-MAE), with whatever prefixes their files carry, and that of the PyPI package torch-pointcloud. Both
+are first brought to the names of the research repositories without prefix, and from there to the names of this
+package.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import torch
 
 # Wrappers around a whole model: data parallel training, the checkpoint's own key, and Lightning-like ones.
 _WRAPPERS = ("module.", "base_model.", "model.")
-# Wrappers around the encoder, in the order in which they are preferred. The momentum encoder of Point-BERT
-# ("transformer_k.") and its tokeniser ("dvae.") also look like encoders; they are not the one to use.
-_ENCODER_WRAPPERS = ("transformer_q.", "MAE_encoder.", "ACT_encoder.", "encoder.", "")
-_NOT_THE_ENCODER = ("transformer_k.", "dvae.")
 _ENCODER_MARK = "encoder.first_conv.0.weight"
+# Around the encoder of a pre-training stands one more prefix ("MAE_encoder."). The momentum encoder of Point-BERT and
+# the tokenisers have names like an encoder's; they are not the one to use.
+_NOT_THE_ENCODER = ("transformer_k.", "dvae")
+# Modules of an encoder, and parameters: all that are not in a module.
+_OF_THE_ENCODER = re.compile(r"(encoder|h_encoder|reduce_dim|pos_embed|blocks|norm)\..*|[^.]*")
+# For pre-training only, even where they stand inside of an encoder.
+_OF_PRETRAINING = re.compile(r"(h_encoder\.)?(mask_token|lm_head|cls_head|queue|queue_ptr)(\..*)?")
 
 # torch-pointcloud -> research repositories.
 _TORCH_POINTCLOUD_RULES = tuple(
@@ -78,17 +81,54 @@ def research_names(keys: Iterable[str]) -> dict[str, str]:
 
     Returns:
         By name in the file, the name to look up. Names that belong to no known layout stay as they are.
+
+    Raises:
+        ValueError: If the file has several encoders.
     """
+    names, wrapper = _wrapped_names(keys)
+    return {key: _without_wrapper(name, wrapper) for key, name in names.items()}
+
+
+def encoder_keys(keys: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Which tensors of a file stand inside of its encoder.
+
+    Args:
+        keys: Names in the file.
+
+    Returns:
+        The names in the file of what is inside; and, of a file that has a prefix around its encoder, of what stands
+        outside under a name of the encoder, so that it is unclear whether it belongs to it.
+
+    Raises:
+        ValueError: If the file has several encoders.
+    """
+    names, wrapper = _wrapped_names(keys)
+    inside, unclear = set(), set()
+    for key, name in names.items():
+        short = name.removeprefix(wrapper)
+        if _OF_PRETRAINING.fullmatch(short):
+            continue
+        if name.startswith(wrapper):
+            if wrapper or _OF_THE_ENCODER.fullmatch(name):
+                inside.add(key)
+        elif _OF_THE_ENCODER.fullmatch(name) and ("." in name or name in ("cls_token", "cls_pos")):
+            unclear.add(key)
+    return inside, unclear
+
+
+def _wrapped_names(keys: Iterable[str]) -> tuple[dict[str, str], str]:
+    """Research names with the prefix around the encoder, and this prefix."""
     keys = list(keys)
     names = {key: _strip_wrappers(key) for key in keys}
     if is_torch_pointcloud(keys):
         head = _DEEP_HEAD if any(name.startswith("head.lins.2.") for name in names.values()) else _SHALLOW_HEAD
         names = {key: _from_torch_pointcloud(name, head) for key, name in names.items()}
-    wrapper = _encoder_wrapper(names.values())
-    if wrapper:
-        names = {key: name[len(wrapper) :] if name.startswith(wrapper) else name for key, name in names.items()}
-    # Blocks that are not inside of a module that only holds them.
-    return {key: re.sub(r"^blocks\.(?=\d)", "blocks.blocks.", name) for key, name in names.items()}
+    return names, _encoder_wrapper(names.values())
+
+
+def _without_wrapper(name: str, wrapper: str) -> str:
+    # Blocks may stand in a module that only holds them, or not.
+    return re.sub(r"^blocks\.(?=\d)", "blocks.blocks.", name.removeprefix(wrapper))
 
 
 def _strip_wrappers(key: str) -> str:
@@ -111,11 +151,10 @@ def _from_torch_pointcloud(name: str, head: dict[str, str]) -> str:
 def _encoder_wrapper(names: Iterable[str]) -> str:
     found = {name[: -len(_ENCODER_MARK)] for name in names if name.endswith(_ENCODER_MARK)}
     found = {wrapper for wrapper in found if not wrapper.startswith(_NOT_THE_ENCODER)}
-    for wrapper in _ENCODER_WRAPPERS:
-        if wrapper in found:
-            return wrapper
-    # A prefix that is not known, but the only one.
-    return found.pop() if len(found) == 1 else ""
+    if len(found) > 1:
+        wrappers = " and ".join(repr(f"{wrapper}{_ENCODER_MARK}") for wrapper in sorted(found))
+        raise ValueError(f"The checkpoint has several encoders: {wrappers}. Save the one to use in a file of its own.")
+    return found.pop() if found else ""
 
 
 class _Rule:
@@ -261,9 +300,15 @@ def converted_tensors(
     """
     if name.endswith(".weight") and tensor.ndim == 3 and tensor.shape[-1] == 1:
         tensor = tensor.squeeze(-1)
-    if from_torch_pointcloud and re.fullmatch(r"token_prop\.\d+\.fuse\.net\.0\.weight", name):
+    if from_torch_pointcloud and tensor.ndim == 2 and re.fullmatch(r"token_prop\.\d+\.fuse\.net\.0\.weight", name):
         # There the interpolated coarse tokens come before the fine ones.
         num_coarse = tensor.shape[1] - tensor.shape[0]
         tensor = torch.cat([tensor[:, num_coarse:], tensor[:, :num_coarse]], dim=1)
-    pieces = [tensor] if len(targets) == 1 else tensor.chunk(len(targets))
-    return dict(zip(targets, pieces, strict=True))
+    if len(targets) == 1:
+        return {targets[0]: tensor}
+    if tensor.ndim == 0 or tensor.shape[0] % len(targets):
+        raise ValueError(
+            f"{name!r} holds {len(targets)} projections one below the other, but its shape {tuple(tensor.shape)} does "
+            f"not divide by {len(targets)}. The file is damaged or of another model."
+        )
+    return dict(zip(targets, tensor.chunk(len(targets)), strict=True))

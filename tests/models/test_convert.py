@@ -105,10 +105,7 @@ def test_pre_trained_point_mae(published, save, tmp_path):
 @pytest.mark.parametrize(
     ("prefix", "extra"),
     [
-        (
-            "MAE_encoder.",
-            {"MAE_encoder.img_token": (1, 1, 24), "MAE_encoder.text_token": (1, 1, 24), "MAE_decoder.q": (3,)},
-        ),
+        ("MAE_encoder.", {"MAE_encoder.mask_token": (1, 1, 24), "MAE_decoder.q": (3,)}),
         ("ACT_encoder.", {"dvae.codebook": (4, 4), "ACT_decoder.blocks.0.norm1.weight": (24,)}),
         ("student.", {"head.weight": (4, 4)}),
     ],
@@ -293,7 +290,7 @@ def test_wrong_model_type(published, save, tmp_path):
         convert_checkpoint(save(published.point_mae_classifier()), tmp_path / "out", "point_m2ae")
     with pytest.raises(ValueError, match="model_type"):
         convert_checkpoint(save(published.point_mae_classifier()), tmp_path / "out", "pointnet")
-    with pytest.raises(ValueError, match="reduce_dim"):
+    with pytest.raises(ValueError, match="of a point_mae, not of a point_bert"):
         convert_checkpoint(save(published.point_mae_classifier()), tmp_path / "out", "point_bert")
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from point_peft_hf.models.convert import MODEL_CLASSES, _choose_class
+from point_peft_hf.models.convert import MODEL_CLASSES, choose_class
 from point_peft_hf.models.convert_keys import guess_model_type
 from point_peft_hf.models.convert_tensors import convert_tensors
 
@@ -33,7 +33,7 @@ def test_full_size_models(models):
         model_type = re.match(r"(point-[a-z0-9]+)-", name)[1].replace("-", "_")
         assert guess_model_type(tensors) == model_type
         converted = convert_tensors(tensors, model_type, name=f"torch-pointcloud/{name}")
-        model_class, expected = _choose_class(model_type, converted)
+        model_class, expected = choose_class(model_type, converted, name)
         classes = dict(zip(("encoder", "classifier", "pretrain"), MODEL_CLASSES[model_type], strict=True))
         task = "pretrain" if ".pretrain." in name else "classifier"
         assert model_class is (classes[task] or classes["encoder"])
