@@ -1,4 +1,4 @@
-"""Convert a published checkpoint of Point-MAE, Point-BERT or Point-M2AE to a folder for `from_pretrained`.
+"""Convert a published checkpoint of Point-MAE, Point-BERT, Point-M2AE or PointGPT to a folder for `from_pretrained`.
 
     python examples/convert_checkpoint.py pretrain.pth point-mae-base --model_type point_mae
     python examples/convert_checkpoint.py scan_hardest.pth point-mae-scan --model_type point_mae --config config.json

@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -23,6 +23,12 @@ from .convert_tensors import (
 )
 from .modeling import PointPreTrainedModel
 from .point_bert import PointBertForClassification, PointBertModel
+from .point_gpt import (
+    PointGPTForClassification,
+    PointGPTForPreTraining,
+    PointGPTForSegmentation,
+    PointGPTModel,
+)
 from .point_m2ae import PointM2AEForClassification, PointM2AEForPreTraining, PointM2AEModel
 from .point_mae import (
     PointMAEForClassification,
@@ -31,13 +37,28 @@ from .point_mae import (
     PointMAEModel,
 )
 
-# By model type: encoder, classifier, and pre-training.
-MODEL_CLASSES: dict[str, tuple[type[PointPreTrainedModel] | None, ...]] = {
-    "point_bert": (PointBertModel, PointBertForClassification, None),
-    "point_m2ae": (PointM2AEModel, PointM2AEForClassification, PointM2AEForPreTraining),
-    "point_mae": (PointMAEModel, PointMAEForClassification, PointMAEForPreTraining),
-}
 REPORT_NAME = "conversion_report.json"
+
+
+class ModelClasses(NamedTuple):
+    """The classes of a model type that published files hold."""
+
+    encoder: type[PointPreTrainedModel]
+    classifier: type[PointPreTrainedModel]
+    pretraining: type[PointPreTrainedModel] | None = None
+    segmentation: type[PointPreTrainedModel] | None = None
+
+
+MODEL_CLASSES = {
+    "point_bert": ModelClasses(PointBertModel, PointBertForClassification),
+    "point_gpt": ModelClasses(
+        PointGPTModel, PointGPTForClassification, PointGPTForPreTraining, PointGPTForSegmentation
+    ),
+    "point_m2ae": ModelClasses(PointM2AEModel, PointM2AEForClassification, PointM2AEForPreTraining),
+    "point_mae": ModelClasses(
+        PointMAEModel, PointMAEForClassification, PointMAEForPreTraining, PointMAEForSegmentation
+    ),
+}
 
 
 def choose_class(
@@ -58,19 +79,19 @@ def choose_class(
     """
     model_class, expected = _choose_class(model_type, converted)
     check_shapes({key: tensor for key, tensor in converted.tensors.items() if key in expected}, expected, name)
-    check_encoder(converted.tensors, expected, MODEL_CLASSES[model_type][0], model_class, name)
+    check_encoder(converted.tensors, expected, MODEL_CLASSES[model_type].encoder, model_class, name)
     return model_class, expected
 
 
 def _choose_class(
     model_type: str, converted: ConvertedTensors
 ) -> tuple[type[PointPreTrainedModel], dict[str, torch.Size]]:
-    encoder, classifier, pretraining = MODEL_CLASSES[model_type]
+    encoder, classifier, pretraining, segmentation = MODEL_CLASSES[model_type]
     fields, tensors = converted.config_fields, converted.tensors
-    for prefix, model_class in (("segmentation_head.", PointMAEForSegmentation), ("classifier.", classifier)):
+    for prefix, model_class in (("segmentation_head.", segmentation), ("classifier.", classifier)):
         if any(key.startswith(prefix) for key in tensors):
             return model_class, shapes_of(model_class, fields)
-    if pretraining is not None and any(key.startswith("decoder") for key in tensors):
+    if pretraining is not None and any(key.startswith(("decoder", "generator")) for key in tensors):
         shapes = shapes_of(pretraining, fields)
         # The decoders of other methods on the same encoder are not this one.
         is_whole = all(key in tensors and tensors[key].shape == shape for key, shape in shapes.items())
@@ -88,15 +109,15 @@ def convert_checkpoint(
     """Convert a published checkpoint to a folder that `from_pretrained` loads.
 
     The folder is for the class that the file has all parts of: with a classification head the classifier, with
-    Point-MAE's head for parts the segmentation, with a decoder pre-training, else the encoder. Any of the classes of
+    published head for parts the segmentation, with a decoder pre-training, else the encoder. Any of the classes of
     the model type can be loaded from it; what it lacks starts untrained, and what the class has no place for is left
     out. What is inside of the encoder is never left out: a file with more than such a model has is refused.
 
     Args:
-        checkpoint: A `.pth` or `.safetensors` file of a research repository (Point-BERT, Point-MAE, Point-M2AE, ACT)
-            or of torch-pointcloud, or a folder with `model.safetensors`.
+        checkpoint: A `.pth` or `.safetensors` file of a research repository (Point-BERT, Point-MAE, Point-M2AE, ACT,
+            PointGPT) or of torch-pointcloud, or a folder with `model.safetensors`.
         output_dir: Folder to write `config.json`, `model.safetensors` and `conversion_report.json` into.
-        model_type: "point_bert", "point_mae" or "point_m2ae".
+        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
         config: Fields of the configuration that no tensor tells, if they are not the published ones: a dictionary or a
             JSON file. Widths, depth and classes are read from the tensors.
 
@@ -159,17 +180,25 @@ def _write_folder(
     config = model_class.config_class(**config_fields)
     config.architectures = [model_class.__name__]
     # Of several types the widest, in which all of them are exact.
-    config.dtype = functools.reduce(
-        torch.promote_types, {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    )
+    dtypes = {tensor.dtype for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")}
+    config.dtype = functools.reduce(torch.promote_types, dtypes)
     config.save_pretrained(output_dir)
     prefix = model_class.base_model_prefix + "."
     if all(key.startswith(prefix) for key in tensors):
         # An encoder alone is saved without the name it has inside of other models.
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    # Tensors that share memory (tied, or pieces of one) cannot be saved.
-    tensors = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
-    save_file(tensors, output_dir / WEIGHTS_NAME, metadata={"format": "pt"})
+    save_file(_apart(tensors), output_dir / WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous tensors without memory in common, which tied ones have and which cannot be saved."""
+    result: dict[str, torch.Tensor] = {}
+    end = 0
+    for key, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
+        overlaps = not tensor.is_contiguous() or tensor.data_ptr() < end
+        result[key] = tensor.clone(memory_format=torch.contiguous_format) if overlaps else tensor
+        end = end if overlaps else tensor.data_ptr() + tensor.nbytes
+    return result
 
 
 @torch.no_grad()

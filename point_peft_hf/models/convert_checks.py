@@ -9,9 +9,10 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from .convert_families import recognize_family
-from .convert_keys import encoder_keys, guess_model_type, research_names
+from .convert_keys import MODEL_NAMES, encoder_keys, guess_model_type, research_names
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COUNTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _COUNTER = "num_batches_tracked"
 
 
@@ -51,8 +52,8 @@ def check_names(tensors: Mapping[str, torch.Tensor], model_type: str, known: Col
     guess = guess_model_type(tensors)
     if guess not in (None, model_type):
         raise ValueError(
-            f"{name!r} is of a {guess}, not of a {model_type}: its tensors have the names of one. Pass "
-            f"model_type={guess!r}."
+            f"{name!r} is a checkpoint of {MODEL_NAMES[guess]}, by the names of its tensors, not of "
+            f"{MODEL_NAMES[model_type]}. Pass model_type={guess!r}."
         )
     inside, unclear = encoder_keys(tensors) if known else (set(), set())
     if unclear:
@@ -91,7 +92,7 @@ def check_values(tensors: Mapping[str, torch.Tensor], sources: Mapping[str, tupl
 def _problem_of(target: str, tensor: torch.Tensor) -> str:
     if tensor.layout != torch.strided or tensor.is_quantized:
         return f"is no dense tensor (it is of {tensor.layout if not tensor.is_quantized else tensor.dtype})"
-    if target.endswith(_COUNTER):
+    if target.endswith(_COUNTER) and tensor.dtype in _COUNTS:
         return ""
     if tensor.dtype not in _FLOATS:
         return f"is of {tensor.dtype}, not of a type that weights are computed in"

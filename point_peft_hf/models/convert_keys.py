@@ -1,8 +1,8 @@
 """Names of the tensors in published checkpoints, and what they are called here.
 
-Two layouts are read: that of the research repositories (Point-BERT, Point-MAE, Point-M2AE, and ACT, which has the
-encoder of Point-MAE), with whatever prefixes their files carry, and that of the PyPI package torch-pointcloud. Both
-are first brought to the names of the research repositories without prefix, and from there to the names of this
+Two layouts are read: that of the research repositories (Point-BERT, Point-MAE, Point-M2AE, PointGPT, and ACT, which
+has the encoder of Point-MAE), with whatever prefixes their files carry, and that of the PyPI package torch-pointcloud.
+Both are first brought to the names of the research repositories without prefix, and from there to the names of this
 package.
 """
 
@@ -13,6 +13,12 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+MODEL_NAMES = {
+    "point_bert": "Point-BERT",
+    "point_gpt": "PointGPT",
+    "point_m2ae": "Point-M2AE",
+    "point_mae": "Point-MAE",
+}
 # Wrappers around a whole model: data parallel training, the checkpoint's own key, and Lightning-like ones.
 _WRAPPERS = ("module.", "base_model.", "model.")
 _ENCODER_MARK = "encoder.first_conv.0.weight"
@@ -31,6 +37,8 @@ _TORCH_POINTCLOUD_RULES = tuple(
         (r"\blocal_mlp\.lins\.0\.", "first_conv.0."),
         (r"\blocal_mlp\.norms\.0\.module\.", "first_conv.1."),
         (r"\blocal_mlp\.lins\.1\.", "first_conv.3."),
+        (r"\blocal_mlp\.norms\.1\.module\.", "first_conv.4."),
+        (r"\blocal_mlp\.lins\.2\.", "first_conv.6."),
         (r"\bglobal_mlp\.lins\.0\.", "second_conv.0."),
         (r"\bglobal_mlp\.norms\.0\.module\.", "second_conv.1."),
         (r"\bglobal_mlp\.lins\.1\.", "second_conv.3."),
@@ -53,7 +61,17 @@ _SHALLOW_HEAD = {"lins.0": "0", "lins.1": "3"}
 
 _BLOCK = r"(?P<leaf>norm1|norm2|attn\.proj|mlp\.fc1|mlp\.fc2)\.(?P<kind>weight|bias)"
 _QKV = r"attn\.qkv\.(?P<kind>weight|bias)"
-_CONV = {"0": "linear1", "1": "norm1", "3": "linear2"}
+_CONV = {"0": "linear1", "1": "norm1", "3": "linear2", "4": "norm2", "6": "linear3"}
+# PointGPT names the parts of its blocks after those of GPT.
+_GPT_LEAVES = {
+    "ln_1.": "norm1.",
+    "ln_2.": "norm2.",
+    "attn.out_proj.": "attention.out_proj.",
+    "mlp.0.": "mlp.fc1.",
+    "mlp.2.": "mlp.fc2.",
+    "mlp.fc1.": "mlp.fc1.",
+    "mlp.fc2.": "mlp.fc2.",
+}
 _POSITION = {"0": "linear1", "2": "linear2"}
 _STATE = r"(?P<kind>weight|bias|running_mean|running_var|num_batches_tracked)"
 
@@ -68,6 +86,8 @@ def guess_model_type(keys: Iterable[str]) -> str | None:
     names = research_names(keys).values()
     if any(name.startswith("h_encoder.token_embed.") for name in names):
         return "point_m2ae"
+    if any(name.startswith("blocks.layers.0.attn.in_proj_") for name in names):
+        return "point_gpt"
     if _ENCODER_MARK not in names:
         return None
     return "point_bert" if "reduce_dim.weight" in names else "point_mae"
@@ -127,8 +147,9 @@ def _wrapped_names(keys: Iterable[str]) -> tuple[dict[str, str], str]:
 
 
 def _without_wrapper(name: str, wrapper: str) -> str:
-    # Blocks may stand in a module that only holds them, or not.
-    return re.sub(r"^blocks\.(?=\d)", "blocks.blocks.", name.removeprefix(wrapper))
+    # Blocks may stand in a module that only holds them, or not; that of PointGPT holds the head as well.
+    name = re.sub(r"^blocks\.(?=\d)", "blocks.blocks.", name.removeprefix(wrapper))
+    return re.sub(r"^blocks\.(?=cls_head_finetune\.|cls_norm\.)", "", name)
 
 
 def _strip_wrappers(key: str) -> str:
@@ -191,9 +212,9 @@ def _blocks(source: str, target: str) -> list[_Rule]:
     ]
 
 
-def _patch_embedding(source: str, target: str) -> _Rule:
+def _patch_embedding(source: str, target: str, layers: str = "013") -> _Rule:
     return _Rule(
-        rf"{source}\.(?P<half>first|second)_conv\.(?P<layer>[013])\.{_STATE}",
+        rf"{source}\.(?P<half>first|second)_conv\.(?P<layer>[{layers}])\.{_STATE}",
         lambda m: f"{target.format(stage=m.groupdict().get('stage'))}.{m['half']}_{_CONV[m['layer']]}.{m['kind']}",
     )
 
@@ -208,6 +229,11 @@ def _position_embedding(source: str, target: str) -> _Rule:
 def _renamed(source: str, target: str) -> _Rule:
     """A rule for one module or parameter, with everything in it."""
     return _Rule(rf"{source}(?P<rest>(\..*)?)", lambda m: target + m["rest"])
+
+
+def _unused(source: str) -> _Rule:
+    """A rule for a module or parameter that has no say in what a model computes."""
+    return _Rule(rf"{source}(\..*)?", lambda m: [])
 
 
 def _head(layers: dict[str, str]) -> list[_Rule]:
@@ -260,15 +286,57 @@ def _point_m2ae(num_stages: int) -> list[_Rule]:
     ]
 
 
-def conversion_rules(model_type: str, num_stages: int = 1) -> list[_Rule]:
+def _gpt_blocks(source: str, target: str) -> list[_Rule]:
+    def place(match: re.Match) -> str:
+        return f"{target}.layers.{match['block']}"
+
+    leaves = "|".join(map(re.escape, _GPT_LEAVES))
+    return [
+        _Rule(
+            rf"{source}\.layers\.(?P<block>\d+)\.(?P<leaf>{leaves})(?P<kind>weight|bias)",
+            lambda m: f"{place(m)}.{_GPT_LEAVES[m['leaf']]}{m['kind']}",
+        ),
+        _Rule(
+            rf"{source}\.layers\.(?P<block>\d+)\.attn\.in_proj_(?P<kind>weight|bias)",
+            lambda m: [f"{place(m)}.attention.{name}_proj.{m['kind']}" for name in "qkv"],
+        ),
+    ]
+
+
+def _point_gpt(has_segmentation_head: bool) -> list[_Rule]:
+    base = "point_gpt"
+    return [
+        _patch_embedding("encoder", f"{base}.patch_embedding", layers="01346"),
+        _renamed(r"blocks\.sos", f"{base}.start_token.token"),
+        _renamed("sos_pos", f"{base}.start_token.position"),
+        _renamed("cls_token", f"{base}.class_token.token"),
+        _renamed("cls_pos", f"{base}.class_token.position"),
+        *_gpt_blocks("blocks", f"{base}.encoder"),
+        _renamed(r"blocks\.ln_f", f"{base}.layernorm"),
+        _renamed("cls_norm", f"{base}.readout_layernorm"),
+        *_DEEP_HEAD_RULES,
+        *_gpt_blocks("generator_blocks", "generator.blocks"),
+        _renamed(r"generator_blocks\.ln_f", "generator.layernorm"),
+        _renamed(r"generator_blocks\.increase_dim\.0", "generator.reconstruction_head"),
+        # In every file, but only the part segmentation has a use for it.
+        _renamed("norm", "token_layernorm") if has_segmentation_head else _unused("norm"),
+        _unused(r"blocks\.increase_dim"),
+        _unused(r"generator_blocks\.sos"),
+    ]
+
+
+def conversion_rules(model_type: str, num_stages: int = 1, has_segmentation_head: bool = False) -> list[_Rule]:
     """Rules from research names to the names of a model here, pre-training and classification alike.
 
     Args:
-        model_type: "point_bert", "point_mae" or "point_m2ae".
+        model_type: The model type.
         num_stages: Number of stages of a Point-M2AE.
+        has_segmentation_head: Whether a PointGPT has a head for part segmentation.
     """
     if model_type == "point_m2ae":
         return _point_m2ae(num_stages)
+    if model_type == "point_gpt":
+        return _point_gpt(has_segmentation_head)
     rules = _single_stage(model_type)
     if model_type == "point_bert":
         heads = _head({"0": "dense", "3": "output"})
@@ -304,6 +372,8 @@ def converted_tensors(
         # There the interpolated coarse tokens come before the fine ones.
         num_coarse = tensor.shape[1] - tensor.shape[0]
         tensor = torch.cat([tensor[:, num_coarse:], tensor[:, :num_coarse]], dim=1)
+    if name == "blocks.sos" and tensor.ndim == 1:
+        tensor = tensor[None, None]
     if len(targets) == 1:
         return {targets[0]: tensor}
     if tensor.ndim == 0 or tensor.shape[0] % len(targets):

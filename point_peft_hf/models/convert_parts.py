@@ -1,4 +1,4 @@
-"""The part segmentation head of Point-MAE's research repository -> the one of this package.
+"""The part segmentation head of the research repositories of Point-MAE and PointGPT -> the one of this package.
 
 Both compute the same function in evaluation mode. The published layers have biases in front of their BatchNorms, which
 here go into the running means, and a small network on the category, of which only its value for each category matters.
@@ -7,7 +7,7 @@ here go into the running means, and a small network on the category, of which on
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +24,11 @@ _NEGATIVE_SLOPE, _EPS = 0.2, 1e-5
 _NORM_PARTS = ("running_mean", "running_var", "weight", "bias")
 
 
+def has_segmentation_head(names: Container[str]) -> bool:
+    """Whether there is a published segmentation head among tensors, by research name."""
+    return all(mark in names for mark in _MARKS)
+
+
 def segmentation_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Read the sizes of a published segmentation head from the shapes of its tensors.
 
@@ -33,7 +38,7 @@ def segmentation_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     Returns:
         Fields of the configuration; none if there is no such head.
     """
-    if not all(mark in shapes for mark in _MARKS):
+    if not has_segmentation_head(shapes):
         return {}
     return {
         "num_labels": size_of(shapes, f"{_OUTPUT}.weight"),
@@ -59,7 +64,7 @@ def convert_segmentation_head(
     Raises:
         ValueError: If the head is incomplete, has more than the published one, or its layers do not fit together.
     """
-    if not all(mark in tensors for mark in _MARKS):
+    if not has_segmentation_head(tensors):
         return {}, {}
     tensors = {name: tensor.squeeze(-1) if tensor.ndim == 3 else tensor for name, tensor in tensors.items()}
     _check_head({name: tuple(tensor.shape) for name, tensor in tensors.items()})

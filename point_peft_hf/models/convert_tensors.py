@@ -20,10 +20,11 @@ from safetensors import SafetensorError, safe_open
 
 from .convert_checks import check_names, check_values, size_of
 from .convert_config import infer_sizes, published_settings
-from .convert_keys import conversion_rules, converted_tensors, is_torch_pointcloud, research_names
-from .convert_parts import convert_segmentation_head
+from .convert_keys import MODEL_NAMES, conversion_rules, converted_tensors, is_torch_pointcloud, research_names
+from .convert_parts import convert_segmentation_head, has_segmentation_head
 
-MODEL_TYPES = ("point_bert", "point_m2ae", "point_mae")
+# With a part segmentation that is published, and converted.
+_WITH_PARTS = ("point_gpt", "point_mae")
 WEIGHTS_NAME = "model.safetensors"
 # Where training scripts keep the weights among other things.
 _STATE_DICT_KEYS = ("base_model", "state_dict", "model_state_dict", "model")
@@ -190,7 +191,7 @@ def convert_tensors(
 
     Args:
         tensors: Tensors by name, in the layout of a research repository or of torch-pointcloud.
-        model_type: "point_bert", "point_mae" or "point_m2ae".
+        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
         config_fields: Fields of the configuration that no tensor tells (heads, groups, their sizes, radii), or that
             should be other than in the published model.
         name: Name of the file or repository, for the published settings and for messages.
@@ -202,8 +203,8 @@ def convert_tensors(
         ValueError: If nothing in the file belongs to such a model, if the file is of another model or of a method on
             such a model, if its encoder cannot be recognised, or if its tensors contradict `config_fields`.
     """
-    if model_type not in MODEL_TYPES:
-        raise ValueError(f"`model_type` must be one of {', '.join(map(repr, MODEL_TYPES))}, got {model_type!r}.")
+    if model_type not in MODEL_NAMES:
+        raise ValueError(f"`model_type` must be one of {', '.join(map(repr, MODEL_NAMES))}, got {model_type!r}.")
     names = research_names(tensors)
     shapes = {names[key]: tuple(tensor.shape) for key, tensor in tensors.items()}
     num_stages = len({match[1] for n in shapes if (match := re.match(r"h_encoder\.token_embed\.(\d+)\.", n))})
@@ -236,9 +237,10 @@ def _has_classification_head(model_type: str, shapes: Mapping[str, tuple[int, ..
         if any(re.match(rf"{re.escape(_HEAD)}\d", name) for name in shapes):
             raise ValueError(f"The checkpoint has a head, but not its first layer, {head!r}. Is the file complete?")
         return False
-    if "norm.weight" not in shapes:
+    norm = "blocks.ln_f.weight" if model_type == "point_gpt" else "norm.weight"
+    if norm not in shapes:
         return False
-    pooled, width = size_of(shapes, head, 1), size_of(shapes, "norm.weight")
+    pooled, width = size_of(shapes, head, 1), size_of(shapes, norm)
     return pooled == 2 * width or (model_type == "point_m2ae" and pooled == width)
 
 
@@ -249,7 +251,7 @@ def rename_tensors(
 
     Args:
         tensors: Tensors by name in the file.
-        model_type: "point_bert", "point_mae" or "point_m2ae".
+        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
         num_stages: Number of stages of a Point-M2AE.
         name: Name of the file or repository, for messages.
 
@@ -260,21 +262,22 @@ def rename_tensors(
         ValueError: If a tensor inside of the encoder is not known, if two are the same, or if one cannot be a weight.
     """
     names, foreign = research_names(tensors), is_torch_pointcloud(tensors)
-    rules = conversion_rules(model_type, num_stages)
+    has_parts = model_type in _WITH_PARTS and has_segmentation_head(names.values())
+    rules = conversion_rules(model_type, num_stages, has_parts)
     found = {key: next((t for rule in rules if (t := rule(names[key])) is not None), None) for key in tensors}
     known = {key: targets for key, targets in found.items() if targets is not None}
     check_names(tensors, model_type, known.keys(), name)
     converted: dict[str, torch.Tensor] = {}
     sources: dict[str, tuple[str, ...]] = {}
     for key, targets in known.items():
-        if targets[0] in sources:
+        if targets and targets[0] in sources:
             raise ValueError(
                 f"{name or 'The checkpoint'!r} has {sources[targets[0]][0]!r} and {key!r}, which are the same tensor "
                 f"of a {model_type}. Save the one to use in a file of its own."
             )
-        converted.update(converted_tensors(names[key], targets, tensors[key], foreign))
+        converted.update(converted_tensors(names[key], targets, tensors[key], foreign) if targets else {})
         sources.update(dict.fromkeys(targets, (key,)))
-    if model_type == "point_mae":
+    if has_parts:
         head, made_of = convert_segmentation_head({names[key]: tensor for key, tensor in tensors.items()})
         keys = {name: key for key, name in names.items()}
         converted.update(head)

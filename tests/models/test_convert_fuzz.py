@@ -11,15 +11,19 @@ from point_peft_hf.models.convert import convert_checkpoint
 FIELDS = {
     "point_mae": {"num_attention_heads": 6},
     "point_bert": {"num_attention_heads": 6},
+    "point_gpt": {"num_attention_heads": 6},
     "point_m2ae": {"num_attention_heads": 6, "num_groups": [32, 16, 8], "group_sizes": [8, 4, 4]},
 }
 FILES = {
     "point_mae": ("point_mae_classifier", "point_mae_pretraining"),
     "point_bert": ("point_bert_encoder", "point_bert_pretraining"),
+    "point_gpt": ("point_gpt_classifier", "point_gpt_pretraining"),
     "point_m2ae": ("point_m2ae_classifier", "point_m2ae_pretraining"),
 }
-ROOTS = ("encoder.", "reduce_dim.", "pos_embed.", "blocks.", "norm.", "cls_token", "cls_pos", "h_encoder.")
-WRAPPERS = ("MAE_encoder.", "transformer_q.")
+ROOTS = ("encoder.", "reduce_dim.", "pos_embed.", "blocks.", "norm.", "cls_token", "cls_pos", "sos_pos", "h_encoder.")
+WRAPPERS = ("MAE_encoder.", "transformer_q.", "GPT_Transformer.")
+# Inside of PointGPT, but of no use to its encoder.
+UNUSED = ("norm", "blocks.increase_dim", "blocks.cls_head_finetune")
 PREFIXES = ("", "module.", "base_model.", "module.model.", "student.", "encoder.", "MAE_encoder.")
 DTYPES = (torch.float16, torch.bfloat16, torch.float64, torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn)
 RENAMES = (
@@ -41,9 +45,11 @@ CHANGES = ("drop", "add", "copy", "rename", "reshape", "nan", "dtype", "swap", "
 
 def encoder_of(tensors):
     """What of a file without other prefixes is the encoder, by name without the prefix of pre-training."""
+    tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    unused = UNUSED if any("sos_pos" in name for name in tensors) else ()
     wrapper = next((w for w in WRAPPERS if any(name.startswith(w) for name in tensors)), "")
     names = {name.removeprefix(wrapper): value for name, value in tensors.items() if name.startswith(wrapper)}
-    return {name: value for name, value in names.items() if name.startswith(ROOTS)}
+    return {name: value for name, value in names.items() if name.startswith(ROOTS) and not name.startswith(unused)}
 
 
 def change(tensors, how, draw):
@@ -89,6 +95,9 @@ def check_whole(original, tensors, model, targets):
     """All that the file has inside of the encoder is what the original had, and is in the model."""
     before, after = encoder_of(original), encoder_of(tensors)
     gone = {name for name in before.keys() - after.keys() if not name.endswith("num_batches_tracked")}
+    # These two are for pre-training only; without them the file is that of an encoder.
+    norms = ("h_encoder.encoder_norms.0.", "h_encoder.encoder_norms.1.")
+    gone = {name for name in gone if not (name.startswith(norms) and model.base_model is model)}
     assert gone <= {"cls_token", "cls_pos"}
     assert not after.keys() - before.keys()
     state = {f"{model.base_model_prefix}.{key}": value for key, value in model.base_model.state_dict().items()}
