@@ -91,7 +91,9 @@ def _choose_class(
     for prefix, model_class in (("segmentation_head.", segmentation), ("classifier.", classifier)):
         if any(key.startswith(prefix) for key in tensors):
             return model_class, shapes_of(model_class, fields)
-    if pretraining is not None and any(key.startswith(("decoder", "generator")) for key in tensors):
+    # PCP-MAE's decoder has the names of Point-MAE's, but another task.
+    has_decoder = any(key.startswith(("decoder", "generator")) for key in tensors)
+    if pretraining is not None and has_decoder and fields.get("position_embedding") != "sincos":
         shapes = shapes_of(pretraining, fields)
         # The decoders of other methods on the same encoder are not this one.
         is_whole = all(key in tensors and tensors[key].shape == shape for key, shape in shapes.items())
@@ -115,7 +117,7 @@ def convert_checkpoint(
 
     Args:
         checkpoint: A `.pth` or `.safetensors` file of a research repository (Point-BERT, Point-MAE, Point-M2AE, ACT,
-            PointGPT) or of torch-pointcloud, or a folder with `model.safetensors`.
+            PCP-MAE, PointGPT) or of torch-pointcloud, or a folder with `model.safetensors`.
         output_dir: Folder to write `config.json`, `model.safetensors` and `conversion_report.json` into.
         model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
         config: Fields of the configuration that no tensor tells, if they are not the published ones: a dictionary or a

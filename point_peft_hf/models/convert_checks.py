@@ -16,19 +16,18 @@ _COUNTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _COUNTER = "num_batches_tracked"
 
 
-def refuse_family(keys: Iterable[str], shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
+def refuse_family(keys: Iterable[str], name: str) -> None:
     """Refuse a file of a model or method that is known, but cannot be converted.
 
     Args:
         keys: Names in the file.
-        shapes: Shapes by research name; may be empty where they are not known.
         name: Name of the file, for the message.
 
     Raises:
         ValueError: If it is one, with its name and what can be done.
     """
     names = {research_name: key for key, research_name in research_names(keys).items()}
-    found = recognize_family(names, shapes)
+    found = recognize_family(names)
     if found is not None:
         family, research_name = found
         raise ValueError(f"{name!r} is of {family.name}: it has {names[research_name]!r}. {family.advice}")
@@ -47,8 +46,7 @@ def check_names(tensors: Mapping[str, torch.Tensor], model_type: str, known: Col
         ValueError: If not, with the tensor, and the model or method that it is of if that is known.
     """
     name = name or "the checkpoint"
-    names = research_names(tensors)
-    refuse_family(tensors, {names[key]: tuple(tensor.shape) for key, tensor in tensors.items()}, name)
+    refuse_family(tensors, name)
     guess = guess_model_type(tensors)
     if guess not in (None, model_type):
         raise ValueError(

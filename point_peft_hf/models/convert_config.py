@@ -124,6 +124,9 @@ def _infer_single_stage(model_type: str, shapes: Mapping[str, tuple[int, ...]]) 
     if model_type == "point_bert":
         sizes["patch_embedding_size"] = size_of(shapes, "reduce_dim.weight", 1)
         return sizes
+    if size_of(shapes, "pos_embed.0.weight", 1) != 3:
+        # PCP-MAE.
+        sizes["position_embedding"] = "sincos"
     sizes.update(segmentation_sizes(shapes))
     if "increase_dim.0.weight" in shapes and (depth := _count(shapes, r"MAE_decoder\.blocks\.(\d+)\.")):
         sizes["decoder_num_hidden_layers"] = depth

@@ -7,7 +7,7 @@ else than the model that was trained.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -52,11 +52,6 @@ FAMILIES = (
         "Between the blocks of Point-MAE it has convolutions over neighbouring tokens, and it has no class token.",
     ),
     _model(
-        "PCP-MAE (arXiv 2408.08753)",
-        r"^mask_pos_token$",
-        "Its position embedding works on sines and cosines of the centres.",
-    ),
-    _model(
         "Point Transformer V3 or one of its kind: Sonata, Concerto, Utonia (arXiv 2312.10035, 2503.16429)",
         r"(^|\.)embedding\.stem\.|(^|\.)enc\.enc\d+\.block\d+\.|^encoder\.stem\.stem\.|\.cpe(_conv)?\.",
         "It works on voxels in several stages, not on groups of points.",
@@ -80,12 +75,11 @@ FAMILIES = (
 )
 
 
-def recognize_family(names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> tuple[Family, str] | None:
+def recognize_family(names: Iterable[str]) -> tuple[Family, str] | None:
     """Recognise a checkpoint that cannot be converted.
 
     Args:
         names: Research names of its tensors.
-        shapes: Shapes by research name; may be empty where they are not known.
 
     Returns:
         The family, and the name that gave it away; `None` if the file belongs to none of them.
@@ -95,8 +89,4 @@ def recognize_family(names: Iterable[str], shapes: Mapping[str, tuple[int, ...]]
         for name in names:
             if family.pattern.search(name):
                 return family, name
-    position = shapes.get("pos_embed.0.weight", ())
-    if len(position) == 2 and position[0] == position[1] > 3:
-        # Sines and cosines of the centre, as many as a token is wide, instead of its three coordinates.
-        return next(family for family in FAMILIES if family.name.startswith("PCP-MAE")), "pos_embed.0.weight"
     return None

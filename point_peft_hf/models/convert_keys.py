@@ -1,9 +1,9 @@
 """Names of the tensors in published checkpoints, and what they are called here.
 
-Two layouts are read: that of the research repositories (Point-BERT, Point-MAE, Point-M2AE, PointGPT, and ACT, which
-has the encoder of Point-MAE), with whatever prefixes their files carry, and that of the PyPI package torch-pointcloud.
-Both are first brought to the names of the research repositories without prefix, and from there to the names of this
-package.
+Two layouts are read: that of the research repositories (Point-BERT, Point-MAE, Point-M2AE, PointGPT, and ACT and
+PCP-MAE, which have the encoder of Point-MAE), with whatever prefixes their files carry, and that of the PyPI package
+torch-pointcloud. Both are first brought to the names of the research repositories without prefix, and from there to
+the names of this package.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NOT_THE_ENCODER = ("transformer_k.", "dvae")
 # Modules of an encoder, and parameters: all that are not in a module.
 _OF_THE_ENCODER = re.compile(r"(encoder|h_encoder|reduce_dim|pos_embed|blocks|norm)\..*|[^.]*")
 # For pre-training only, even where they stand inside of an encoder.
-_OF_PRETRAINING = re.compile(r"(h_encoder\.)?(mask_token|lm_head|cls_head|queue|queue_ptr)(\..*)?")
+_OF_PRETRAINING = re.compile(r"(h_encoder\.)?(mask_token|mask_pos_token|lm_head|cls_head|queue|queue_ptr)(\..*)?")
 
 # torch-pointcloud -> research repositories.
 _TORCH_POINTCLOUD_RULES = tuple(
@@ -263,7 +263,8 @@ def _point_m2ae(num_stages: int) -> list[_Rule]:
         # The classifier has one norm, behind the last stage; pre-training has one behind each.
         _renamed(rf"h_encoder\.encoder_norms\.{last}", "point_m2ae.layernorm"),
         _Rule(
-            rf"h_encoder\.encoder_norms\.{stage}\.(?P<kind>.*)", lambda m: f"stage_layernorms.{m['stage']}.{m['kind']}"
+            rf"h_encoder\.encoder_norms\.(?P<stage>{'|'.join(map(str, range(last)))})\.(?P<kind>weight|bias)",
+            lambda m: f"stage_layernorms.{m['stage']}.{m['kind']}",
         ),
         _renamed("norm", "point_m2ae.layernorm"),
         *_DEEP_HEAD_RULES,

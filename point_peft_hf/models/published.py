@@ -55,7 +55,7 @@ def published_model_type(weights: Path) -> str | None:
         keys = list(file.keys())
     model_type = guess_model_type(keys)
     if model_type is None:
-        refuse_family(keys, {}, str(weights))
+        refuse_family(keys, str(weights))
     return model_type
 
 

@@ -60,11 +60,14 @@ GPT_SIZES = {
         "patch_hidden_sizes": LARGE_PATCHES,
     },
 }
+PCP = {"position_embedding": "sincos", "position_hidden_size": 384}
 FIELDS = {
     PointBertConfig: {**SHARED, **SINGLE_STAGE, "patch_embedding_size": 14},
     PointMAEConfig: {
         **SHARED,
         **SINGLE_STAGE,
+        "hidden_size": 24,
+        "position_embedding": "sincos",
         "decoder_num_hidden_layers": 1,
         "decoder_num_attention_heads": 4,
         "mask_ratio": 0.5,
@@ -130,6 +133,7 @@ def test_no_field_is_left_out_of_the_round_trip(config_class):
         (PointMAEConfig, "hidden_size", 385),
         (PointMAEConfig, "hidden_size", "384"),
         (PointMAEConfig, "mask_ratio", 1.5),
+        (PointMAEConfig, "position_embedding", "sine"),
         (PointMAEConfig, "drop_path_rate", -0.1),
         (PointBertConfig, "patch_embedding_size", 0),
         (PointBertConfig, "patch_hidden_sizes", [128, 256]),
@@ -166,6 +170,7 @@ def test_decoder_heads_are_checked_where_there_is_a_decoder():
         (PointBertForClassification, PointBertConfig(num_labels=40), 22_065_960),
         (PointMAEForClassification, PointMAEConfig(num_labels=40), 22_099_752),
         (PointMAEForClassification, PointMAEConfig(num_labels=15), 22_093_327),
+        (PointMAEForClassification, PointMAEConfig(num_labels=15, **PCP), 22_338_959),
         (PointM2AEForClassification, PointM2AEConfig(num_labels=40), 12_830_056),
         (PointM2AEForClassification, PointM2AEConfig(num_labels=15, pooling="concat"), 12_921_935),
         (PointMAEForPreTraining, PointMAEConfig(), 29_006_432),

@@ -129,6 +129,28 @@ def test_encoders_of_other_methods(published, save, tmp_path, prefix, extra):
     )
 
 
+@pytest.mark.parametrize("form", ["classifier", "pretraining"])
+def test_pcp_mae(published, save, tmp_path, form):
+    tensors = published.point_mae_classifier() if form == "classifier" else published.point_mae_pretraining()
+    prefix = "" if form == "classifier" else "MAE_encoder."
+    tensors |= published.linear(f"{prefix}pos_embed.0.", 24, 10)
+    if form == "pretraining":
+        tensors["MAE_encoder.mask_pos_token"] = torch.randn(1, 1, 24)
+    report = convert_checkpoint(save(tensors), tmp_path / "out", "point_mae", HEADS)
+    # Its decoder has the names of Point-MAE's, but another task.
+    assert report.architecture == ("PointMAEForClassification" if form == "classifier" else "PointMAEModel")
+    model = PointMAEModel.from_pretrained(tmp_path / "out")
+    assert model.config.position_embedding == "sincos"
+    embedding = model.position_embedding
+    assert torch.equal(embedding.linear1.weight, tensors[f"{prefix}pos_embed.0.weight"])
+    # Channels of width 24: four frequencies, 10000 to the power of 0, -1/4, -1/2, -3/4; sines of x, cosines of x, ...
+    centers = torch.tensor([[[0.5, -1.0, 2.0]]])
+    frequencies = torch.tensor([1.0, 0.1, 0.01, 0.001])
+    waves = torch.cat([f(axis * frequencies) for axis in centers[0, 0] for f in (torch.sin, torch.cos)])
+    hidden = torch.nn.functional.gelu(embedding.linear1(waves))
+    torch.testing.assert_close(embedding(centers)[0, 0], embedding.linear2(hidden), rtol=1e-5, atol=1e-6)
+
+
 def test_pre_trained_point_bert_takes_the_right_encoder(published, save, tmp_path):
     tensors = published.point_bert_pretraining()
     report = convert_checkpoint(save(tensors), tmp_path / "out", "point_bert", HEADS)

@@ -38,7 +38,6 @@ MODELS = {
     },
     "ReCon ": {f"{BLOCK}mlp_contrast.fc1.weight": (96, 24)},
     "Point-FEMAE": {f"{BLOCK}cls.conv1.0.weight": (24, 48, 1, 1), **batch_norm(f"{BLOCK}cls.bn1")},
-    "PCP-MAE": {"mask_pos_token": (1, 1, 24)},
     "does not know": {f"{BLOCK}gamma_1": (24,)},
     "does not know ": {"norm_extra": (24,)},
     "does not know  ": {"encoder.first_conv.2.weight": (24,)},
@@ -86,11 +85,6 @@ def test_other_models_and_methods(name, form, published, save, tmp_path):
 def convert(tensors, save, tmp_path, model_type="point_mae"):
     convert_checkpoint(save(tensors), tmp_path / "model", model_type, HEADS)
     return tmp_path / "model"
-
-
-def test_sines_of_the_centres(published, save, tmp_path):
-    tensors = published.point_mae_classifier() | published.linear("pos_embed.0.", WIDTH, WIDTH)
-    check_refused(save(tensors), tmp_path, "PCP-MAE")
 
 
 @pytest.mark.parametrize(

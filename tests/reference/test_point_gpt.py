@@ -161,6 +161,15 @@ def test_part_segmentation(convert, values):
     assert_close(gradients["segmentation_head.output.weight"], expected["grad.convs3.weight"].squeeze(-1))
 
 
+def test_from_pretrained_of_a_torch_pointcloud_folder(folder, values, tmp_path):
+    expected = values("pointgpt_s_classifier")
+    name = "torch_pointcloud_pointgpt_s_classifier.safetensors"
+    (tmp_path / "model.safetensors").symlink_to((folder / name).resolve())
+    model = point_peft_hf.AutoModelForPointCloudClassification.from_pretrained(tmp_path, num_groups=32)
+    assert type(model) is point_peft_hf.PointGPTForClassification
+    assert_close(model(expected["points"]).logits, expected["cls.logits"])
+
+
 def test_full_size_files_of_torch_pointcloud(folder):
     models = json.loads((folder / "torch_pointcloud_full_keys2.json").read_text())
     names = [name for name in models if name.startswith("pointgpt-")]

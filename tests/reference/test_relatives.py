@@ -1,4 +1,4 @@
-"""Relatives of Point-MAE and models fine-tuned with other methods: right, or refused with their name."""
+"""Relatives of Point-MAE and models fine-tuned with other methods: right, or refused by name."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,6 @@ REFUSED = {
     "backbones/recon_pretrain": "ReCon",
     "backbones/femae_classifier": "Point-FEMAE",
     "backbones/femae_pretrain": "Point-FEMAE",
-    "backbones/pcp_classifier": "PCP-MAE",
-    "backbones/pcp_pretrain": "PCP-MAE",
     "backbones/ptv3": "Point Transformer V3",
     "backbones/sonata": "Sonata",
     "backbones/sonata_decoder": "Sonata",
@@ -39,9 +37,14 @@ def test_refused(file, reference_dir, tmp_path):
         convert_checkpoint(reference_dir / f"{file}.pth", tmp_path / "out", "point_mae")
 
 
+@pytest.fixture(scope="module", params=["act", "pcp"])
+def name(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def values(reference_dir):
-    with np.load(reference_dir / "backbones" / "act.npz") as file:
+def values(name, reference_dir):
+    with np.load(reference_dir / "backbones" / f"{name}.npz") as file:
         return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
@@ -50,12 +53,24 @@ def assert_close(actual, expected):
     assert (actual - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+def check_encoder_without_class_token(model, values, folder, tmp_path):
+    """The file has no class token; with that of the classifier, the encoder gives its values."""
+    convert_checkpoint(folder / "pcp_classifier.pth", tmp_path / "classifier", "point_mae", folder / "pcp.json")
+    model.class_token = PointMAEModel.from_pretrained(tmp_path / "classifier").class_token
+    encoded = model(values["points"])
+    assert_close(encoded.last_hidden_state, values["cls.hidden"])
+    assert_close(encoded.pooler_output, values["cls.pooled"])
+
+
 @pytest.mark.parametrize("task", ["classifier", "pretrain"])
-def test_act(task, values, reference_dir, tmp_path):
+def test_right(task, name, values, reference_dir, tmp_path):
     folder = reference_dir / "backbones"
-    report = convert_checkpoint(folder / f"act_{task}.pth", tmp_path, "point_mae", folder / "act.json")
+    report = convert_checkpoint(folder / f"{name}_{task}.pth", tmp_path, "point_mae", folder / f"{name}.json")
     assert report.architecture == {"classifier": "PointMAEForClassification", "pretrain": "PointMAEModel"}[task]
     model = (PointMAEForClassification if task == "classifier" else PointMAEModel).from_pretrained(tmp_path)
+    if name == "pcp" and task == "pretrain":
+        check_encoder_without_class_token(model, values, folder, tmp_path)
+        return
     encoded = model.base_model(values["points"], output_hidden_states=True)
     assert_close(encoded.group_centers, values["center"])
     for index in range(3):

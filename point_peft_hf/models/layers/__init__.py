@@ -7,6 +7,7 @@ from .frozen import check_frozen, is_pretrained, pretrained_behavior
 from .patch_embedding import PatchEmbedding
 from .position_embedding import PositionEmbedding
 from .segmentation_head import SegmentationHead, TokenFusion, TokenPyramid
+from .sine_position_embedding import SinePositionEmbedding
 from .transformer import PointAttention, PointMLP, PointTransformerLayer
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "PositionEmbedding",
     "SegmentationHead",
     "ShallowClassificationHead",
+    "SinePositionEmbedding",
     "check_frozen",
     "TokenFusion",
     "TokenPyramid",

@@ -8,7 +8,7 @@ from transformers import initialization as init
 
 from ...ops import chamfer_distance, gather_points
 from ...slots import BlockContext
-from ..layers import ClassificationHead, PointTransformerEncoder, PositionEmbedding
+from ..layers import ClassificationHead, PointTransformerEncoder, PositionEmbedding, SinePositionEmbedding
 from ..modeling import PointClassificationMixin, PointPreTrainedModel
 from ..modeling_outputs import PointReconstructionOutput
 from ..segmentation import SingleStageSegmentationMixin
@@ -37,6 +37,8 @@ class PointMAEModel(SingleStageEncoderMixin, PointMAEPreTrainedModel):
     def __init__(self, config: PointMAEConfig, use_class_token: bool = True):
         super().__init__(config)
         self._build(config, config.hidden_size, use_class_token)
+        if config.position_embedding == "sincos":
+            self.position_embedding = SinePositionEmbedding(config.position_hidden_size, config.hidden_size)
         self.post_init()
 
 
