@@ -39,8 +39,8 @@ RENAMES = (
     lambda name: "module." + name,
 )
 # A handful, to stay fast; raise it to search longer.
-EXAMPLES = 12
-CHANGES = ("drop", "add", "copy", "rename", "reshape", "nan", "dtype", "swap", "scale")
+EXAMPLES = 15
+CHANGES = ("drop", "add", "add", "add", "copy", "rename", "reshape", "nan", "dtype", "swap", "scale")
 
 
 def encoder_of(tensors):
