@@ -22,6 +22,7 @@ from ..layers import (
     PatchEmbedding,
     PointTransformerEncoder,
     PositionEmbedding,
+    SinePositionEmbedding,
     SlottedModule,
     TokenFusion,
     is_pretrained,
@@ -244,6 +245,8 @@ class PointMAEModel(SingleStageEncoder, PointMAEPreTrainedModel):
     def __init__(self, config: PointMAEConfig, use_class_token: bool = True):
         super().__init__(config)
         self._build(config, use_class_token)
+        if config.position_embedding == "sincos":
+            self.position_embedding = SinePositionEmbedding(config.position_hidden_size, config.hidden_size)
         self.post_init()
 
 
