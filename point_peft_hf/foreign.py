@@ -141,7 +141,7 @@ class SlottedBlock(nn.Module):
 
 
 def frozen_view(module: nn.Module) -> nn.Module:
-    """A module as it was pre-trained, in eval mode: the same weights, without adapters. The module itself stays as it is.
+    """A module as it was pre-trained, in eval mode: the same weights, no adapters. The module itself does not change.
 
     Args:
         module: The module.
@@ -187,8 +187,8 @@ class ForeignBackbone(Backbone):
         name = trained_weight(self._model)
         if name is not None:
             raise ValueError(
-                f"{name!r}, a weight of the backbone, is being trained, but {reason}. Freeze it, or name its module in "
-                "the adapter's `modules_to_save`."
+                f"{name!r}, a weight of the backbone, is being trained, but {reason}. Freeze it, or name its module "
+                "in the adapter's `modules_to_save`."
             )
 
 

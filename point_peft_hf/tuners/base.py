@@ -30,10 +30,10 @@ from .selection import Selection, matching, select_slots
 class SlotLayer(nn.Module, BaseTunerLayer):
     """An adapter layer around a slot.
 
-    A subclass says which kind of slot it goes around, names its `parts`, creates them for an adapter in `create_parts`,
-    and says in `adapt` what the adapter makes of the slot's result. A part is one flat `ModuleDict` from adapter names
-    to modules, stored as the attribute `<prefix><part>`: PEFT finds, saves, renames, freezes and deletes parts by these
-    names.
+    A subclass says which kind of slot it goes around, names its `parts`, creates them for an adapter in
+    `create_parts`, and says in `adapt` what the adapter makes of the slot's result. A part is one flat `ModuleDict`
+    from adapter names to modules, stored as the attribute `<prefix><part>`: PEFT finds, saves, renames, freezes and
+    deletes parts by these names.
 
     Args:
         base_layer: The slot, or the layer of another adapter type around it.
@@ -113,7 +113,7 @@ class SlotLayer(nn.Module, BaseTunerLayer):
         return result
 
     def in_own_dtype(self, name: str, adapt: Callable, result: Any, *inputs: Any) -> Any:
-        """Call `adapt(name, result, *inputs)` in the dtype of the adapter, and return its result in that of the backbone.
+        """Call `adapt(name, result, *inputs)` in the dtype of the adapter, and return its result in the backbone's.
 
         PEFT keeps adapters in float32 on a backbone in half precision.
         """
@@ -400,8 +400,8 @@ class SlotTuner(AdapterLifecycle):
             size, head = self.readout_size(peft_config, slot), head_name(model)
             if size != slot.hidden_size and head is not None and head not in (peft_config.modules_to_save or ()):
                 raise ValueError(
-                    f"An adapter of type {peft_config.peft_type.value} reads out {size} features where the head of the "
-                    f"backbone takes {slot.hidden_size}, so it needs a head of its own. Name {head!r} in "
+                    f"An adapter of type {peft_config.peft_type.value} reads out {size} features where the head of "
+                    f"the backbone takes {slot.hidden_size}, so it needs a head of its own. Name {head!r} in "
                     f"`modules_to_save` (got {peft_config.modules_to_save}), or leave `modules_to_save` out."
                 )
 

@@ -84,7 +84,7 @@ def pytest_collection_modifyitems(config, items):
         is_left_out = wanted and parameters.get("backbone_name", wanted[0]) != wanted[0]
         (left_out if is_left_out else kept).append(item)
     if left_out:
-        config.hook.pytest_deselected(left_out)
+        config.hook.pytest_deselected(items=left_out)
         items[:] = kept
 
 

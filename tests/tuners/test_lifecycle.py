@@ -175,8 +175,9 @@ def test_a_name_works_or_is_refused_at_once(make_backbone, points, logits, tmp_p
         else:
             model = get_peft_model(backbone, config, adapter_name=name)
     except ValueError as error:
-        assert f"cannot be called {name!r}" in str(error)
-        assert name in TAKEN_NAMES
+        is_right = f"cannot be called {name!r}" in str(error) and name in TAKEN_NAMES
+        if not is_right:
+            raise
         assert_unchanged(model if is_second else backbone, before)
         return
     assert name in FREE_NAMES
@@ -199,13 +200,12 @@ def test_a_name_that_is_no_name_of_a_folder(make_backbone, type_case, name):
 def test_peft_types_with_the_name_of_a_part(make_backbone, way):
     config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["classifier"])
     model = make_backbone()
+    attach = {
+        "get_peft_model": lambda: get_peft_model(model, config, adapter_name="output"),
+        "transformers": lambda: model.add_adapter(config, "output"),
+    }
     with pytest.raises(ValueError, match="cannot be called 'output'"):
-        if way == "get_peft_model":
-            get_peft_model(model, config, adapter_name="output")
-        elif way == "transformers":
-            model.add_adapter(config, "output")
-        else:
-            pp.add_adapters(model, {"output": config})
+        attach.get(way, lambda: pp.add_adapters(model, {"output": config}))()
 
 
 # -- Deleting -------------------------------------------------------------------------------------------------------

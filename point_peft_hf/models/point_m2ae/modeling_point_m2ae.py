@@ -1,7 +1,7 @@
 """Point-M2AE: multi-scale masked autoencoders for point clouds (arXiv 2205.14401).
 
-From the top: points -> nested groups -> for each stage tokens and blocks -> read-out (`PointM2AEModel.encode`), and the
-heads on it.
+From the top: points -> nested groups -> for each stage tokens and blocks -> read-out (`PointM2AEModel.encode`), and
+the heads on it.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class PointM2AEPreTrainedModel(PointPreTrainedModel):
 class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel):
     """The encoder: in each stage groups -> tokens -> blocks, the tokens of a stage being the points of the next.
 
-    The pooled features are mean and maximum over the tokens of the last stage, added up or side by side as `pooling` of
-    the configuration says.
+    The pooled features are mean and maximum over the tokens of the last stage, added up or side by side as `pooling`
+    of the configuration says.
 
     Args:
         config: Configuration.

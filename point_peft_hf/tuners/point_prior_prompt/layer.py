@@ -232,7 +232,7 @@ class PromptLayer(SlotLayer):
         return created
 
     def adapt(self, name: str, tokens: Tokens) -> Tokens:
-        """Insert dropout(E) + Z + A(Z), of shape `(batch_size, num_prompt_tokens, hidden_size)`, with Z of the bank."""
+        """Insert dropout(E) + Z + A(Z), of shape `(batch_size, num_prompt_tokens, hidden_size)`; the bank gives Z."""
         shared, bottleneck = tokens.cloud.shared, self.part("prompt_bottleneck", name)
         embedding = self.part("prompt_embedding", name).weight.expand(tokens.features.shape[0], -1, -1)
         prompts = F.dropout(embedding, self.configs[name].dropout, self.training)
@@ -240,8 +240,8 @@ class PromptLayer(SlotLayer):
             answer = shared.get(self.key(name))
             if answer is None:
                 raise ValueError(
-                    f"Block {self.slot.layer_index} got nothing from the bank of adapter {name!r}. Let its tokens pass "
-                    "the token slot first (see point_peft_hf.slots), and leave that slot out of `exclude_modules`."
+                    f"Block {self.slot.layer_index} got nothing from the bank of adapter {name!r}. Let its tokens "
+                    "pass the token slot first (see point_peft_hf.slots), and leave that slot out of `exclude_modules`."
                 )
             rows = answer.rows.to(prompts.dtype)
             prompts = prompts + rows + bottleneck(rows)
