@@ -254,8 +254,8 @@ class BranchSlot(BlockSlot):
     """After a branch of a block, before its residual connection.
 
     `forward(output, inputs, tokens, drop_path) -> (update, tokens)`: `output` is what the branch made of `inputs`
-    (after the norm), `tokens.features` the residual stream. A layer that adds to `output` before it calls its base layer is
-    inside of stochastic depth; what it adds to the result is outside.
+    (after the norm), `tokens.features` the residual stream. A layer that adds to `output` before it calls its base
+    layer is inside of stochastic depth; what it adds to the result is outside.
 
     Args:
         stage: The stage of the block.

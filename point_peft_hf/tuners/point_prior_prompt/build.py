@@ -126,8 +126,8 @@ def _check_arguments(model: nn.Module, num_passes: int, augment: Callable | None
     if not hasattr(model, "frozen_features"):
         raise ValueError(
             f"{type(model).__name__} has no method `frozen_features(points)`, which returns the features of the "
-            "frozen encoder, of shape (batch_size, hidden_size). The backbones of point_peft_hf have it; define it on your "
-            "own backbone."
+            "frozen encoder, of shape (batch_size, hidden_size). The backbones of point_peft_hf have it; define "
+            "it on your own backbone."
         )
     if isinstance(num_passes, bool) or not isinstance(num_passes, int) or num_passes < 1:
         raise ValueError(f"`num_passes` must be a number of at least 1, got {num_passes!r}.")

@@ -241,7 +241,7 @@ class PromptLayer(SlotLayer):
             if answer is None:
                 raise ValueError(
                     f"Block {self.slot.layer_index} got nothing from the bank of adapter {name!r}. Let its tokens "
-                    "pass the token slot first (see point_peft_hf.slots), and leave that slot out of `exclude_modules`."
+                    "pass the token slot first (see point_peft_hf.slots), and leave it out of `exclude_modules`."
                 )
             rows = answer.rows.to(prompts.dtype)
             prompts = prompts + rows + bottleneck(rows)
