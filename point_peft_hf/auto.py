@@ -167,8 +167,9 @@ def _read(name: str | os.PathLike, place: dict[str, Any]) -> tuple[AdapterFiles,
     peft_type = read_json(files.config).get("peft_type")
     if not isinstance(peft_type, str) or peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise ValueError(
-            f"{files.config}: `peft_type` is {peft_type!r}, which neither peft nor point_peft_hf knows. Update them, "
-            "or download the adapter again."
+            f"{files.config}: `peft_type` is {peft_type!r}, which neither peft nor point_peft_hf knows. If it is "
+            "a type of your own, import the module that registers it first; else update both, or download the "
+            "adapter again."
         )
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type]
     if not _is_ours(config_class):

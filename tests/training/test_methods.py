@@ -37,8 +37,8 @@ def test_a_method_trains_the_head_and_what_it_says(method, tiny_backbone):
 def test_options_reach_the_configuration(tiny_backbone):
     model = prepare_method("lora", load_backbone(tiny_backbone, NAMES), r=3)
     assert model.active_peft_config.r == 3
-    model = prepare_method("bias", load_backbone(tiny_backbone, NAMES), modules_to_save=["classifier"])
-    assert not any("class_token" in name for name in trainable_names(model))
+    model = prepare_method("linear", load_backbone(tiny_backbone, NAMES), tune_biases=True)
+    assert any("point_peft_bias" in name for name in trainable_names(model))
 
 
 @pytest.mark.parametrize(
