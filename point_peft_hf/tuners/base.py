@@ -451,7 +451,10 @@ class SlotTuner(AdapterLifecycle):
                 wrapper = model.get_submodule(head)
                 old = wrapper.modules_to_save[adapter_name]
                 reference = next(old.parameters())
-                new = self.build_head(model, config, size).to(reference.device, reference.dtype)
+                new = self.build_head(model, config, size)
+                # Built where PEFT makes weights that a file fills, it stays empty till then.
+                if not any(parameter.is_meta for parameter in new.parameters()):
+                    new = new.to(reference.device, reference.dtype)
                 new.train(old.training)
                 for parameter in new.parameters():
                     parameter.requires_grad_(reference.requires_grad)

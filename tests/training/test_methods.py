@@ -37,8 +37,10 @@ def test_a_method_trains_the_head_and_what_it_says(method, tiny_backbone):
 def test_options_reach_the_configuration(tiny_backbone):
     model = prepare_method("lora", load_backbone(tiny_backbone, NAMES), r=3)
     assert model.active_peft_config.r == 3
-    model = prepare_method("linear", load_backbone(tiny_backbone, NAMES), tune_biases=True)
-    assert any("point_peft_bias" in name for name in trainable_names(model))
+    model = prepare_method("bias", load_backbone(tiny_backbone, NAMES), layers_to_transform=[0])
+    shifts = [name for name in trainable_names(model) if "_slot" in name]
+    assert shifts
+    assert all("layers.0." in name for name in shifts)
 
 
 @pytest.mark.parametrize(

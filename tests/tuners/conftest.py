@@ -131,6 +131,11 @@ class Case:
         return self.type_name not in ("moved_points", "kept_token", "second_set", "sparse", "shared")
 
     @property
+    def brings_modules(self) -> bool:
+        """Whether an adapter of the type always brings a module of the backbone, so that only one can be active."""
+        return self.type_name in ("kept_token", "saved_norm")
+
+    @property
     def without_head(self) -> dict:
         """Fields that leave out the head, where the type does not need one of its own."""
         return {} if self.type_name == "kept_token" else {"modules_to_save": []}
