@@ -136,7 +136,7 @@ def with_known_value(
 
     Args:
         value: The value.
-        function: How to compute it, differentiable with respect to the arguments.
+        function: How to compute it; what it is differentiable with respect to gets a gradient.
         *arguments: Its arguments.
     """
     if torch.compiler.is_compiling():
@@ -157,4 +157,6 @@ class _KnownValue(torch.autograd.Function):
         arguments = [argument.detach().requires_grad_() for argument in ctx.saved_tensors]
         with torch.enable_grad():
             value = ctx.function(*arguments)
+        if not value.requires_grad:
+            return None, None, *(None for _ in arguments)
         return None, None, *torch.autograd.grad(value, arguments, grad)

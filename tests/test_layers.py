@@ -74,3 +74,10 @@ def test_a_known_value_is_not_computed_until_backward():
     assert not calls
     assert_same(result, left * right.exp(), (left, right))
     assert len(calls) == 1
+
+
+def test_a_known_value_that_depends_on_nothing_leaves_no_gradient():
+    place = random(3)
+    result = with_known_value(torch.ones(3, dtype=torch.float64), lambda place: (place > 9).to(place.dtype), place)
+    (result.sum() + place.sum()).backward()
+    assert place.grad.eq(1).all()

@@ -60,6 +60,12 @@ class PointTunerConfig(PeftConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if not vars(type(self)).get("_peft_type_name"):
+            # It would pass for the type of its parent, whose file cannot hold its fields.
+            raise ValueError(
+                f"{type(self).__name__} belongs to no PEFT type. Register it with its tuner: "
+                f'@register_method("name_of_the_type", {type(self).__name__}), from point_peft_hf.tuners.'
+            )
         self.peft_type = PeftType[self._peft_type_name]
         check_types(self)
         for name in ("target_modules", "exclude_modules"):

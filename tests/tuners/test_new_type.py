@@ -116,3 +116,10 @@ def test_registering():
 def test_a_layer_that_forgets_adapt_says_so():
     with pytest.raises(NotImplementedError, match="must define adapt"):
         SlotLayer.adapt(object.__new__(SlotLayer), "default", None)
+
+
+@pytest.mark.parametrize("parent", [pp.PointPeftConfig, pp.tuners.PointTunerConfig])
+def test_a_configuration_that_is_not_registered_is_refused(parent):
+    forgotten = type("Forgotten", (parent,), {})
+    with pytest.raises(ValueError, match="Forgotten belongs to no PEFT type. Register it .*@register_method"):
+        forgotten()
