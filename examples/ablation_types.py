@@ -83,6 +83,12 @@ class AblationFeedForwardLayer(FeedForwardLayer):
         return config.use_ffn_bottleneck and super().wants(config, slot)
 
 
+@torch.compiler.assume_constant_result
+def random_order(num_rows: int, num_columns: int, seed: int) -> torch.Tensor:
+    """A random order of the columns for each row, the same each time, of shape `(num_rows, num_columns)`."""
+    return torch.rand(num_rows, num_columns, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)
+
+
 class AblationOutputLayer(OutputLayer):
     """Aggregation, propagation and bottleneck at the end of a block, each as the configuration has it."""
 
@@ -104,8 +110,8 @@ class AblationOutputLayer(OutputLayer):
         """Choose the local centres, `(batch_size, num_centers)` of the places `(batch_size, num_places, 3)`."""
         if self.configs[name].center_selection == "fps":
             return super().choose_centers(name, points, num_centers)
-        order = torch.randperm(points.shape[1], generator=torch.Generator().manual_seed(0))
-        return order[:num_centers].to(points.device).expand(len(points), -1)
+        chosen = random_order(1, points.shape[1], seed=0)[:, :num_centers]
+        return chosen.to(points.device).expand(len(points), -1)
 
     def choose_neighbors(
         self, name: str, centers: torch.Tensor, points: torch.Tensor, num_neighbors: int
@@ -113,8 +119,8 @@ class AblationOutputLayer(OutputLayer):
         """Choose the neighbourhoods, of shape `(batch_size, num_centers, num_neighbors)`."""
         if self.configs[name].neighbor_selection == "knn":
             return super().choose_neighbors(name, centers, points, num_neighbors)
-        noise = torch.rand(centers.shape[1], points.shape[1], generator=torch.Generator().manual_seed(1))
-        return noise.argsort(dim=1)[:, :num_neighbors].to(points.device).expand(len(points), -1, -1)
+        chosen = random_order(centers.shape[1], points.shape[1], seed=1)[:, :num_neighbors]
+        return chosen.to(points.device).expand(len(points), -1, -1)
 
     def pool(self, name: str, tokens: Tokens, neighborhoods: LocalNeighborhoods) -> torch.Tensor | None:
         """One feature for each neighbourhood, of shape `(batch_size * num_local_centers, hidden_size)`."""
