@@ -17,20 +17,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from point_peft_hf.training import Predictor, load_task, show_only_own_messages
+from point_peft_hf.training import Predictor, find_method, load_task, show_only_own_messages
 from point_peft_hf.training.task import PROCEDURAL
 from point_peft_hf.tuners.point_prior_prompt.bank import bank_layers
 from point_peft_hf.tuners.point_prior_prompt.quantization import dequantize, quantize
 
-
-def stored_as(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Rounds entries as a bank of a dtype does."""
-    return lambda entries: dequantize(*quantize(entries, dtype), torch.float32)
-
-
 EXCHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "as float16": stored_as(torch.float16),
-    "as int8": stored_as(torch.int8),
+    "as int8": lambda entries: dequantize(*quantize(entries, torch.int8), torch.float32),
     "random directions": lambda entries: F.normalize(
         torch.randn(entries.shape, generator=torch.Generator().manual_seed(0)), dim=-1
     ),
@@ -42,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapters", nargs="+", help="Folders of trained adapters with a bank.")
+    parser.add_argument("--method", help="package.module:Config, where adapters are of a type of your own.")
     parser.add_argument("--data", default=PROCEDURAL, help="Data set whose test clouds are predicted.")
     parser.add_argument("--layout", help="Layout of the folder, where it holds several data sets.")
     parser.add_argument("--max_test_clouds", type=int, default=600, help="Test clouds (default: %(default)s).")
@@ -53,6 +47,8 @@ def main() -> None:
     """Print a table: accuracy, and how many predictions are others than before."""
     args = parse_arguments()
     show_only_own_messages()
+    if args.method:
+        find_method(args.method)  # registers its type
     test = load_task(args.data, layout=args.layout, max_test_clouds=args.max_test_clouds).test
     clouds = [test[index]["points"] for index in range(len(test))]
     print("| adapter | bank | accuracy | other predictions |\n|---|---|---|---|")

@@ -1,11 +1,12 @@
-"""Convert a published checkpoint of Point-MAE, Point-BERT or Point-M2AE to a folder for `from_pretrained`.
+"""Convert a published checkpoint of Point-MAE, Point-BERT, Point-M2AE or PointGPT to a folder for `from_pretrained`.
 
     python examples/convert_checkpoint.py pretrain.pth point-mae-base --model_type point_mae
     python examples/convert_checkpoint.py scan_hardest.pth point-mae-scan --model_type point_mae --config config.json
 
-Reads the files of the research repositories (pre-training and fine-tuned, ReCon and ACT too) and of the package
-torch-pointcloud. Widths, depth and classes are read from the tensors; `--config` gives heads, groups, their sizes and
-radii where they are not the published ones. Nothing in the file can run code.
+Reads the files of the research repositories (pre-training and fine-tuned, and those of ACT and PCP-MAE, which have the
+encoder of Point-MAE) and of the package torch-pointcloud. Widths, depth and classes are read from the tensors;
+`--config` gives heads, groups, their sizes and radii where they are not the published ones. A file with more inside of
+the encoder than the model has is refused. Nothing in the file can run code.
 """
 
 from __future__ import annotations

@@ -19,12 +19,12 @@ import numpy as np
 
 from point_peft_hf import visualization
 from point_peft_hf.data import HELD_OUT_CLASSES, READERS, sample_shape
-from point_peft_hf.training import PartPredictor, Predictor, load_resident, show_only_own_messages
+from point_peft_hf.training import PartPredictor, Predictor, find_method, load_resident, show_only_own_messages
 
 TITLE = "Point clouds, adapters on one backbone"
 SAMPLE_POINTS = 20_000
 MAX_CLASSES = 5
-NEIGHBOR_COLUMNS = ["class", "cosine", "weight", "cloud"]
+REFERENCE_COLUMNS = ["class", "similarity", "weight", "cloud"]
 # Fonts of the system: nothing is loaded from elsewhere.
 FONTS = ["system-ui", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
 STYLE = """
@@ -36,7 +36,7 @@ STYLE = """
   .stack > * { flex: 1 1 100%; }
   .viewer { order: 1; }
   .scores { order: 2; }
-  .neighbors { order: 3; }
+  .references { order: 3; }
 }
 .problem { padding: 10px 14px; border: 2px solid #d55e00; border-radius: 8px; overflow-wrap: anywhere; }
 """
@@ -49,12 +49,14 @@ class Answer:
     Attributes:
         page: The cloud to look at, as an HTML page.
         scores: Probability of each class, or share of the points of each part that occurs.
-        neighbors: Rows of `NEIGHBOR_COLUMNS`, from the most similar training cloud down; none without a bank.
+        references: Rows of `REFERENCE_COLUMNS`: training clouds that the adapter draws from, if it draws from any.
+        source: Where these come from.
     """
 
     page: str
     scores: dict[str, float]
-    neighbors: list[list[str]]
+    references: list[list[str]]
+    source: str
 
 
 def answer(
@@ -76,25 +78,26 @@ def answer(
     """
     has_parts = isinstance(predictor, PartPredictor)
     names = predictor.part_names if has_parts else predictor.class_names
-    bank_names = predictor.category_names if has_parts else names
+    reference_names = predictor.category_names if has_parts else names
     category_index = predictor.category_index(category) if has_parts else None
     points, model_points = visualization.prepare_for_display(cloud, predictor.processor)
     inspection = visualization.inspect_cloud(predictor.model, model_points, category_index)
-    colorings = visualization.inspection_colorings(inspection, names, points, bank_names)
+    colorings = visualization.inspection_colorings(inspection, names, points, reference_names)
     if has_parts:
         shares = np.bincount(colorings[0].values, minlength=len(names)).astype(float)
     else:
         shares = np.exp(inspection.logits - inspection.logits.max())
     scores = {name: share for name, share in zip(names, (shares / shares.sum()).tolist(), strict=True) if share > 0}
-    neighbors = []
-    for bank in inspection.bank.values():
+    references = []
+    for found in inspection.references:
         for label, sample, similarity, weight in zip(
-            bank.labels, bank.sample_ids, bank.similarities, bank.weights, strict=True
+            found.labels, found.sample_ids, found.similarities, found.weights, strict=True
         ):
-            name = bank_names[label] if 0 <= label < len(bank_names) else "unknown"
+            name = reference_names[label] if 0 <= label < len(reference_names) else "unknown"
             number = str(sample) if sample >= 0 else "unknown"
-            neighbors.append([name, f"{similarity:.3f}", f"{100 * weight:.1f} %", number])
-    return Answer(visualization.cloud_page(points, colorings, title), scores, neighbors)
+            references.append([name, f"{similarity:.3f}", f"{100 * weight:.1f} %", number])
+    source = ", ".join(found.name for found in inspection.references)
+    return Answer(visualization.cloud_page(points, colorings, title), scores, references, source)
 
 
 def categories_of(predictor: Predictor | PartPredictor) -> list[str]:
@@ -136,8 +139,10 @@ def build_page(predictors: dict[str, Predictor | PartPredictor]):
             return gradio.HTML(message, visible=True), "", None, gradio.Dataframe(visible=False)
         # A frame of its own: the page brings its own style and script, and has no access to this one.
         frame = f'<iframe sandbox="allow-scripts" title="Point cloud" srcdoc="{html.escape(result.page)}"></iframe>'
-        neighbors = gradio.Dataframe(result.neighbors, visible=bool(result.neighbors))
-        return gradio.HTML("", visible=False), frame, result.scores, neighbors
+        references = gradio.Dataframe(
+            result.references, label=f"Training clouds: {result.source}", visible=bool(result.references)
+        )
+        return gradio.HTML("", visible=False), frame, result.scores, references
 
     with gradio.Blocks(title=TITLE, analytics_enabled=False) as page:
         gradio.Markdown(f"## {TITLE}")
@@ -159,25 +164,17 @@ def build_page(predictors: dict[str, Predictor | PartPredictor]):
             with gradio.Column(scale=2, min_width=320, elem_classes="stack"):
                 message = gradio.HTML(visible=False)
                 viewer = gradio.HTML(elem_classes="viewer")
-                neighbors = gradio.Dataframe(
-                    headers=NEIGHBOR_COLUMNS,
-                    elem_classes="neighbors",
+                references = gradio.Dataframe(
+                    headers=REFERENCE_COLUMNS,
+                    elem_classes="references",
                     column_widths=["34%", "22%", "24%", "20%"],
                     wrap=True,
-                    label="Nearest training clouds, from the bank of the adapter",
+                    label="Training clouds",
                     interactive=False,
                     visible=False,
                 )
-        outputs = [message, viewer, scores, neighbors]
-        # One at a time: a model is looked into by hooks, which see whatever runs.
-        shown = {
-            "fn": show,
-            "inputs": [adapter, source, category],
-            "outputs": outputs,
-            "api_name": False,
-            "concurrency_limit": 1,
-            "concurrency_id": "models",
-        }
+        outputs = [message, viewer, scores, references]
+        shown = {"fn": show, "inputs": [adapter, source, category], "outputs": outputs, "api_name": False}
         page.load(**shown)
         adapter.change(choose_categories, [adapter, category], category, api_name=False).then(**shown)
         category.input(**shown)
@@ -191,6 +188,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the arguments from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapters", nargs="+", metavar="ADAPTER", help="Folders or Hub repositories of adapters.")
+    parser.add_argument("--method", help="package.module:Config, where adapters are of a type of your own.")
     parser.add_argument("--model", help="Backbone of all: a name, a folder or a Hub repository (default: theirs).")
     parser.add_argument("--host", default="127.0.0.1", help="Address to serve at; 0.0.0.0 for everybody around.")
     parser.add_argument("--port", type=int, default=7860, help="Default: 7860.")
@@ -207,6 +205,8 @@ def main() -> None:
             "The demo needs gradio, which is not installed: pip install 'point-peft-hf[demo]'"
         ) from error
     show_only_own_messages()
+    if args.method:
+        find_method(args.method)  # registers its type
     predictors = load_resident(args.adapters, args.model)
     build_page(predictors).launch(
         server_name=args.host,

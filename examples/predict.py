@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from point_peft_hf.training import PartPredictor, load_predictor, show_only_own_messages
+from point_peft_hf.training import PartPredictor, find_method, load_predictor, show_only_own_messages
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -23,11 +23,17 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="FILE", help="Point clouds or meshes.")
     parser.add_argument("--adapter", required=True, help="Folder or Hub repository of the adapter.")
+    parser.add_argument("--method", help="package.module:Config, where the adapter is of a type of your own.")
     parser.add_argument("--model", help="Backbone: a name, a folder or a Hub repository (default: the adapter's).")
     parser.add_argument("--top", type=int, default=3, help="Classes to print for each file (default: 3).")
     parser.add_argument("--category", help="Parts: category of the objects in the files.")
     parser.add_argument(
         "--output_dir", type=Path, default=Path(), help="Parts: where FILE_parts.ply goes (default: this folder)."
+    )
+    parser.add_argument(
+        "--drop_invalid",
+        action="store_true",
+        help="Leave out points with NaN or infinite coordinates, as depth cameras write them.",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parser.parse_args()
@@ -60,17 +66,19 @@ def main() -> None:
     """Print the top classes of each file, or write its parts."""
     args = parse_arguments()
     show_only_own_messages()
+    if args.method:
+        find_method(args.method)  # registers its type
     predictor = load_predictor(args.adapter, args.model, device=args.device)
     has_parts = isinstance(predictor, PartPredictor)
     targets = part_files(args.files, args.output_dir) if has_parts else [None] * len(args.files)
     for file, target in zip(args.files, targets, strict=True):
         if has_parts:
-            prediction = predictor.predict(file, args.category)
+            prediction = predictor.predict(file, args.category, drop_invalid=args.drop_invalid)
             prediction.save(target)
             shares = sorted(prediction.shares().items(), key=lambda item: -item[1])
             print(f"{file}: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares) + f" -> {target}")
             continue
-        ranked = predictor.predict(file, top=args.top)
+        ranked = predictor.predict(file, top=args.top, drop_invalid=args.drop_invalid)
         print(f"{file}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in ranked))
 
 

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from point_peft_hf.data import CORRUPTIONS, PointCloudDataset, corrupt
 from point_peft_hf.data.corruptions import STRENGTHS
 from point_peft_hf.studies import Interval, mean_interval, paired_difference
-from point_peft_hf.training import Predictor, load_task, show_only_own_messages
+from point_peft_hf.training import Predictor, find_method, load_task, show_only_own_messages
 from point_peft_hf.training.task import PROCEDURAL
 
 CLEAN = "as they are"
@@ -35,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="Folder with a folder for each row.")
     parser.add_argument("--rows", nargs="+", required=True, help="Names of the rows' folders.")
+    parser.add_argument("--method", help="package.module:Config, where adapters are of a type of your own.")
     parser.add_argument("--data", default=PROCEDURAL, help="Data set whose test clouds are corrupted.")
     parser.add_argument("--layout", help="Layout of the folder, where it holds several data sets.")
     parser.add_argument("--max_test_clouds", type=int, default=300, help="Test clouds (default: %(default)s).")
@@ -47,6 +48,8 @@ def main() -> None:
     """Measure each model under each corruption, then write and print the table."""
     args = parse_arguments()
     show_only_own_messages()
+    if args.method:
+        find_method(args.method)  # registers its type
     test = load_task(args.data, layout=args.layout, max_test_clouds=args.max_test_clouds).test
     models = {row: trained_models(args.folder / row) for row in args.rows}
     everyone = [predictor for predictors in models.values() for predictor in predictors.values()]

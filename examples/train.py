@@ -4,6 +4,7 @@
     accelerate launch examples/train.py --method point_peft --data path/to/modelnet40_ply_hdf5_2048
     accelerate launch examples/train.py --task segmentation --augmentation segmentation --data path/to/shapenetpart
     accelerate launch examples/train.py --method lora --config '{"r": 16}' --learning_rate 1e-3
+    PYTHONPATH=. accelerate launch examples/train.py --method my_types:TokenScaleConfig    # a type of your own
     accelerate launch examples/train.py --resume_from_checkpoint latest    # go on where a run was stopped
     accelerate launch --config_file examples/accelerate_configs/multi_gpu.yaml examples/train.py --sync_batch_norm
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from accelerate import PartialState
 from accelerate.utils import release_memory
@@ -41,10 +42,9 @@ def parse_arguments() -> tuple[list[str], FinetuneArguments]:
             parser.add_argument(
                 "--method",
                 nargs="+",
-                choices=METHODS,
                 default=["linear", "point_peft"],
                 metavar="METHOD",
-                help=f"One or more of {', '.join(METHODS)} (default: linear point_peft).",
+                help=f"One or more: {field.metadata['help']} (default: linear point_peft)",
             )
         elif field.type == "bool":
             parser.add_argument(f"--{field.name}", action="store_true", help=help_text)
@@ -61,9 +61,11 @@ def main() -> None:
     """Train each method, then print the table."""
     methods, args = parse_arguments()
     show_only_own_messages()
+    runs = [replace(args, method=method) for method in methods]
+    for args in runs:
+        args.check()
     task, records = None, []
-    for method in methods:
-        args.method = method
+    for args in runs:
         run = Finetuning(args, task)
         task = run.task
         records.append(run.run())
@@ -72,7 +74,12 @@ def main() -> None:
         run = release_memory(run)
     if is_main_process:
         print(f"\n{results_table(records)}\n")
-        print(f"Saved to {output_dir.parent}/. To predict: python examples/predict.py FILE --adapter {output_dir}")
+        # Whoever loads an adapter has to know its type.
+        own_type = "" if args.method in METHODS else f" --method {args.method}"
+        print(
+            f"Saved to {output_dir.parent}/. To predict: python examples/predict.py FILE --adapter "
+            f"{output_dir}{own_type}"
+        )
     PartialState().destroy_process_group()
 
 

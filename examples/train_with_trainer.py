@@ -9,6 +9,7 @@ and its logs are those of the Trainer. In one process and in full precision the 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -21,7 +22,6 @@ from point_peft_hf.data import get_augmentation
 from point_peft_hf.io import save_adapter
 from point_peft_hf.pretrained import DEFAULT_BACKBONE
 from point_peft_hf.training import (
-    METHODS,
     ClassificationTask,
     FinetuneArguments,
     evaluation_loader,
@@ -61,7 +61,7 @@ class PointCloudTrainer(Trainer):
 def parse_arguments() -> FinetuneArguments:
     """Read the arguments from the command line; `examples/train.py --help` says what they mean."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", default="point_peft", choices=[name for name in METHODS if name != "full"])
+    parser.add_argument("--method", default="point_peft")
     parser.add_argument("--model", default=DEFAULT_BACKBONE)
     parser.add_argument("--data", default="procedural")
     parser.add_argument("--output_dir", default="outputs_trainer")
@@ -72,6 +72,8 @@ def parse_arguments() -> FinetuneArguments:
     parser.add_argument("--learning_rate", type=float)
     args = FinetuneArguments(**vars(parser.parse_args()))
     args.check()
+    if args.method == "full":
+        raise ValueError("Full fine-tuning leaves no adapter to save. Use examples/train.py --method full.")
     return args
 
 
@@ -149,4 +151,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ImportError, OSError, ValueError) as error:
+        # What a person can mend needs no traceback.
+        sys.exit(f"error: {error}")

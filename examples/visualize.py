@@ -7,7 +7,7 @@
 Needs `pip install 'point-peft-hf[viz]'`. Writes to the output folder
 
     cloud.html               the cloud to turn and zoom, coloured by what is chosen in the page
-    cloud_*.png              the same as pictures: prediction, groups, attention, local centres, source of the prompts
+    cloud_*.png              the same as pictures: prediction, groups, attention, and what the adapter has to show
     features.png             features of test clouds before and after tuning
     confusion_matrix.png     which classes of the test clouds are taken for which
     learning_curves.png      loss and validation score of each epoch
@@ -19,6 +19,7 @@ those of classifiers.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,14 @@ from torch.utils.data import DataLoader
 from point_peft_hf import visualization
 from point_peft_hf.data import PointCloudCollator, sample_shape
 from point_peft_hf.io.files import RECORD_NAME, find_file, read_json
-from point_peft_hf.training import PartPredictor, Predictor, load_predictor, load_task, show_only_own_messages
+from point_peft_hf.training import (
+    PartPredictor,
+    Predictor,
+    find_method,
+    load_predictor,
+    load_task,
+    show_only_own_messages,
+)
 from point_peft_hf.training.task import PROCEDURAL
 
 # What an argument of training is called where the data are loaded.
@@ -40,6 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", nargs="?", metavar="FILE", help="Point cloud or mesh (default: a built-in shape).")
     parser.add_argument("--adapter", required=True, help="Folder or Hub repository of the adapter.")
+    parser.add_argument("--method", help="package.module:Config, where the adapter is of a type of your own.")
     parser.add_argument("--model", help="Backbone: a name, a folder or a Hub repository (default: the adapter's).")
     parser.add_argument("--category", help="Parts: category of the object in the file.")
     parser.add_argument("--data", help="Folder of the data set (default: what the adapter was trained on).")
@@ -54,18 +63,19 @@ def draw_cloud(args: argparse.Namespace, predictor: Predictor | PartPredictor) -
     """Draw the cloud, coloured by all that the model makes of it."""
     if isinstance(predictor, PartPredictor):
         category, names = predictor.category_index(args.category), predictor.part_names
-        bank_names = predictor.category_names
+        reference_names = predictor.category_names
     else:
-        category, names, bank_names = None, predictor.class_names, predictor.class_names
+        category, names, reference_names = None, predictor.class_names, predictor.class_names
     cloud, title = args.file, Path(args.file or "teapot (built-in shape)").name
     points, model_points = visualization.prepare_for_display(
         sample_shape("teapot", 8192, rng=0) if cloud is None else cloud, predictor.processor
     )
     inspection = visualization.inspect_cloud(predictor.model, model_points, category)
-    colorings = visualization.inspection_colorings(inspection, names, points, bank_names)
+    colorings = visualization.inspection_colorings(inspection, names, points, reference_names)
     yield visualization.save_cloud_page(points, colorings, args.output_dir / "cloud.html", title)
     for coloring in colorings:
-        path = args.output_dir / f"cloud_{coloring.name.replace(' ', '_')}.png"
+        name = re.sub(r"\W+", "_", coloring.name)
+        path = args.output_dir / f"cloud_{name}.png"
         yield visualization.save_cloud_image(points, coloring, path, title)
 
 
@@ -78,7 +88,8 @@ def draw_training(args: argparse.Namespace, runs: list[dict]) -> Iterator[Path]:
 def draw_test_clouds(args: argparse.Namespace, predictor: Predictor, arguments: dict) -> Iterator[Path]:
     """Draw what a classifier makes of the test clouds."""
     options = {name: arguments[name] for name in DATA_ARGUMENTS} | {"seed": arguments["data_seed"]}
-    options["skip_bad_files"] = arguments.get("skip_bad_files", False)
+    for name in ("skip_bad_files", "drop_invalid"):
+        options[name] = arguments.get(name, False)
     # The recorded layout is that of the recorded folder.
     options["layout"] = args.layout or (arguments.get("layout") if args.data is None else None)
     if args.data is not None:
@@ -121,6 +132,8 @@ def main() -> None:
     """Draw, and say where each picture is as soon as it is there."""
     args = parse_arguments()
     show_only_own_messages()
+    if args.method:
+        find_method(args.method)  # registers its type
     for path in draw_all(args):
         print(path, flush=True)
 

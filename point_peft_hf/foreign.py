@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from .models.layers import original, trained_weight
-from .slots import AdapterSlot, BranchSlot, EntrySlot, LayerSlot, OutputSlot, PointSlot, Stage, TokenSlot
+from .slots import AdapterSlot, Backbone, BranchSlot, EntrySlot, LayerSlot, OutputSlot, PointSlot, Stage, TokenSlot
 from .tokens import Cloud, Memo, Tokens, start_tokens
 
 _NAMES = ("norm1", "attn", "norm2", "mlp")
@@ -141,7 +141,7 @@ class SlottedBlock(nn.Module):
 
 
 def frozen_view(module: nn.Module) -> nn.Module:
-    """A module as it was pre-trained, in eval mode: the same weights, without adapters. The module itself stays as it is.
+    """A module as it was pre-trained, in eval mode: the same weights, no adapters. The module itself does not change.
 
     Args:
         module: The module.
@@ -157,20 +157,13 @@ def frozen_view(module: nn.Module) -> nn.Module:
     return view
 
 
-class ForeignBackbone:
-    """What adapters in front of the blocks may ask of somebody else's model.
-
-    Args:
-        model: The model.
-    """
-
-    def __init__(self, model: nn.Module):
-        self.model = model
+class ForeignBackbone(Backbone):
+    """What adapters in front of the blocks may ask of somebody else's model."""
 
     def frozen_features(self, cloud: Cloud) -> torch.Tensor:
         """Features of the model as it was pre-trained, of shape `(batch_size, hidden_size)`."""
-        name = type(self.model).__name__
-        if not hasattr(self.model, "frozen_features"):
+        name = type(self._model).__name__
+        if not hasattr(self._model, "frozen_features"):
             raise ValueError(
                 f"A point-prior bank is asked with features of the pre-trained model, but {name} has no method "
                 "`frozen_features(points)`. Define it (see point_peft_hf.foreign), or set `use_bank=False`."
@@ -180,22 +173,22 @@ class ForeignBackbone:
                 f"A point-prior bank is asked with features of the pre-trained model, which {name} can only compute "
                 "from the clouds. Pass `points` to `enter_blocks`."
             )
-        return self.model.frozen_features(cloud.source)
+        return self._model.frozen_features(cloud.source)
 
     def frozen_tokens(self, cloud: Cloud, depth: int | None = None) -> Tokens:
         """Refuse: a foreign model has no such way."""
         raise ValueError(
-            f"`query='tokens'` needs a backbone of point_peft_hf, but {type(self.model).__name__} is not one. Use "
+            f"`query='tokens'` needs a backbone of point_peft_hf, but {type(self._model).__name__} is not one. Use "
             "'encoder'."
         )
 
     def check_frozen(self, reason: str) -> None:
         """Check that nothing is trained of the pre-trained model; see the backbones of this package."""
-        name = trained_weight(self.model)
+        name = trained_weight(self._model)
         if name is not None:
             raise ValueError(
-                f"{name!r}, a weight of the backbone, is being trained, but {reason}. Freeze it, or name its module in "
-                "the adapter's `modules_to_save`."
+                f"{name!r}, a weight of the backbone, is being trained, but {reason}. Freeze it, or name its module "
+                "in the adapter's `modules_to_save`."
             )
 
 

@@ -70,6 +70,50 @@ class Stage:
         return range(self.first_layer, self.first_layer + self.num_layers)
 
 
+class Backbone:
+    """What adapters in front of the blocks may ask of the model they are attached to.
+
+    Not the model itself: hooks that move what a module is called with to a device must not move a model.
+
+    Args:
+        model: The encoder.
+    """
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+
+    @property
+    def config(self) -> Any:
+        """Its configuration."""
+        return self._model.config
+
+    def embed(
+        self, points: torch.Tensor, num_groups: int, group_size: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Features, position embeddings and centres of further tokens, from its own grouping and embedding."""
+        return self._model.embed(points, num_groups, group_size)
+
+    def position_embedding(self, coordinates: torch.Tensor) -> torch.Tensor:
+        """Position embeddings of places of shape `(batch_size, count, 3)`."""
+        return self._model.position_embedding(coordinates)
+
+    def frozen_tokens(self, cloud: Cloud, depth: int | None = None) -> Tokens:
+        """Tokens of the pre-trained encoder after a number of blocks, untouched by any adapter; no gradient."""
+        return self._model.frozen_tokens(cloud, depth)
+
+    def frozen_features(self, cloud: Cloud) -> torch.Tensor:
+        """Features of the pre-trained encoder, of shape `(batch_size, hidden_size)`; no gradient."""
+        return self._model.frozen_features(cloud)
+
+    def summarize(self, tokens: Tokens) -> torch.Tensor:
+        """What `frozen_features` makes of tokens after the final norm."""
+        return self._model.summarize(tokens)
+
+    def check_frozen(self, reason: str) -> None:
+        """Check that nothing is trained of the pre-trained encoder; `reason` says in the message why not."""
+        self._model.check_frozen(reason)
+
+
 class AdapterSlot(nn.Module):
     """A place for adapters: no parameters, returns its input.
 
@@ -111,7 +155,7 @@ class PointSlot(AdapterSlot):
         """Numbers of the blocks that the slot serves: all."""
         return range(self.stage.total_layers)
 
-    def forward(self, cloud: Cloud, backbone: nn.Module) -> Cloud:
+    def forward(self, cloud: Cloud, backbone: Backbone) -> Cloud:
         """Return the clouds unchanged."""
         return cloud
 
@@ -119,12 +163,10 @@ class PointSlot(AdapterSlot):
 class TokenSlot(AdapterSlot):
     """Before the blocks of a stage: `forward(tokens, backbone) -> tokens`.
 
-    `backbone` answers, on the backbones of this package, `embed(points, num_groups, group_size)` with further tokens
-    from its own grouping and embedding, `position_embedding(coordinates)`, and `frozen_tokens(cloud, depth)` with the
-    tokens of the pre-trained encoder, untouched by any adapter.
+    `backbone` gives a layer further tokens, position embeddings, and the tokens of the pre-trained encoder.
     """
 
-    def forward(self, tokens: Tokens, backbone: nn.Module) -> Tokens:
+    def forward(self, tokens: Tokens, backbone: Backbone) -> Tokens:
         """Return the tokens unchanged."""
         return tokens
 
@@ -211,9 +253,9 @@ class LayerSlot(AdapterSlot):
 class BranchSlot(BlockSlot):
     """After a branch of a block, before its residual connection.
 
-    `forward(output, inputs, tokens, drop_path) -> (update, tokens)`: `output` is what the branch made of `inputs` (after
-    the norm), `tokens.features` the residual stream. A layer that adds to `output` before it calls its base layer is
-    inside of stochastic depth; what it adds to the result is outside.
+    `forward(output, inputs, tokens, drop_path) -> (update, tokens)`: `output` is what the branch made of `inputs`
+    (after the norm), `tokens.features` the residual stream. A layer that adds to `output` before it calls its base
+    layer is inside of stochastic depth; what it adds to the result is outside.
 
     Args:
         stage: The stage of the block.

@@ -178,7 +178,7 @@ class Tokens:
         """Return these tokens with other features, of the same shape."""
         return replace(self, features=features)
 
-    def to(self, dtype: torch.dtype) -> Tokens:
+    def in_dtype(self, dtype: torch.dtype) -> Tokens:
         """Return these tokens with features and position embeddings in another dtype."""
         positions = None if self.positions is None else self.positions.to(dtype)
         return replace(self, features=self.features.to(dtype), positions=positions)

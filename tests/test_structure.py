@@ -22,7 +22,7 @@ ALLOWED = {
     "models": {"attaching", "io", "layers", "ops", "slots", "tokens"},
     "tuners": {"attaching", "io", "layers", "ops", "slots", "tokens"},
     "auto": {"io", "models", "pretrained"},
-    "foreign": {"models", "slots"},
+    "foreign": {"models", "slots", "tokens"},
     "studies": {"data", "io", "locks", "training", "visualization"},
     "training": {
         "auto",

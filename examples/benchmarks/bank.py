@@ -34,7 +34,7 @@ def bank(run) -> None:
         trained, asked = (_model(run, row.arguments.get("config", {}), entries) for _ in range(2))
         steps[name] = models.training_step(run.setting, _Forward(trained, sample_ids), points)
         predictions[name] = models.prediction(run.setting, asked, points)
-        sizes[name] = sum(tensor.nbytes for key, tensor in trained.state_dict().items() if "prior_slot" in key)
+        sizes[name] = sum(tensor.nbytes for key, tensor in trained.state_dict().items() if "_bank." in key)
     times = {
         "step": alternate(steps, run.clock, run.rounds),
         "inference": alternate(predictions, run.clock, run.rounds),
@@ -53,8 +53,7 @@ def _model(run, config: dict, entries: int) -> nn.Module:
     if adapter.use_bank:
         numbers = torch.arange(entries)
         features = models.random_bank(entries, backbone.config.hidden_size)
-        about = {"query": adapter.query, "query_depth": adapter.query_depth}
-        set_point_prior_bank(model, PointPriorBank(features, numbers % _CLASSES, numbers, **about))
+        set_point_prior_bank(model, PointPriorBank(features, numbers % _CLASSES, numbers, query=adapter.query))
     return model.train().to(run.setting.device)
 
 

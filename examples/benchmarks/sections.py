@@ -14,7 +14,8 @@ from torch import nn
 from point_peft_hf import PointPeftConfig
 from point_peft_hf.models.layers import PatchEmbedding
 from point_peft_hf.ops import farthest_point_sample, gather_points, group_points, knn_indices
-from point_peft_hf.slots import BlockContext, prepare_context
+from point_peft_hf.slots import Backbone
+from point_peft_hf.tokens import Cloud, Memo, Tokens, start_tokens
 from point_peft_hf.tuners.point_prior_prompt import retrieve
 from point_peft_hf.tuners.point_prior_prompt.quantization import quantize
 from point_peft_hf.tuners.point_prior_prompt.retrieval import Entries
@@ -114,35 +115,40 @@ def block(run: Run) -> None:
         single = replace(setting, num_layers=1, compile=False)
         functions = {}
         for method in (FROZEN, "lora", "geometry", "prompt", "point_peft"):
-            encoder = _encoder(models.make_model(single, shape, method))
-            functions[method] = _block_pass(encoder, setting, shape, batch_size)
+            functions[method] = _block_pass(models.make_model(single, shape, method), setting, shape, batch_size)
         functions[PUBLISHED] = _published_block_pass(setting, shape, batch_size)
         run.time("block", case, functions)
         encoder = _encoder(models.make_model(single, shape, "geometry"))
-        centers = setting.clouds(batch_size, shape.num_groups)
-        run.time(
-            "block",
-            case,
-            {"neighbourhoods of the tokens": lambda e=encoder, c=centers: e.locality_slot(BlockContext(c, 1))},
-        )
+        tokens = _entering(encoder, {}, setting, shape, batch_size)
+        output_layer = encoder.encoder.layers[0].output_slot
+        find = {"neighbourhoods of the tokens": lambda o=output_layer, t=tokens: o.find_neighborhoods("default", t)}
+        run.time("block", case, find)
 
 
 def _encoder(model: nn.Module) -> nn.Module:
-    return next(module for name, module in model.named_modules() if name.endswith("point_mae.encoder"))
+    return next(module for name, module in model.named_modules() if name.endswith("point_mae"))
 
 
-def _block_pass(encoder: nn.Module, setting: Setting, shape: Shape, batch_size: int) -> Callable[[], None]:
-    hidden_states = torch.randn(batch_size, 1 + shape.num_groups, setting.hidden_size, device=setting.device)
-    hidden_states.requires_grad_()
-    query = torch.randn(batch_size, setting.hidden_size, device=setting.device)
-    context = BlockContext(setting.clouds(batch_size, shape.num_groups), 1, query)
-    context.token_features = {0: query}
-    layer = encoder.layers[0]
-    context = prepare_context(context, [layer.prompt_slot], encoder.prior_slot, encoder.locality_slot)
+def _entering(
+    encoder: nn.Module, precomputed: dict[str, torch.Tensor], setting: Setting, shape: Shape, batch_size: int
+) -> Tokens:
+    """Random tokens that enter the first block, with what adapters share with the blocks."""
+    points, backbone = setting.clouds(batch_size, shape.num_points), Backbone(encoder)
+    cloud = encoder.point_slot(Cloud(points, points, memo=Memo(precomputed)), backbone)
+    features = torch.randn(batch_size, 1 + shape.num_groups, setting.hidden_size, device=setting.device)
+    centers = setting.clouds(batch_size, shape.num_groups)
+    return encoder.encoder.token_slot(start_tokens(features, centers, cloud, num_prefix=1), backbone)
+
+
+def _block_pass(model: nn.Module, setting: Setting, shape: Shape, batch_size: int) -> Callable[[], None]:
+    precomputed = model.precompute(setting.clouds(batch_size, shape.num_points))
+    tokens = _entering(_encoder(model), precomputed, setting, shape, batch_size)
+    features = tokens.features.requires_grad_()
+    layer = _encoder(model).encoder.layers[0]
 
     def run() -> None:
         with setting.autocast():
-            output = layer(hidden_states, context)[0]
+            output = layer(tokens.with_features(features)).features
         output.sum().backward()
 
     return run
@@ -204,19 +210,20 @@ def inference(run: Run) -> None:
 
 
 def _geometry_share(run: Run, shape: Shape, batch_size: int, case: str) -> None:
-    """How long the neighbourhoods of the tokens take of a forward pass, with prompts and without."""
+    """How long retrieval and neighbourhoods take of a forward pass, the latter with prompts and without."""
     setting = run.setting
     model = models.make_model(replace(setting, compile=False), shape, "point_peft").eval()
     points, encoder = setting.clouds(batch_size, shape.num_points), _encoder(model)
-    query = torch.randn(batch_size, setting.hidden_size, device=setting.device)
-    centers = group_points(points, shape.num_groups, shape.group_size)[1]
+    precomputed = model.precompute(points)
+    # Blocks whose tokens are laid out alike share their neighbourhoods.
+    entering = _entering(encoder, precomputed, setting, shape, batch_size)
+    blocks = {len(layer.entry_slot(entering).spans): layer for layer in encoder.encoder.layers}.values()
 
     def find() -> None:
         with torch.no_grad():
-            context = encoder.prior_slot(BlockContext(centers, 1, query))
-            encoder.locality_slot(
-                context, dict.fromkeys(tuple(layer.prompt_slot.prompt_counts) for layer in encoder.layers)
-            )
+            tokens = _entering(encoder, precomputed, setting, shape, batch_size)
+            for block in blocks:
+                block.output_slot.find_neighborhoods("default", block.entry_slot(tokens))
 
     times = alternate({"find": find, "all": models.prediction(setting, model, points)}, run.clock, run.rounds)
     name = "retrieval and geometry of the tokens"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,12 @@ import numpy as np
 import torch
 
 from .errors import PointCloudError, shorten
+from .names import looks_like, printable
 from .readers import to_float32
-from .sources import FileClouds, read_cloud
+from .sources import FileClouds, check_extent, read_cloud
+
+# A model has an output for each part: numbers above this are something else, such as colours or numbers of objects.
+MAX_PARTS = 2048
 
 
 class PointCloudDataset(torch.utils.data.Dataset):
@@ -35,6 +40,7 @@ class PointCloudDataset(torch.utils.data.Dataset):
         sampling: Which points stay when a cloud is cut: `"first"`, or `"random"` ones, always the same for a cloud.
         seed: Seed of that draw, and of points on the surface of meshes.
         sample_ids: Number of each cloud, kept by subsets; by default counted from 0.
+        drop_invalid: Leave out points of files with NaN or infinite coordinates instead of refusing the file.
         class_parts: Parts that each class can have, for metrics; None without parts.
         part_names: Name of each part; by default made of the name of its class, where it belongs to only one.
 
@@ -56,13 +62,14 @@ class PointCloudDataset(torch.utils.data.Dataset):
         sample_ids: Sequence[int] | np.ndarray | None = None,
         class_parts: list[list[int]] | None = None,
         part_names: Sequence[str] | None = None,
+        drop_invalid: bool = False,
     ):
         if sampling not in ("random", "first"):
             raise ValueError(f"sampling must be random or first, got {sampling!r}")
         if num_points is not None and num_points < 1:
             raise ValueError(f"num_points must be at least 1, got {num_points}")
         if len(clouds) and isinstance(clouds, list | tuple) and isinstance(clouds[0], str | os.PathLike):
-            reader = partial(read_cloud, num_points=num_points, seed=seed, drop_invalid=False)
+            reader = partial(read_cloud, num_points=num_points, seed=seed, drop_invalid=drop_invalid)
             clouds = FileClouds([Path(path) for path in clouds], reader)
         if len(clouds) != len(labels):
             raise PointCloudError(
@@ -84,8 +91,11 @@ class PointCloudDataset(torch.utils.data.Dataset):
             part_names: Name of each part, from 0 on.
 
         Raises:
-            PointCloudError: If there are fewer names than parts.
+            PointCloudError: If there are fewer names than parts, or numbers of parts that no object has.
         """
+        highest = max((part for parts in class_parts or () for part in parts), default=0)
+        if highest >= MAX_PARTS:
+            raise PointCloudError(f"class_parts: {too_many_parts(highest)}")
         self.class_parts, self._part_names = class_parts, part_names
         if part_names is not None and len(part_names) < (self.num_parts or 0):
             raise PointCloudError(f"there are {len(part_names)} names for {self.num_parts} parts; name each of them")
@@ -165,7 +175,7 @@ class PointCloudDataset(torch.utils.data.Dataset):
         """
         files = getattr(self._clouds, "files", ())
         places = dict(zip(self.sample_ids.tolist(), self._places.tolist(), strict=True))
-        return [str(files[places[int(number)]]) if files else f"cloud {int(number)}" for number in sample_ids]
+        return [printable(files[places[int(number)]]) if files else f"cloud {int(number)}" for number in sample_ids]
 
     def select(self, indices: Sequence[int] | np.ndarray) -> PointCloudDataset:
         """Give some of the items as a data set of its own, which shares the clouds and keeps their `sample_ids`.
@@ -212,8 +222,19 @@ class PointCloudDataset(torch.utils.data.Dataset):
         return subset
 
 
+def too_many_parts(label: int) -> str:
+    """Say why a number cannot be that of a part: a model has an output for each number up to the highest."""
+    text = (
+        f"the label {label} is no number of a part: parts are numbered from 0 on, up to {MAX_PARTS - 1}; number them "
+        "anew (numpy.unique(labels, return_inverse=True))"
+    )
+    if label > 0xFFFF:
+        text += ", or, if these are SemanticKITTI's labels of class and object, keep the class: labels & 0xFFFF"
+    return text
+
+
 def check_class_names(class_names: Sequence[str], where: str = "class_names") -> list[str]:
-    """Check that classes have different names, upper and lower case aside.
+    """Check that classes have names that can be saved and told apart, upper and lower case aside.
 
     Args:
         class_names: The names.
@@ -223,18 +244,27 @@ def check_class_names(class_names: Sequence[str], where: str = "class_names") ->
         The names.
 
     Raises:
-        PointCloudError: If there is none, or two are the same.
+        PointCloudError: If there is none, two look the same, or one cannot be shown.
     """
     names = [str(name) for name in class_names]
     if not names:
         raise PointCloudError(f"{where}: there is no class")
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(name.casefold(), name)
-        if other is not name or names.count(name) > 1:
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in name) or "\ufffd" in name:
+            raise PointCloudError(f"{where}: the class name {name!a} cannot be shown; rename it, in UTF-8")
+        key = looks_like(name)
+        if key in seen and name.casefold() != seen[key].casefold():
             raise PointCloudError(
-                f"{where}: the classes {other!r} and {name!r} differ by upper and lower case at most; merge or rename"
+                f"{where}: the classes {seen[key]!a} and {name!a} look the same, "
+                f"{unicodedata.normalize('NFC', name)!r}, but are written in two ways; merge or rename"
             )
+        if key in seen:
+            raise PointCloudError(
+                f"{where}: the classes {seen[key]!r} and {name!r} differ by upper and lower case at most; merge or "
+                "rename"
+            )
+        seen[key] = name
     return names
 
 
@@ -294,6 +324,7 @@ class _ColumnClouds(Sequence):
                 f"row {index}, column {self.column!r}: needs finite coordinates of shape (num_points, 3), at least 2 "
                 f"points; got shape {cloud.shape}{'' if np.isfinite(cloud).all() else ' with NaN or infinite values'}"
             )
+        check_extent(cloud[:, :3], f"row {index}, column {self.column!r}")
         return cloud
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from .dataset import PointCloudDataset
 from .errors import PointCloudError
-from .layouts_files import find_folders, load_folders, load_modelnet40_normal, load_shapenetpart_txt
+from .folder_tree import holds_clouds, subfolders
+from .layouts_arrays import ARRAY_SUFFIXES, find_arrays, load_arrays
+from .layouts_files import load_modelnet40_normal, load_shapenetpart_txt
+from .layouts_folders import find_folders, load_folders
 from .layouts_hdf5 import load_modelnet40_hdf5, load_scanobjectnn, load_shapenetpart_hdf5, scanobjectnn_folder
 from .layouts_parts import find_part_folder, load_part_folder
 from .layouts_pickle import load_modelnet40_dat
@@ -40,8 +43,10 @@ def _has(*patterns: str) -> Callable[[Path], Path | None]:
     """Make a function that looks for files in a folder and in its subfolders one level down."""
 
     def find(path: Path) -> Path | None:
-        folders = [path, *sorted(entry for entry in path.iterdir() if entry.is_dir())]
-        return next((folder for folder in folders if all(any(folder.glob(p)) for p in patterns)), None)
+        for folder in (path, *subfolders(path)):
+            if all(any(entry.is_file() for entry in folder.glob(pattern)) for pattern in patterns):
+                return folder
+        return None
 
     return find
 
@@ -93,6 +98,12 @@ LAYOUTS: dict[str, Layout] = {
         _has("synsetoffset2category.txt"),
         load_shapenetpart_txt,
     ),
+    "arrays": Layout(
+        "train*.h5, test*.h5 (or .npz) with arrays of many clouds, (num_clouds, num_points, 3), and their label",
+        "your own files",
+        find_arrays,
+        load_arrays,
+    ),
     "folder": Layout(
         "a folder for each class with clouds or meshes in it; or train/ and test/, each with a folder for each class",
         "your own files",
@@ -108,8 +119,8 @@ LAYOUTS: dict[str, Layout] = {
     ),
 }
 # Layouts with a label for each point, and those that are never found by looking at the folder: anything would do.
-_PART_LAYOUTS = ("shapenetpart_hdf5", "shapenetpart_txt", "part_folder")
-_GENERIC = ("folder", "part_folder")
+_PART_LAYOUTS = ("shapenetpart_hdf5", "shapenetpart_txt", "arrays", "part_folder")
+_GENERIC = ("arrays", "folder", "part_folder")
 
 
 def load_dataset(
@@ -129,10 +140,11 @@ def load_dataset(
     """Load a data set from a folder, in one of the layouts of `LAYOUTS`.
 
     Args:
-        path: The folder, as it comes out of the archive of the release, or with a folder for each class.
+        path: The folder, as it comes out of the archive of the release, or with a folder for each class; or an .h5 or
+            .npz file of many clouds.
         layout: Name of the layout: modelnet40_hdf5, modelnet40_normal, modelnet40_dat, scanobjectnn_obj_bg,
-            scanobjectnn_obj_only, scanobjectnn_pb_t50_rs, shapenetpart_hdf5, shapenetpart_txt, folder or part_folder.
-            By default it is found by looking at the folder.
+            scanobjectnn_obj_only, scanobjectnn_pb_t50_rs, shapenetpart_hdf5, shapenetpart_txt, arrays, folder or
+            part_folder. By default it is found by looking at the folder.
         parts: Find only layouts with a label for each point: ShapeNetPart's, else part_folder.
         num_points: Points of each item; by default clouds come whole, and 8192 points of a mesh.
         seed: Seed of points on meshes, of points that stay when a cloud is cut, and of the split.
@@ -155,26 +167,32 @@ def load_dataset(
     path = Path(path)
     if layout is not None and layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; there are {', '.join(LAYOUTS)}")
-    if not path.is_dir():
+    is_array = path.is_file() and path.suffix.lower() in ARRAY_SUFFIXES
+    if is_array and layout is None:
+        layout = "arrays"
+    if not path.is_dir() and not is_array:
         what = "is a file" if path.exists() else "no such folder"
         raise PointCloudError(f"{path}: {what}; give the folder of a data set{_sources(layout)}")
     options = LoadOptions(
         num_points, seed, drop_invalid, FileOptions(cache_dir, skip_bad_files, num_workers, progress)
     )
+    name = layout
     try:
         name, folder = _choose(path, layout, parts)
         splits = LAYOUTS[name].load(folder, options)
-    except PermissionError as error:
-        raise PointCloudError(f"{error.filename}: cannot be read: {error.strerror}") from error
     except FileNotFoundError as error:
         reason = error.strerror.replace(" or directory", "").replace("No", "no", 1)
         raise PointCloudError(f"{error.filename}: {reason}{_sources(name)}") from error
+    except OSError as error:
+        raise PointCloudError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
     if len(splits) == 1:
         (whole,) = splits.values()
         train, test = stratified_split(whole.labels, test_fraction, seed)
         splits = {"train": whole.select(train), "test": whole.select(test)}
+    if parts and any(dataset.class_parts is None for dataset in splits.values()):
+        raise PointCloudError(f"{path}: has no label for each point")
     empty = [split for split, dataset in splits.items() if len(dataset) == 0]
     if empty:
         raise PointCloudError(f"{path}: the {empty[0]} split is empty; every class has one cloud at most, or none")
@@ -199,7 +217,11 @@ def _choose(path: Path, layout: str | None, parts: bool) -> tuple[str, Path]:
     if found:
         return next(iter(found.items()))
     generic = "part_folder" if parts else "folder"
-    folder = LAYOUTS[generic].find(path)
+    folder, arrays = LAYOUTS[generic].find(path), find_arrays(path)
+    if arrays is not None and any(map(holds_clouds, subfolders(arrays))):
+        raise PointCloudError(f"{path}: has several data sets; choose one with layout: arrays, {generic}")
+    if arrays is not None:
+        return "arrays", arrays
     if folder is None:
         known = "\n".join(f"  {name}: {item.expected}" for name, item in LAYOUTS.items())
         raise PointCloudError(f"{path}: has none of the layouts that are read:\n{known}")

@@ -13,6 +13,7 @@ import numpy as np
 from .dataset import PointCloudDataset, check_class_names, check_labels
 from .errors import PointCloudError
 from .formats.arrays import open_h5, read_h5_array
+from .names import read_lines
 from .sources import LoadOptions
 
 SCANOBJECTNN_CLASSES = (
@@ -21,7 +22,7 @@ SCANOBJECTNN_CLASSES = (
 )
 
 
-class _Joined(Sequence):
+class JoinedClouds(Sequence):
     """Arrays of clouds one after the other, without the copy that joining them would take."""
 
     def __init__(self, arrays: list[np.ndarray]):
@@ -68,27 +69,59 @@ def read_h5_clouds(
     if cut and options.num_points is not None and options.num_points < clouds.shape[1]:
         clouds = clouds[:, : options.num_points].copy()  # a copy, so that the rest is freed
     clouds = clouds[:, :, :3].astype(np.float32, copy=False)
-    good = np.isfinite(clouds).all(axis=(1, 2))
+    return drop_bad_clouds(path, clouds, labels, part_labels, options)
+
+
+def drop_bad_clouds(
+    path: Path, clouds: np.ndarray, labels: np.ndarray, part_labels: np.ndarray | None, options: LoadOptions
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Refuse clouds of a file that are not finite or all in one place, or leave these clouds or points out.
+
+    Args:
+        path: The file, for messages.
+        clouds: Clouds of shape `(num_clouds, num_points, 3)`; with `drop_invalid` changed in place.
+        labels: Their labels, of shape `(num_clouds,)`.
+        part_labels: Labels of their points, of shape `(num_clouds, num_points)`, or None.
+        options: How to load.
+
+    Returns:
+        What is left of clouds, labels and part labels.
+
+    Raises:
+        PointCloudError: If there are bad clouds that are not to be skipped.
+    """
+    if options.drop_invalid:
+        for index in np.flatnonzero(~np.isfinite(clouds).all(axis=(1, 2))):
+            # The shape of the array stays: other points of the cloud are repeated instead.
+            valid = np.flatnonzero(np.isfinite(clouds[index]).all(axis=1))
+            if len(valid) > 1:
+                chosen = valid[np.arange(clouds.shape[1]) % len(valid)]
+                clouds[index] = clouds[index][chosen]
+                if part_labels is not None:
+                    part_labels[index] = part_labels[index][chosen]
+    finite = np.isfinite(clouds).all(axis=(1, 2))
+    flat = (clouds == clouds[:, :1]).all(axis=(1, 2))
+    way_out = "skip_bad_files=True leaves such clouds out"
+    for bad, what, more in (
+        (~finite, "have NaN or infinite coordinates", ", drop_invalid=True such points"),
+        (flat, "have all their points in one place", ""),
+    ):
+        if not bad.any():
+            continue
+        reason = f"{path}: {int(bad.sum())} of {len(bad)} clouds {what}"
+        if not options.files.skip_bad_files:
+            raise PointCloudError(f"{reason}, the first is cloud {int(bad.argmax())} ({way_out}{more})")
+        warnings.warn(f"{reason}: they are skipped", stacklevel=2)
+    good = finite & ~flat
     if not good.all():
-        clouds, labels, part_labels = _drop_bad(path, good, clouds, labels, part_labels, options)
+        clouds, labels = clouds[good], labels[good]
+        part_labels = None if part_labels is None else part_labels[good]
     return clouds, labels, part_labels
-
-
-def _drop_bad(path, good, clouds, labels, part_labels, options: LoadOptions):
-    """Refuse a file of clouds that are not finite, or leave those clouds out."""
-    reason = f"{path}: {int((~good).sum())} of {len(good)} clouds have NaN or infinite coordinates"
-    if not options.files.skip_bad_files:
-        raise PointCloudError(
-            f"{reason}, the first is cloud {int((~good).argmax())} (skip_bad_files=True leaves such clouds out)"
-        )
-    warnings.warn(f"{reason}: they are skipped", stacklevel=2)
-    return clouds[good], labels[good], None if part_labels is None else part_labels[good]
 
 
 def listed_files(root: Path, name: str) -> list[Path]:
     """Read a list of files; its lines have the folder of whoever made the release, so that only the names count."""
-    lines = [line.strip() for line in (root / name).read_text(encoding="utf-8-sig").splitlines()]
-    paths = [root / line.replace("\\", "/").rsplit("/", 1)[-1] for line in lines if line]
+    paths = [root / line.replace("\\", "/").rsplit("/", 1)[-1] for line in read_lines(root / name)]
     if not paths:
         raise PointCloudError(f"{root / name}: lists no file")
     for path in paths:
@@ -99,8 +132,7 @@ def listed_files(root: Path, name: str) -> list[Path]:
 
 def read_names(path: Path) -> list[str]:
     """Read the names of the classes, one a line."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    return check_class_names([line for line in lines if line], str(path))
+    return check_class_names(read_lines(path), str(path))
 
 
 def load_modelnet40_hdf5(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset]:
@@ -112,7 +144,7 @@ def load_modelnet40_hdf5(root: Path, options: LoadOptions) -> dict[str, PointClo
             continue
         read = [read_h5_clouds(path, len(names), options, cut=True) for path in listed_files(root, listing)]
         splits[split] = PointCloudDataset(
-            _Joined([clouds for clouds, _, _ in read]),
+            JoinedClouds([clouds for clouds, _, _ in read]),
             np.concatenate([labels for _, labels, _ in read]),
             names,
             num_points=options.num_points,
@@ -150,10 +182,8 @@ def load_scanobjectnn(root: Path, options: LoadOptions, variant: str) -> dict[st
 
 def load_shapenetpart_hdf5(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset]:
     """Load the layout of the HDF5 release of ShapeNetPart."""
-    categories = [
-        line.split() for line in (root / "all_object_categories.txt").read_text(encoding="utf-8-sig").splitlines()
-    ]
-    names = check_class_names([words[0] for words in categories if words], str(root / "all_object_categories.txt"))
+    categories = [line.split() for line in read_lines(root / "all_object_categories.txt")]
+    names = check_class_names([words[0] for words in categories], str(root / "all_object_categories.txt"))
     read = {}
     for split, short in (("train", "train"), ("validation", "val"), ("test", "test")):
         listing = f"{short}_hdf5_file_list.txt"
@@ -169,10 +199,10 @@ def load_shapenetpart_hdf5(root: Path, options: LoadOptions) -> dict[str, PointC
             check_parts(labels, pid, class_parts, f"{root}: {paths}")
     return {
         split: PointCloudDataset(
-            _Joined([clouds for clouds, _, _ in files]),
+            JoinedClouds([clouds for clouds, _, _ in files]),
             np.concatenate([labels for _, labels, _ in files]),
             names,
-            part_labels=_Joined([pid for _, _, pid in files]),
+            part_labels=JoinedClouds([pid for _, _, pid in files]),
             num_points=options.num_points,
             seed=options.seed,
             class_parts=class_parts,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from .dataset import PointCloudDataset
+from .dataset import MAX_PARTS, PointCloudDataset, too_many_parts
 from .errors import PointCloudError
-from .formats.text import read_text_lines
-from .layouts_files import SPLIT_NAMES, find_classes, find_folders, has_files, list_clouds, load_classes, subfolders
+from .folder_tree import CloudFinder, has_files, is_scene, subfolders
+from .label_files import find_label_file
+from .layouts_folders import find_classes, find_folders, list_classes, load_classes
 from .layouts_hdf5 import parts_of_classes
-from .part_files import LABEL_SUFFIX, read_labelled_cloud
+from .names import class_name, find_attributes, find_splits, read_lines
+from .part_files import read_labelled_cloud
 from .sources import LoadOptions, open_files
 
 NAMES_FILE = "parts.txt"
@@ -37,7 +40,7 @@ def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDa
         files: list[Path], labels: list[int], names: list[str], root: Path, options: LoadOptions
     ) -> PointCloudDataset:
         reader = partial(read_labelled_cloud, drop_invalid=options.drop_invalid)
-        clouds, kept = open_files(files, root, reader, options.files, beside=LABEL_SUFFIX)
+        clouds, kept = open_files(files, root, reader, options.files, beside=find_label_file)
         labels = np.array(labels, dtype=np.int64)[kept]
         dataset = PointCloudDataset(clouds, labels, names, num_points=options.num_points, seed=options.seed)
         opened.append((dataset, clouds))
@@ -51,12 +54,14 @@ def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDa
     ]
     class_names = opened[0][0].class_names
     class_parts = [[part for part in parts if part >= 0] for parts in parts_of_classes(pairs, len(class_names))]
+    if max((part for parts in class_parts for part in parts), default=0) >= MAX_PARTS:
+        _refuse_numbers(opened)
     for name, parts in zip(class_names, class_parts, strict=True):
         if not parts:
             raise PointCloudError(f"{root}: no point of the category {name!r} has a label of 0 or above")
     part_names = None
     if names_file.is_file():
-        part_names = [line.strip() for line in read_text_lines(names_file) if line.strip()]
+        part_names = read_lines(names_file)
         num_parts = 1 + max(map(max, class_parts))
         if len(part_names) < num_parts:
             raise PointCloudError(
@@ -68,16 +73,36 @@ def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDa
     return splits
 
 
+def _refuse_numbers(opened: list[tuple[PointCloudDataset, Sequence]]) -> None:
+    """Name the first file with a number that cannot be that of a part."""
+    for dataset, clouds in opened:
+        for sample_id, cloud in zip(dataset.sample_ids, clouds, strict=True):
+            if cloud[:, 3].max() >= MAX_PARTS:
+                raise PointCloudError(f"{dataset.names_of([sample_id])[0]}: {too_many_parts(int(cloud[:, 3].max()))}")
+
+
 def _find_categories(root: Path, options: LoadOptions) -> dict[str, dict[str, list[Path]]]:
     """Find the files of each category of each split; a folder that holds clouds itself is the only category."""
+    finder = CloudFinder(root, options)
     folders = subfolders(root)
-    splits = {SPLIT_NAMES[name]: folder for folder in folders if (name := folder.name.lower()) in SPLIT_NAMES}
-    if "train" not in splits or not has_files(splits["train"]):
-        if folders:
-            return find_classes(root, options)
-        splits = {"": root}
-    category = root.name or "object"
-    return {
-        split: {category: [file for file in list_clouds(folder, root, options) if file != root / NAMES_FILE]}
-        for split, folder in splits.items()
+    splits = find_splits(folders)
+    if splits and (has_files(splits["train"]) or _is_category(splits["train"])):
+        places = splits
+    elif folders and not _is_category(root):
+        return list_classes(find_classes(root), finder)
+    else:
+        places = {"": root}
+    category = class_name(Path(os.path.abspath(root))) or "object"
+    files = {
+        split: {category: [file for file in finder.list(folder, split or category) if file != root / NAMES_FILE]}
+        for split, folder in places.items()
     }
+    finder.report()
+    return files
+
+
+def _is_category(folder: Path) -> bool:
+    """Tell whether a folder holds clouds itself: as files, as folders of arrays, or with their labels beside them."""
+    folders = subfolders(folder)
+    paired = find_attributes([entry.name for entry in folders], only_of_coordinates=True)
+    return not folders or bool(paired) or any(map(is_scene, folders))

@@ -13,7 +13,7 @@ from .dataset import PointCloudDataset, check_labels
 from .errors import PointCloudError, shorten
 from .layouts_hdf5 import read_names
 from .restricted_pickle import load_restricted_pickle
-from .sources import LoadOptions
+from .sources import LoadOptions, check_extent
 
 MODELNET40_CLASSES = (
     *("airplane", "bathtub", "bed", "bench", "bookshelf", "bottle", "bowl", "car", "chair", "cone"),
@@ -124,6 +124,7 @@ def _cloud(value: Any, where: str, num_points: int | None) -> np.ndarray:
     cloud = np.array(value[:num_points, :3], dtype=np.float32)  # a copy, so that normals and later points are freed
     if not np.isfinite(cloud).all():
         raise PointCloudError(f"{where}: has NaN or infinite coordinates")
+    check_extent(cloud, where)
     return cloud
 
 

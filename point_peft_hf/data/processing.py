@@ -171,7 +171,7 @@ class PointCloudProcessor(FeatureExtractionMixin):
                 if not drop_invalid:
                     raise PointCloudError(
                         f"{name}: {int((~keep).sum())} of {len(keep)} points have NaN or infinite coordinates; "
-                        "remove them, or call with drop_invalid=True"
+                        "remove them; drop_invalid=True (--drop_invalid) leaves them out"
                     )
                 cloud = cloud[keep]
             if len(cloud) < 2:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +12,16 @@ import numpy as np
 
 from .errors import PointCloudError
 from .files import atomic_write
-from .formats.arrays import read_h5, read_las, read_npy, read_npz
-from .formats.mesh import read_mesh, sample_surface
+from .formats.arrays import read_h5, read_npy, read_npz
+from .formats.glb import read_glb
+from .formats.mesh import sample_surface
+from .formats.obj import read_obj
+from .formats.off import read_off
 from .formats.pcd import read_pcd
 from .formats.ply import read_ply
-from .formats.text import read_off, read_text
+from .formats.scans import read_bin, read_e57, read_las
+from .formats.stl import read_stl
+from .formats.text import read_text
 
 Reader = Callable[[Path], tuple[np.ndarray, "np.ndarray | None"]]
 
@@ -25,18 +29,28 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys((".xyz", ".txt", ".csv", ".pts", ".asc"), read_text),
     **dict.fromkeys((".h5", ".hdf5"), read_h5),
     **dict.fromkeys((".las", ".laz"), read_las),
-    **dict.fromkeys((".obj", ".stl", ".glb"), read_mesh),
+    ".bin": read_bin,
+    ".e57": read_e57,
+    ".glb": read_glb,
     ".npy": read_npy,
     ".npz": read_npz,
+    ".obj": read_obj,
     ".off": read_off,
     ".pcd": read_pcd,
     ".ply": read_ply,
+    ".stl": read_stl,
 }
 DEFAULT_MESH_POINTS = 8192
 _SHIFTED = (
     "coordinates far from the origin are shifted so that float32 keeps the shape: they are relative to the lowest "
     "corner of the cloud, rounded down"
 )
+_BLURRED = (
+    "coordinates are so far from the origin that float32, in which they were saved, has lost the shape: neighbouring "
+    "values lie more than a 10,000th of the cloud apart; export them again as double, or shifted to the origin"
+)
+_MIN_BLURRED = 32
+_EPSILON = float(np.finfo(np.float32).eps)
 # First bytes that give a format away when the name of the file does not agree.
 _SIGNATURES = (
     (b"ply\n", ".ply"),
@@ -46,6 +60,7 @@ _SIGNATURES = (
     (b"PK\x03\x04", ".npz"),
     (b"\x89HDF\r\n", ".h5"),
     (b"LASF", ".las"),
+    (b"ASTM-E57", ".e57"),
     (b"glTF", ".glb"),
     (b"%PDF", ".pdf"),
     (b"\x89PNG", ".png"),
@@ -55,13 +70,19 @@ _SAME_SIGNATURE = {".laz": ".las", ".hdf5": ".h5"}
 
 
 def read_point_cloud(
-    path: str | os.PathLike, num_points: int | None = None, seed: int = 0, *, drop_invalid: bool = False
+    path: str | os.PathLike,
+    num_points: int | None = None,
+    seed: int = 0,
+    *,
+    drop_invalid: bool = False,
+    num_columns: int | None = None,
 ) -> np.ndarray:
     """Read a cloud or a mesh from a file, by the ending of its name.
 
-    Read are .ply, .pcd, .off, .obj, .stl, .glb, .xyz, .txt, .csv, .pts, .asc, .npy, .npz, .las, .laz, .h5. Coordinates
-    keep the unit and the axes of the file. When they are so far from the origin that float32 would blur the shape
-    (surveys in metres of a national grid), they are shifted to start near 0, with a warning.
+    Read are .ply, .pcd, .off, .obj, .stl, .glb, .xyz, .txt, .csv, .pts, .asc, .npy, .npz, .las, .laz, .e57, .h5 and
+    .bin. Coordinates keep the unit and the axes of the file. When they are so far from the origin that float32 would
+    blur the shape (surveys in metres of a national grid), they are shifted to start near 0, with a warning. What
+    float32 has already blurred in the file is a warning as well.
 
     Args:
         path: The file.
@@ -69,6 +90,7 @@ def read_point_cloud(
         seed: Seed of that draw: the same file, number and seed give the same points.
         drop_invalid: Leave out points with NaN or infinite coordinates, as depth cameras write them, instead of
             refusing the file.
+        num_columns: How many float32 numbers a point of a .bin file has, x, y, z first: 4 for KITTI, 5 for nuScenes.
 
     Returns:
         Array of shape `(num_points, 3)`, float32.
@@ -78,22 +100,28 @@ def read_point_cloud(
             points, or NaN or infinite coordinates. The message names the file.
         ImportError: If the format needs a library of the `io` extra that is not installed.
     """
-    points, shift = read_shifted(path, num_points, seed, drop_invalid=drop_invalid)
+    points, shift = read_shifted(path, num_points, seed, drop_invalid=drop_invalid, num_columns=num_columns)
     if shift.any():
         warnings.warn(_SHIFTED, stacklevel=2)
     return points
 
 
 def read_shifted(
-    path: str | os.PathLike, num_points: int | None = None, seed: int = 0, *, drop_invalid: bool = False
+    path: str | os.PathLike,
+    num_points: int | None = None,
+    seed: int = 0,
+    *,
+    drop_invalid: bool = False,
+    num_columns: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read as `read_point_cloud`, without its warning; also give the shift.
+    """Read as `read_point_cloud`, without its warning of a shift; also give the shift.
 
     Args:
         path: As in `read_point_cloud`.
         num_points: As in `read_point_cloud`.
         seed: As in `read_point_cloud`.
         drop_invalid: As in `read_point_cloud`.
+        num_columns: As in `read_point_cloud`.
 
     Returns:
         The points of shape `(num_points, 3)`, float32, and what must be added to them in float64 for the coordinates
@@ -106,23 +134,27 @@ def read_shifted(
     path = Path(path)
     if num_points is not None and num_points < 1:
         raise ValueError(f"num_points must be at least 1, got {num_points}")
+    if num_columns is not None and (path.suffix.lower() != ".bin" or num_columns < 3):
+        raise ValueError(f"num_columns is for .bin files, and at least 3, got {num_columns} for {path}")
     reader = choose_reader(path)
     with errors_of(path):
-        points, faces = reader(path)
+        stored, faces = reader(path) if num_columns is None else read_bin(path, num_columns)
         if faces is not None:
-            _check_finite(points, path, "vertices", "; repair the mesh")
-            try:
-                generator = np.random.default_rng(seed)
-                points = sample_surface(points, faces, num_points or DEFAULT_MESH_POINTS, generator)
-            except PointCloudError as error:
-                raise PointCloudError(f"{path}: {error}") from None
+            _check_finite(stored, path, "vertices", "; repair the mesh")
         elif drop_invalid:
-            points = points[np.isfinite(points).all(axis=1)]
+            stored = stored[np.isfinite(stored).all(axis=1)]
         else:
-            _check_finite(points, path, "points", "; read it with drop_invalid=True to leave them out")
+            _check_finite(stored, path, "points", "; drop_invalid=True (--drop_invalid) leaves them out")
+        points = stored
+        if faces is not None:
+            generator = np.random.default_rng(seed)
+            points = sample_surface(stored, faces, num_points or DEFAULT_MESH_POINTS, generator)
     if len(points) < 2:
         raise PointCloudError(f"{path}: holds {len(points)} point{'s' * (len(points) != 1)}; a cloud has at least 2")
-    return shift_to_float32(points, path)
+    points, shift = shift_to_float32(points, path)
+    if (shift.any() or stored.dtype == np.float32) and _is_blurred(stored):
+        warnings.warn(_BLURRED, stacklevel=3)
+    return points, shift
 
 
 @contextmanager
@@ -137,14 +169,22 @@ def errors_of(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except PointCloudError:
-        raise
+    except PointCloudError as error:
+        if str(path) in str(error):
+            raise
+        raise PointCloudError(f"{path}: {error}") from None
     except OSError as error:
         raise PointCloudError(f"{path}: cannot be read: {error.strerror or error}") from error
     except MemoryError as error:
         raise PointCloudError(f"{path}: does not fit in memory, or is broken") from error
-    except (ValueError, IndexError, KeyError, TypeError, struct.error) as error:
+    except ImportError:
+        raise
+    except Exception as error:
         raise PointCloudError(f"{path}: cannot be read; broken? {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of libraries in Rust, as lazrs
+            raise
+        raise PointCloudError(f"{path}: cannot be read; broken? Its decompressor gave up: {error}") from None
 
 
 def choose_reader(path: Path) -> Reader:
@@ -183,6 +223,8 @@ def _check_finite(points: np.ndarray, path: Path, what: str, way_out: str) -> No
 
 def to_float32(points: np.ndarray, where: object) -> np.ndarray:
     """Convert to float32 as `shift_to_float32`, with a warning where points are shifted."""
+    if _is_blurred(points):
+        warnings.warn(_BLURRED, stacklevel=3)
     points, shift = shift_to_float32(points, where)
     if shift.any():
         warnings.warn(_SHIFTED, stacklevel=3)
@@ -205,17 +247,48 @@ def shift_to_float32(points: np.ndarray, where: object) -> tuple[np.ndarray, np.
     shift = np.zeros(3)
     if points.dtype == np.float32 or len(points) == 0:
         return np.ascontiguousarray(points, dtype=np.float32), shift
-    points = points.astype(np.float64, copy=False)
-    # NaN, which who gets the points may want to leave out, has no say.
-    low, high = np.fmin.reduce(points), np.fmax.reduce(points)
-    largest, extent = max(abs(low).max(), abs(high).max()), (high - low).max()
+    if _lies_near(points):
+        return points.astype(np.float32), shift
+    low, _, largest, extent = _bounds(points)
     if max(largest, extent) > 1e30:
         raise PointCloudError(f"{where}: coordinates up to {largest:.3g} are too large for float32")
-    # The step between neighbouring float32 numbers should stay below a 10,000th of the size of the cloud.
-    if extent > 0 and largest * np.finfo(np.float32).eps > extent * 1e-4:
+    if _is_far(largest, extent):
         shift = np.floor(low)
-        points = points - shift
+        points = points.astype(np.float64, copy=False) - shift
     return points.astype(np.float32), shift
+
+
+def _bounds(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, float, float]:
+    """Give the lowest and the highest corner, the largest coordinate, and the longest side, in float64."""
+    # NaN, which who gets the points may want to leave out, has no say.
+    low, high = (reduce(points, axis=0).astype(np.float64) for reduce in (np.fmin.reduce, np.fmax.reduce))
+    return low, high, float(max(abs(low).max(), abs(high).max())), float((high - low).max())
+
+
+def _is_far(largest: float, extent: float) -> bool:
+    # The step between neighbouring float32 numbers should stay below a 10,000th of the size of the cloud.
+    return extent > 0 and largest * _EPSILON > extent * 1e-4
+
+
+def _lies_near(points: np.ndarray) -> bool:
+    """Tell quickly for most clouds that they are not far from the origin, by the distance of two of their points."""
+    one, other = points[0].tolist(), points[len(points) // 2].tolist()
+    distance = max(abs(first - second) for first, second in zip(one, other, strict=True))
+    largest = max(-float(points.min()), float(points.max()))
+    return largest < 1e30 and distance > 0 and not _is_far(largest, distance)
+
+
+def _is_blurred(points: np.ndarray) -> bool:
+    """Tell whether points have come through float32, of whatever type they are, and lost their shape there."""
+    if len(points) == 0 or points.dtype.kind != "f" or _lies_near(points):
+        return False
+    low, high, largest, extent = _bounds(points)
+    if not _is_far(largest, extent) or points.dtype == np.float32:
+        return _is_far(largest, extent)
+    far = points[:, [_is_far(max(-low[axis], high[axis]), extent) for axis in range(3)]]
+    # A few numbers, or whole ones, are of single precision by chance.
+    single = len(points) >= _MIN_BLURRED and (far == far.astype(np.float32)).all()
+    return bool(single and (far != np.round(far)).any())
 
 
 def write_point_cloud(
@@ -235,10 +308,10 @@ def write_point_cloud(
         colors: Red, green and blue of shape `(num_points, 3)`: integers from 0 to 255, or floats from 0 to 1. Only for
             .ply.
         labels: A whole number for each point, of shape `(num_points,)`: the vertex property "label" of a .ply, the
-            fourth column of an .npy.
+            fourth column of an .npy, which is of float64 where float32 would round a label.
 
     Raises:
-        PointCloudError: If the ending or a shape is another, or coordinates or colours are out of range.
+        PointCloudError: If the ending or a shape is another, or coordinates, colours or labels are out of range.
     """
     path = Path(path)
     points = np.asarray(points.detach().cpu() if hasattr(points, "detach") else points)
@@ -257,7 +330,11 @@ def write_point_cloud(
         labels = _label_numbers(labels, points, path)
     with atomic_write(path) as file:
         if suffix == ".npy":
-            rows = points if labels is None else np.column_stack([points, labels.astype(points.dtype)])
+            rows = points
+            if labels is not None:
+                exact = np.float32 if abs(labels.astype(np.float64)).max(initial=0) <= 2**24 else np.float64
+                dtype = np.result_type(points, exact)
+                rows = np.column_stack([points.astype(dtype), labels.astype(dtype)])
             np.save(file, rows, allow_pickle=False)
         else:
             file.write(_ply_bytes(points, colors, labels))
@@ -282,6 +359,13 @@ def _label_numbers(labels: np.ndarray, points: np.ndarray, path: Path) -> np.nda
     if labels.shape != points.shape[:1] or labels.dtype.kind not in "iu":
         raise PointCloudError(
             f"{path}: labels must be integers of shape {points.shape[:1]}, got {labels.dtype} of {labels.shape}"
+        )
+    lowest, highest = (-(2**31), 2**31 - 1) if path.suffix.lower() == ".ply" else (-(2**53), 2**53)
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if low < lowest or high > highest:
+        raise PointCloudError(
+            f"{path}: labels go from {low} to {high}, and a {path.suffix} file keeps {lowest} to {highest}; number "
+            "them anew" + (", or write an .npy" if highest < 2**53 else "")
         )
     return labels
 

@@ -21,10 +21,13 @@ from .files import atomic_write
 from .readers import read_point_cloud
 
 CloudReader = Callable[[Path], np.ndarray]
+Beside = Callable[[Path], Path | None]
 # Part of what a cache is checked against: raised whenever parsed clouds would differ from those of older versions.
-_CACHE_VERSION = 2
+_CACHE_VERSION = 3
 # More points than any of the models takes, kept small enough that 10,000 scans of any size fit on a disk.
 MAX_CACHED_POINTS = 65536
+# Share of points in one place above which those that are drawn for a model may have no extent.
+_IN_ONE_PLACE = 0.99
 _STALE_SECONDS = 86400
 
 
@@ -44,7 +47,31 @@ def read_cloud(
     points = read_point_cloud(path, num_points, seed, drop_invalid=drop_invalid)
     if len(points) > max_points:
         points = points[np.sort(np.random.default_rng(seed).choice(len(points), max_points, replace=False))]
+    check_extent(points, path)
     return points
+
+
+def check_extent(points: np.ndarray, where: object) -> None:
+    """Refuse a cloud of which (almost) all points lie in one place, as a sensor without returns writes them.
+
+    Args:
+        points: Coordinates of shape `(num_points, 3)`.
+        where: What to name in the error, such as a file.
+
+    Raises:
+        PointCloudError: If there is no shape in it.
+    """
+    # What most points have, most of a few have: all are looked at where that is so only, which spares time.
+    some = points[:: max(1, len(points) // 16), 0].tolist()
+    if 2 * some.count(sorted(some)[len(some) // 2]) <= len(some):
+        return
+    common = np.sort(points, axis=0)[len(points) // 2]
+    number = int((points == common).all(axis=1).sum())
+    if number >= _IN_ONE_PLACE * len(points):
+        share = "all its" if number == len(points) else f"{number} of its"
+        raise PointCloudError(
+            f"{where}: {share} {len(points)} points lie in one place, {common.tolist()}; a sensor without returns?"
+        )
 
 
 class FileClouds(Sequence):
@@ -128,7 +155,7 @@ class LoadOptions:
 
 
 def open_files(
-    files: Sequence[Path], root: Path, reader: CloudReader, options: FileOptions, beside: str | None = None
+    files: Sequence[Path], root: Path, reader: CloudReader, options: FileOptions, beside: Beside | None = None
 ) -> tuple[Sequence, np.ndarray]:
     """Open the files of a data set, through the cache when there is one.
 
@@ -137,7 +164,8 @@ def open_files(
         root: Folder of the data set, for names in the cache.
         reader: `functools.partial` of a function of this package with its options, which become part of the cache key.
         options: Cache, skipping, workers, bar.
-        beside: Ending of files that the reader looks for beside the clouds; when one changes, its cloud is read again.
+        beside: Gives the file that the reader takes the labels of a cloud from; when it changes, the cloud is read
+            again.
 
     Returns:
         The clouds, a sequence of arrays, and the indices of the files that they come from.
@@ -237,7 +265,7 @@ def _open_cache(
     reader: CloudReader,
     options: FileOptions,
     cache_dir: Path,
-    beside: str | None,
+    beside: Beside | None,
 ) -> tuple[Sequence, np.ndarray]:
     settings = [_CACHE_VERSION, options.skip_bad_files]
     if isinstance(reader, partial):
@@ -246,7 +274,7 @@ def _open_cache(
     names = [os.path.relpath(file, root) for file in files]
     stats = [_stat(file) for file in files]
     if beside is not None:
-        stats += [_stat(file.with_suffix(beside)) for file in files]
+        stats += [_stat_beside(file, beside) for file in files]
     place = f"{root.name or 'clouds'}-{_hash([str(root), names, settings])}"
     fingerprint = _hash([settings, names, stats])
     index_path = cache_dir / f"{place}.json"
@@ -279,6 +307,14 @@ def _stat(path: Path) -> tuple[int, int]:
     except OSError:  # for its reader to report
         return -1, -1
     return stat.st_size, stat.st_mtime_ns
+
+
+def _stat_beside(file: Path, beside: Beside) -> tuple[str, int, int] | None:
+    try:
+        found = beside(file)
+    except (PointCloudError, OSError):  # for its reader to report
+        return None
+    return None if found is None else (found.name, *_stat(found))
 
 
 def _hash(value: object) -> str:

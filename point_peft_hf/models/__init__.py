@@ -2,6 +2,13 @@
 
 from .auto import AutoModelForPointCloudClassification, AutoModelForPointCloudSegmentation
 from .point_bert import PointBertConfig, PointBertForClassification, PointBertForSegmentation, PointBertModel
+from .point_gpt import (
+    PointGPTConfig,
+    PointGPTForClassification,
+    PointGPTForPreTraining,
+    PointGPTForSegmentation,
+    PointGPTModel,
+)
 from .point_m2ae import (
     PointM2AEConfig,
     PointM2AEForClassification,
@@ -24,6 +31,11 @@ __all__ = [
     "PointBertForClassification",
     "PointBertForSegmentation",
     "PointBertModel",
+    "PointGPTConfig",
+    "PointGPTForClassification",
+    "PointGPTForPreTraining",
+    "PointGPTForSegmentation",
+    "PointGPTModel",
     "PointM2AEConfig",
     "PointM2AEForClassification",
     "PointM2AEForPreTraining",

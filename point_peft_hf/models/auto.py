@@ -7,6 +7,13 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAuto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from .point_bert import PointBertConfig, PointBertForClassification, PointBertForSegmentation, PointBertModel
+from .point_gpt import (
+    PointGPTConfig,
+    PointGPTForClassification,
+    PointGPTForPreTraining,
+    PointGPTForSegmentation,
+    PointGPTModel,
+)
 from .point_m2ae import (
     PointM2AEConfig,
     PointM2AEForClassification,
@@ -75,6 +82,7 @@ def _register(
 
 
 _register(PointBertConfig, PointBertModel, PointBertForClassification, PointBertForSegmentation)
+_register(PointGPTConfig, PointGPTModel, PointGPTForClassification, PointGPTForSegmentation, PointGPTForPreTraining)
 _register(
     PointM2AEConfig, PointM2AEModel, PointM2AEForClassification, PointM2AEForSegmentation, PointM2AEForPreTraining
 )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 
+from .convert_checks import check_encoder, check_shapes, shapes_of
 from .convert_config import read_config_file
 from .convert_tensors import (
     WEIGHTS_NAME,
@@ -21,6 +23,12 @@ from .convert_tensors import (
 )
 from .modeling import PointPreTrainedModel
 from .point_bert import PointBertForClassification, PointBertModel
+from .point_gpt import (
+    PointGPTForClassification,
+    PointGPTForPreTraining,
+    PointGPTForSegmentation,
+    PointGPTModel,
+)
 from .point_m2ae import PointM2AEForClassification, PointM2AEForPreTraining, PointM2AEModel
 from .point_mae import (
     PointMAEForClassification,
@@ -29,58 +37,69 @@ from .point_mae import (
     PointMAEModel,
 )
 
-# By model type: encoder, classifier, and pre-training.
-MODEL_CLASSES: dict[str, tuple[type[PointPreTrainedModel] | None, ...]] = {
-    "point_bert": (PointBertModel, PointBertForClassification, None),
-    "point_m2ae": (PointM2AEModel, PointM2AEForClassification, PointM2AEForPreTraining),
-    "point_mae": (PointMAEModel, PointMAEForClassification, PointMAEForPreTraining),
-}
 REPORT_NAME = "conversion_report.json"
+
+
+class ModelClasses(NamedTuple):
+    """The classes of a model type that published files hold."""
+
+    encoder: type[PointPreTrainedModel]
+    classifier: type[PointPreTrainedModel]
+    pretraining: type[PointPreTrainedModel] | None = None
+    segmentation: type[PointPreTrainedModel] | None = None
+
+
+MODEL_CLASSES = {
+    "point_bert": ModelClasses(PointBertModel, PointBertForClassification),
+    "point_gpt": ModelClasses(
+        PointGPTModel, PointGPTForClassification, PointGPTForPreTraining, PointGPTForSegmentation
+    ),
+    "point_m2ae": ModelClasses(PointM2AEModel, PointM2AEForClassification, PointM2AEForPreTraining),
+    "point_mae": ModelClasses(
+        PointMAEModel, PointMAEForClassification, PointMAEForPreTraining, PointMAEForSegmentation
+    ),
+}
+
+
+def choose_class(
+    model_type: str, converted: ConvertedTensors, name: str
+) -> tuple[type[PointPreTrainedModel], dict[str, torch.Size]]:
+    """Choose the class that a checkpoint has all parts of.
+
+    Args:
+        model_type: The model type.
+        converted: The checkpoint.
+        name: Name of the file, for messages.
+
+    Returns:
+        The class, and the shapes of its tensors.
+
+    Raises:
+        ValueError: If the checkpoint does not have the whole class, or has more inside of the encoder.
+    """
+    model_class, expected = _choose_class(model_type, converted)
+    check_shapes({key: tensor for key, tensor in converted.tensors.items() if key in expected}, expected, name)
+    check_encoder(converted.tensors, expected, MODEL_CLASSES[model_type].encoder, model_class, name)
+    return model_class, expected
 
 
 def _choose_class(
     model_type: str, converted: ConvertedTensors
 ) -> tuple[type[PointPreTrainedModel], dict[str, torch.Size]]:
-    """The class that the file has all parts of, and the shapes of its tensors."""
-    encoder, classifier, pretraining = MODEL_CLASSES[model_type]
+    encoder, classifier, pretraining, segmentation = MODEL_CLASSES[model_type]
     fields, tensors = converted.config_fields, converted.tensors
-    if any(key.startswith("segmentation_head.") for key in tensors):
-        return PointMAEForSegmentation, _shapes_of(PointMAEForSegmentation, fields)
-    if any(key.startswith("classifier.") for key in tensors):
-        return classifier, _shapes_of(classifier, fields)
-    if pretraining is not None and any(key.startswith("decoder") for key in tensors):
-        shapes = _shapes_of(pretraining, fields)
-        # The decoders of other methods on the same encoder (ReCon) are not this one.
-        if all(key in tensors and tensors[key].shape == shape for key, shape in shapes.items()):
+    for prefix, model_class in (("segmentation_head.", segmentation), ("classifier.", classifier)):
+        if any(key.startswith(prefix) for key in tensors):
+            return model_class, shapes_of(model_class, fields)
+    # PCP-MAE's decoder has the names of Point-MAE's, but another task.
+    has_decoder = any(key.startswith(("decoder", "generator")) for key in tensors)
+    if pretraining is not None and has_decoder and fields.get("position_embedding") != "sincos":
+        shapes = shapes_of(pretraining, fields)
+        # The decoders of other methods on the same encoder are not this one.
+        is_whole = all(key in tensors and tensors[key].shape == shape for key, shape in shapes.items())
+        if is_whole and all(key in shapes for key in tensors if key.startswith(f"{encoder.base_model_prefix}.")):
             return pretraining, shapes
-    return encoder, {f"{encoder.base_model_prefix}.{key}": shape for key, shape in _shapes_of(encoder, fields).items()}
-
-
-def _shapes_of(model_class: type[PointPreTrainedModel], fields: dict[str, Any]) -> dict[str, torch.Size]:
-    """Shapes of the tensors of a model, without creating them."""
-    with torch.device("meta"):
-        model = model_class(model_class.config_class(**fields))
-    return {key: tensor.shape for key, tensor in model.state_dict().items()}
-
-
-def _check_shapes(converted: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size], name: str) -> None:
-    for key, tensor in converted.items():
-        if tensor.shape != expected[key]:
-            raise ValueError(
-                f"{key!r} has shape {tuple(tensor.shape)} in {name or 'the checkpoint'!r}, but {tuple(expected[key])} "
-                "in a model of the sizes that its other tensors and the configuration give. The file mixes models, or "
-                "a field of the configuration is wrong."
-            )
-
-
-def _check_complete(new: list[str], model_class: type[PointPreTrainedModel], name: str) -> None:
-    # Point-MAE's pre-training has no class token, and old files no counters of batches.
-    missing = [key for key in new if ".class_token." not in key and not key.endswith("num_batches_tracked")]
-    if missing:
-        raise ValueError(
-            f"{name or 'The checkpoint'!r} has only a part of a {model_class.__name__}: {len(missing)} tensors are "
-            f"missing, for example {', '.join(missing[:3])}. Check that the file is complete, and `model_type`."
-        )
+    return encoder, shapes_of(encoder, fields)
 
 
 def convert_checkpoint(
@@ -92,14 +111,15 @@ def convert_checkpoint(
     """Convert a published checkpoint to a folder that `from_pretrained` loads.
 
     The folder is for the class that the file has all parts of: with a classification head the classifier, with
-    Point-MAE's head for parts the segmentation, with a decoder pre-training, else the encoder. Any of the classes of
-    the model type can be loaded from it; what it lacks starts untrained, and what it has too much is left out.
+    published head for parts the segmentation, with a decoder pre-training, else the encoder. Any of the classes of
+    the model type can be loaded from it; what it lacks starts untrained, and what the class has no place for is left
+    out. What is inside of the encoder is never left out: a file with more than such a model has is refused.
 
     Args:
-        checkpoint: A `.pth` or `.safetensors` file of a research repository (Point-BERT, Point-MAE, Point-M2AE, ReCon,
-            ACT) or of torch-pointcloud, or a folder with `model.safetensors`.
+        checkpoint: A `.pth` or `.safetensors` file of a research repository (Point-BERT, Point-MAE, Point-M2AE, ACT,
+            PCP-MAE, PointGPT) or of torch-pointcloud, or a folder with `model.safetensors`.
         output_dir: Folder to write `config.json`, `model.safetensors` and `conversion_report.json` into.
-        model_type: "point_bert", "point_mae" or "point_m2ae".
+        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
         config: Fields of the configuration that no tensor tells, if they are not the published ones: a dictionary or a
             JSON file. Widths, depth and classes are read from the tensors.
 
@@ -107,7 +127,8 @@ def convert_checkpoint(
         What was loaded, what is new, and what was ignored.
 
     Raises:
-        ValueError: If the file cannot be read, does not fit, or nothing in it belongs to such a model.
+        ValueError: If the file cannot be read, does not fit, is incomplete or damaged, or is of another model or of a
+            method on such a model; the message names what was recognised.
     """
     path, output_dir = Path(checkpoint), Path(output_dir)
     name = str(path)
@@ -117,12 +138,10 @@ def convert_checkpoint(
     if config is not None and not isinstance(config, Mapping):
         config = read_config_file(config, model_type)
     converted = convert_tensors(tensors, model_type, config, name=name)
-    model_class, expected = _choose_class(model_type, converted)
+    model_class, expected = choose_class(model_type, converted, name)
     kept = {key: tensor for key, tensor in converted.tensors.items() if key in expected}
     report = _report(name, model_type, model_class, kept, converted.sources, expected, tensors)
     report.assumed = converted.assumed
-    _check_shapes(kept, expected, name)
-    _check_complete(report.new, model_class, name)
     _write_folder(model_class, kept, converted.config_fields, output_dir)
     fields = {field: getattr(report, field) for field in report.__dataclass_fields__}
     (output_dir / REPORT_NAME).write_text(json.dumps(fields, indent=2) + "\n")
@@ -162,14 +181,26 @@ def _write_folder(
     output_dir.mkdir(parents=True, exist_ok=True)
     config = model_class.config_class(**config_fields)
     config.architectures = [model_class.__name__]
-    config.dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
+    # Of several types the widest, in which all of them are exact.
+    dtypes = {tensor.dtype for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")}
+    config.dtype = functools.reduce(torch.promote_types, dtypes)
     config.save_pretrained(output_dir)
     prefix = model_class.base_model_prefix + "."
     if all(key.startswith(prefix) for key in tensors):
         # An encoder alone is saved without the name it has inside of other models.
         tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    save_file(tensors, output_dir / WEIGHTS_NAME, metadata={"format": "pt"})
+    save_file(_apart(tensors), output_dir / WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous tensors without memory in common, which tied ones have and which cannot be saved."""
+    result: dict[str, torch.Tensor] = {}
+    end = 0
+    for key, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
+        overlaps = not tensor.is_contiguous() or tensor.data_ptr() < end
+        result[key] = tensor.clone(memory_format=torch.contiguous_format) if overlaps else tensor
+        end = end if overlaps else tensor.data_ptr() + tensor.nbytes
+    return result
 
 
 @torch.no_grad()
@@ -189,7 +220,9 @@ def load_checkpoint(model: PointPreTrainedModel, checkpoint: str | Path) -> Conv
     path = Path(checkpoint)
     tensors = read_checkpoint(path / WEIGHTS_NAME if path.is_dir() else path)
     config = model.config
-    converted, sources = rename_tensors(tensors, config.model_type, getattr(config, "num_stages", 1))
+    converted, sources = rename_tensors(
+        tensors, config.model_type, getattr(config, "num_stages", 1), name=str(checkpoint)
+    )
     # Inside of the encoder's own class, names have no prefix.
     prefix = f"{model.base_model_prefix}." if model.base_model is model else ""
     state = {prefix + key: tensor for key, tensor in model.state_dict().items()}
@@ -198,7 +231,14 @@ def load_checkpoint(model: PointPreTrainedModel, checkpoint: str | Path) -> Conv
         raise ValueError(
             f"Nothing in {str(checkpoint)!r} belongs to a {type(model).__name__} ({len(tensors)} tensors)."
         )
-    _check_shapes(kept, {key: tensor.shape for key, tensor in state.items()}, str(checkpoint))
+    check_shapes(kept, {key: tensor.shape for key, tensor in state.items()}, str(checkpoint))
+    base = f"{model.base_model_prefix}."
+    left = [key for key in converted if key.startswith(base) and key not in state and ".class_token." not in key]
+    if left:
+        raise ValueError(
+            f"{str(checkpoint)!r} has {sources[left[0]][0]!r}, which this {type(model).__name__} has no place for "
+            f"({len(left)} tensors). Is the configuration of the model that of the file?"
+        )
     for key, tensor in kept.items():
         state[key].copy_(tensor)
     return _report(str(checkpoint), config.model_type, type(model), kept, sources, state, tensors)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .convert_checks import size_of
 from .convert_parts import segmentation_sizes
 
 # Names of the research repositories' configurations, and what they are called here.
@@ -30,6 +31,15 @@ _RESEARCH_FIELDS = {
         "encoder_dims": "patch_embedding_size",
         "num_classes": "num_labels",
     },
+    "point_gpt": {
+        "trans_dim": "hidden_size",
+        "depth": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "num_group": "num_groups",
+        "num_classes": "num_labels",
+        "decoder_depth": "generator_num_hidden_layers",
+        "keep_attend": "num_seen_groups",
+    },
     "point_m2ae": {
         "encoder_dims": "hidden_sizes",
         "encoder_depths": "depths",
@@ -46,13 +56,15 @@ _RESEARCH_MARKS = ("trans_dim", "encoder_dims", "num_group")
 # Number of groups of the published classifiers on clouds that are denser than 1024 points, by part of their name.
 _DENSE_GROUPS = {"4k": 256, "8k": 512}
 SCANOBJECTNN_LABELS = 15
+# Attention heads of PointGPT-S, -B and -L, by width.
+_GPT_HEADS = {384: 6, 768: 12, 1024: 16}
 
 
 def infer_sizes(model_type: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Read from the shapes of the tensors what they tell of a configuration.
 
     Args:
-        model_type: "point_bert", "point_mae" or "point_m2ae".
+        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
         shapes: Shapes by research name.
 
     Returns:
@@ -61,7 +73,7 @@ def infer_sizes(model_type: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[
     Raises:
         ValueError: If tensors that must be there are missing.
     """
-    reader = _infer_point_m2ae if model_type == "point_m2ae" else _infer_single_stage
+    reader = {"point_m2ae": _infer_point_m2ae, "point_gpt": _infer_point_gpt}.get(model_type, _infer_single_stage)
     try:
         sizes = reader(model_type, shapes)
     except KeyError as error:
@@ -70,46 +82,73 @@ def infer_sizes(model_type: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[
             f"{model_type}. Check `model_type`, and whether the file is complete."
         ) from None
     if "cls_head_finetune.0.weight" in shapes:
-        sizes["classifier_hidden_size"] = shapes["cls_head_finetune.0.weight"][0]
+        sizes["classifier_hidden_size"] = size_of(shapes, "cls_head_finetune.0.weight")
         output = "cls_head_finetune.3.weight" if model_type == "point_bert" else "cls_head_finetune.8.weight"
         if output in shapes:
-            sizes["num_labels"] = shapes[output][0]
+            sizes["num_labels"] = size_of(shapes, output)
     return sizes
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]], pattern: str) -> int:
-    """One more than the highest number that `pattern` catches among the names."""
-    found = (re.match(pattern, name) for name in shapes)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+    """How many numbers `pattern` catches among the names, which must be those from 0 on."""
+    numbers = {int(match[1]): name for name in shapes if (match := re.match(pattern, name))}
+    if numbers and len(numbers) <= (last := max(numbers)):
+        gap = next(number for number in range(last) if number not in numbers)
+        raise ValueError(
+            f"The checkpoint has {numbers[last]!r}, but no tensor with the number {gap} instead of {last}. Is the "
+            "file complete?"
+        )
+    return len(numbers)
 
 
-def _mlp_ratio(shapes: Mapping[str, tuple[int, ...]], block: str) -> float:
-    intermediate_size, hidden_size = shapes[f"{block}.mlp.fc1.weight"][:2]
+def _mlp_ratio(shapes: Mapping[str, tuple[int, ...]], linear: str) -> float:
+    intermediate_size, hidden_size = (size_of(shapes, f"{linear}.weight", axis) for axis in (0, 1))
     ratio = intermediate_size / hidden_size
     # Rounding must not lose a unit when the width is computed from the ratio.
     return ratio if int(hidden_size * ratio) == intermediate_size else math.nextafter(ratio, math.inf)
 
 
 def _patch_hidden_sizes(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> list[int]:
-    return [shapes[f"{prefix}.{name}.weight"][0] for name in ("first_conv.0", "first_conv.3", "second_conv.0")]
+    return [size_of(shapes, f"{prefix}.{name}.weight") for name in ("first_conv.0", "first_conv.3", "second_conv.0")]
 
 
 def _infer_single_stage(model_type: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     sizes = {
-        "hidden_size": shapes["blocks.blocks.0.norm1.weight"][0],
+        "hidden_size": size_of(shapes, "blocks.blocks.0.norm1.weight"),
         "num_hidden_layers": _count(shapes, r"blocks\.blocks\.(\d+)\."),
         "patch_hidden_sizes": _patch_hidden_sizes(shapes, "encoder"),
-        "position_hidden_size": shapes["pos_embed.0.weight"][0],
-        "mlp_ratio": _mlp_ratio(shapes, "blocks.blocks.0"),
+        "position_hidden_size": size_of(shapes, "pos_embed.0.weight"),
+        "mlp_ratio": _mlp_ratio(shapes, "blocks.blocks.0.mlp.fc1"),
         "qkv_bias": "blocks.blocks.0.attn.qkv.bias" in shapes,
     }
     if model_type == "point_bert":
-        sizes["patch_embedding_size"] = shapes["reduce_dim.weight"][1]
+        sizes["patch_embedding_size"] = size_of(shapes, "reduce_dim.weight", 1)
         return sizes
+    if size_of(shapes, "pos_embed.0.weight", 1) != 3:
+        # PCP-MAE.
+        sizes["position_embedding"] = "sincos"
     sizes.update(segmentation_sizes(shapes))
-    if "increase_dim.0.weight" in shapes:
-        sizes["decoder_num_hidden_layers"] = _count(shapes, r"MAE_decoder\.blocks\.(\d+)\.")
-        sizes["group_size"] = shapes["increase_dim.0.weight"][0] // 3
+    if "increase_dim.0.weight" in shapes and (depth := _count(shapes, r"MAE_decoder\.blocks\.(\d+)\.")):
+        sizes["decoder_num_hidden_layers"] = depth
+        sizes["group_size"] = size_of(shapes, "increase_dim.0.weight") // 3
+    return sizes
+
+
+def _infer_point_gpt(model_type: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    convs = [name for name in ("first_conv.0", "first_conv.3", "first_conv.6") if f"encoder.{name}.weight" in shapes]
+    # Of the two names of a layer, that of the research repository and that of torch-pointcloud.
+    linear = "mlp.0" if "blocks.layers.0.mlp.0.weight" in shapes else "mlp.fc1"
+    sizes = {
+        "hidden_size": size_of(shapes, "blocks.ln_f.weight"),
+        "num_hidden_layers": _count(shapes, r"blocks\.layers\.(\d+)\."),
+        "patch_hidden_sizes": [size_of(shapes, f"encoder.{name}.weight") for name in (*convs, "second_conv.0")],
+        "mlp_ratio": _mlp_ratio(shapes, f"blocks.layers.0.{linear}"),
+        "qkv_bias": "blocks.layers.0.attn.in_proj_bias" in shapes,
+        **segmentation_sizes(shapes),
+    }
+    if depth := _count(shapes, r"generator_blocks\.layers\.(\d+)\."):
+        sizes["generator_num_hidden_layers"] = depth
+        sizes["group_size"] = size_of(shapes, "generator_blocks.increase_dim.0.weight") // 3
     return sizes
 
 
@@ -117,21 +156,23 @@ def _infer_point_m2ae(model_type: str, shapes: Mapping[str, tuple[int, ...]]) ->
     num_stages = _count(shapes, r"h_encoder\.token_embed\.(\d+)\.")
     blocks = "h_encoder.encoder_blocks"
     sizes = {
-        "hidden_sizes": [shapes[f"{blocks}.{stage}.blocks.0.norm1.weight"][0] for stage in range(max(num_stages, 1))],
+        "hidden_sizes": [
+            size_of(shapes, f"{blocks}.{stage}.blocks.0.norm1.weight") for stage in range(max(num_stages, 1))
+        ],
         "depths": [
             _count(shapes, rf"h_encoder\.encoder_blocks\.{stage}\.blocks\.(\d+)\.") for stage in range(num_stages)
         ],
         "patch_hidden_sizes": _patch_hidden_sizes(shapes, "h_encoder.token_embed.0"),
-        "mlp_ratio": _mlp_ratio(shapes, f"{blocks}.0.blocks.0"),
+        "mlp_ratio": _mlp_ratio(shapes, f"{blocks}.0.blocks.0.mlp.fc1"),
         "qkv_bias": f"{blocks}.0.blocks.0.attn.qkv.bias" in shapes,
     }
-    head = shapes.get("cls_head_finetune.0.weight")
-    if head is not None:
-        sizes["pooling"] = "sum" if head[1] == sizes["hidden_sizes"][-1] else "concat"
+    if "cls_head_finetune.0.weight" in shapes:
+        pooled = size_of(shapes, "cls_head_finetune.0.weight", 1)
+        sizes["pooling"] = "sum" if pooled == sizes["hidden_sizes"][-1] else "concat"
     num_decoder_stages = _count(shapes, r"h_decoder\.(\d+)\.")
     if num_decoder_stages and "rec_head.weight" in shapes and num_stages == 3:
         # The decoder predicts as many points as a group of the first stage has; the others have half of them.
-        group_size = shapes["rec_head.weight"][0] // 3
+        group_size = size_of(shapes, "rec_head.weight") // 3
         sizes["group_sizes"] = [group_size, group_size // 2, group_size // 2]
     if num_decoder_stages:
         sizes["decoder_depths"] = [
@@ -148,7 +189,7 @@ def published_settings(model_type: str, sizes: Mapping[str, Any], name: str = ""
     """What no tensor tells, as it was in the published model: heads, groups, their sizes and radii.
 
     Args:
-        model_type: "point_bert", "point_mae" or "point_m2ae".
+        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
         sizes: What the tensors tell; a classifier of 15 classes is taken for one of ScanObjectNN.
         name: Name of the file or repository; "scanobjectnn", "shapenetpart", "4k" and "8k" in it are understood.
 
@@ -172,7 +213,9 @@ def published_settings(model_type: str, sizes: Mapping[str, Any], name: str = ""
             settings["label_smoothing"] = 0.3
         return settings
     settings = {"num_attention_heads": 6, "num_groups": 64, "group_size": 32}
-    if model_type == "point_mae" and (is_scan or "shapenetpart" in name or "num_categories" in sizes):
+    if model_type == "point_gpt":
+        settings["num_attention_heads"] = _GPT_HEADS.get(sizes["hidden_size"], 6)
+    if model_type in ("point_mae", "point_gpt") and (is_scan or "shapenetpart" in name or "num_categories" in sizes):
         settings["num_groups"] = 128
     for part, num_groups in _DENSE_GROUPS.items():
         if re.search(rf"(?<![a-z0-9]){part}(?![a-z0-9])", name):
@@ -186,7 +229,7 @@ def read_config_file(path: str | Path, model_type: str) -> dict[str, Any]:
     Args:
         path: A JSON file: fields of the configuration class, or a configuration in the names of the research
             repositories ("trans_dim", "num_heads", "num_group", ...), of which only what is needed is taken.
-        model_type: "point_bert", "point_mae" or "point_m2ae".
+        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
 
     Returns:
         Fields of the configuration.

@@ -1,9 +1,9 @@
 """Names of the tensors in published checkpoints, and what they are called here.
 
-Three layouts are read: that of the research repositories (Point-BERT, Point-MAE, Point-M2AE, and ReCon and ACT, which
-have the same blocks), with whatever prefixes their files carry; that of the PyPI package torch-pointcloud; and tensors
-are brought from the first two to the names of this package. All layouts are first brought to the names of the research
-repositories without prefix.
+Two layouts are read: that of the research repositories (Point-BERT, Point-MAE, Point-M2AE, PointGPT, and ACT and
+PCP-MAE, which have the encoder of Point-MAE), with whatever prefixes their files carry, and that of the PyPI package
+torch-pointcloud. Both are first brought to the names of the research repositories without prefix, and from there to
+the names of this package.
 """
 
 from __future__ import annotations
@@ -13,13 +13,22 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+MODEL_NAMES = {
+    "point_bert": "Point-BERT",
+    "point_gpt": "PointGPT",
+    "point_m2ae": "Point-M2AE",
+    "point_mae": "Point-MAE",
+}
 # Wrappers around a whole model: data parallel training, the checkpoint's own key, and Lightning-like ones.
 _WRAPPERS = ("module.", "base_model.", "model.")
-# Wrappers around the encoder, in the order in which they are preferred. The momentum encoder of Point-BERT
-# ("transformer_k.") and its tokeniser ("dvae.") also look like encoders; they are not the one to use.
-_ENCODER_WRAPPERS = ("transformer_q.", "MAE_encoder.", "ACT_encoder.", "encoder.", "")
-_NOT_THE_ENCODER = ("transformer_k.", "dvae.")
 _ENCODER_MARK = "encoder.first_conv.0.weight"
+# Around the encoder of a pre-training stands one more prefix ("MAE_encoder."). The momentum encoder of Point-BERT and
+# the tokenisers have names like an encoder's; they are not the one to use.
+_NOT_THE_ENCODER = ("transformer_k.", "dvae")
+# Modules of an encoder, and parameters: all that are not in a module.
+_OF_THE_ENCODER = re.compile(r"(encoder|h_encoder|reduce_dim|pos_embed|blocks|norm)\..*|[^.]*")
+# For pre-training only, even where they stand inside of an encoder.
+_OF_PRETRAINING = re.compile(r"(h_encoder\.)?(mask_token|mask_pos_token|lm_head|cls_head|queue|queue_ptr)(\..*)?")
 
 # torch-pointcloud -> research repositories.
 _TORCH_POINTCLOUD_RULES = tuple(
@@ -28,6 +37,8 @@ _TORCH_POINTCLOUD_RULES = tuple(
         (r"\blocal_mlp\.lins\.0\.", "first_conv.0."),
         (r"\blocal_mlp\.norms\.0\.module\.", "first_conv.1."),
         (r"\blocal_mlp\.lins\.1\.", "first_conv.3."),
+        (r"\blocal_mlp\.norms\.1\.module\.", "first_conv.4."),
+        (r"\blocal_mlp\.lins\.2\.", "first_conv.6."),
         (r"\bglobal_mlp\.lins\.0\.", "second_conv.0."),
         (r"\bglobal_mlp\.norms\.0\.module\.", "second_conv.1."),
         (r"\bglobal_mlp\.lins\.1\.", "second_conv.3."),
@@ -50,7 +61,17 @@ _SHALLOW_HEAD = {"lins.0": "0", "lins.1": "3"}
 
 _BLOCK = r"(?P<leaf>norm1|norm2|attn\.proj|mlp\.fc1|mlp\.fc2)\.(?P<kind>weight|bias)"
 _QKV = r"attn\.qkv\.(?P<kind>weight|bias)"
-_CONV = {"0": "linear1", "1": "norm1", "3": "linear2"}
+_CONV = {"0": "linear1", "1": "norm1", "3": "linear2", "4": "norm2", "6": "linear3"}
+# PointGPT names the parts of its blocks after those of GPT.
+_GPT_LEAVES = {
+    "ln_1.": "norm1.",
+    "ln_2.": "norm2.",
+    "attn.out_proj.": "attention.out_proj.",
+    "mlp.0.": "mlp.fc1.",
+    "mlp.2.": "mlp.fc2.",
+    "mlp.fc1.": "mlp.fc1.",
+    "mlp.fc2.": "mlp.fc2.",
+}
 _POSITION = {"0": "linear1", "2": "linear2"}
 _STATE = r"(?P<kind>weight|bias|running_mean|running_var|num_batches_tracked)"
 
@@ -65,6 +86,8 @@ def guess_model_type(keys: Iterable[str]) -> str | None:
     names = research_names(keys).values()
     if any(name.startswith("h_encoder.token_embed.") for name in names):
         return "point_m2ae"
+    if any(name.startswith("blocks.layers.0.attn.in_proj_") for name in names):
+        return "point_gpt"
     if _ENCODER_MARK not in names:
         return None
     return "point_bert" if "reduce_dim.weight" in names else "point_mae"
@@ -78,17 +101,55 @@ def research_names(keys: Iterable[str]) -> dict[str, str]:
 
     Returns:
         By name in the file, the name to look up. Names that belong to no known layout stay as they are.
+
+    Raises:
+        ValueError: If the file has several encoders.
     """
+    names, wrapper = _wrapped_names(keys)
+    return {key: _without_wrapper(name, wrapper) for key, name in names.items()}
+
+
+def encoder_keys(keys: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Which tensors of a file stand inside of its encoder.
+
+    Args:
+        keys: Names in the file.
+
+    Returns:
+        The names in the file of what is inside; and, of a file that has a prefix around its encoder, of what stands
+        outside under a name of the encoder, so that it is unclear whether it belongs to it.
+
+    Raises:
+        ValueError: If the file has several encoders.
+    """
+    names, wrapper = _wrapped_names(keys)
+    inside, unclear = set(), set()
+    for key, name in names.items():
+        short = name.removeprefix(wrapper)
+        if _OF_PRETRAINING.fullmatch(short):
+            continue
+        if name.startswith(wrapper):
+            if wrapper or _OF_THE_ENCODER.fullmatch(name):
+                inside.add(key)
+        elif _OF_THE_ENCODER.fullmatch(name) and ("." in name or name in ("cls_token", "cls_pos")):
+            unclear.add(key)
+    return inside, unclear
+
+
+def _wrapped_names(keys: Iterable[str]) -> tuple[dict[str, str], str]:
+    """Research names with the prefix around the encoder, and this prefix."""
     keys = list(keys)
     names = {key: _strip_wrappers(key) for key in keys}
     if is_torch_pointcloud(keys):
         head = _DEEP_HEAD if any(name.startswith("head.lins.2.") for name in names.values()) else _SHALLOW_HEAD
         names = {key: _from_torch_pointcloud(name, head) for key, name in names.items()}
-    wrapper = _encoder_wrapper(names.values())
-    if wrapper:
-        names = {key: name[len(wrapper) :] if name.startswith(wrapper) else name for key, name in names.items()}
-    # Blocks that are not inside of a module that only holds them.
-    return {key: re.sub(r"^blocks\.(?=\d)", "blocks.blocks.", name) for key, name in names.items()}
+    return names, _encoder_wrapper(names.values())
+
+
+def _without_wrapper(name: str, wrapper: str) -> str:
+    # Blocks may stand in a module that only holds them, or not; that of PointGPT holds the head as well.
+    name = re.sub(r"^blocks\.(?=\d)", "blocks.blocks.", name.removeprefix(wrapper))
+    return re.sub(r"^blocks\.(?=cls_head_finetune\.|cls_norm\.)", "", name)
 
 
 def _strip_wrappers(key: str) -> str:
@@ -111,11 +172,10 @@ def _from_torch_pointcloud(name: str, head: dict[str, str]) -> str:
 def _encoder_wrapper(names: Iterable[str]) -> str:
     found = {name[: -len(_ENCODER_MARK)] for name in names if name.endswith(_ENCODER_MARK)}
     found = {wrapper for wrapper in found if not wrapper.startswith(_NOT_THE_ENCODER)}
-    for wrapper in _ENCODER_WRAPPERS:
-        if wrapper in found:
-            return wrapper
-    # A prefix that is not known, but the only one.
-    return found.pop() if len(found) == 1 else ""
+    if len(found) > 1:
+        wrappers = " and ".join(repr(f"{wrapper}{_ENCODER_MARK}") for wrapper in sorted(found))
+        raise ValueError(f"The checkpoint has several encoders: {wrappers}. Save the one to use in a file of its own.")
+    return found.pop() if found else ""
 
 
 class _Rule:
@@ -152,9 +212,9 @@ def _blocks(source: str, target: str) -> list[_Rule]:
     ]
 
 
-def _patch_embedding(source: str, target: str) -> _Rule:
+def _patch_embedding(source: str, target: str, layers: str = "013") -> _Rule:
     return _Rule(
-        rf"{source}\.(?P<half>first|second)_conv\.(?P<layer>[013])\.{_STATE}",
+        rf"{source}\.(?P<half>first|second)_conv\.(?P<layer>[{layers}])\.{_STATE}",
         lambda m: f"{target.format(stage=m.groupdict().get('stage'))}.{m['half']}_{_CONV[m['layer']]}.{m['kind']}",
     )
 
@@ -169,6 +229,11 @@ def _position_embedding(source: str, target: str) -> _Rule:
 def _renamed(source: str, target: str) -> _Rule:
     """A rule for one module or parameter, with everything in it."""
     return _Rule(rf"{source}(?P<rest>(\..*)?)", lambda m: target + m["rest"])
+
+
+def _unused(source: str) -> _Rule:
+    """A rule for a module or parameter that has no say in what a model computes."""
+    return _Rule(rf"{source}(\..*)?", lambda m: [])
 
 
 def _head(layers: dict[str, str]) -> list[_Rule]:
@@ -198,7 +263,8 @@ def _point_m2ae(num_stages: int) -> list[_Rule]:
         # The classifier has one norm, behind the last stage; pre-training has one behind each.
         _renamed(rf"h_encoder\.encoder_norms\.{last}", "point_m2ae.layernorm"),
         _Rule(
-            rf"h_encoder\.encoder_norms\.{stage}\.(?P<kind>.*)", lambda m: f"stage_layernorms.{m['stage']}.{m['kind']}"
+            rf"h_encoder\.encoder_norms\.(?P<stage>{'|'.join(map(str, range(last)))})\.(?P<kind>weight|bias)",
+            lambda m: f"stage_layernorms.{m['stage']}.{m['kind']}",
         ),
         _renamed("norm", "point_m2ae.layernorm"),
         *_DEEP_HEAD_RULES,
@@ -221,15 +287,57 @@ def _point_m2ae(num_stages: int) -> list[_Rule]:
     ]
 
 
-def conversion_rules(model_type: str, num_stages: int = 1) -> list[_Rule]:
+def _gpt_blocks(source: str, target: str) -> list[_Rule]:
+    def place(match: re.Match) -> str:
+        return f"{target}.layers.{match['block']}"
+
+    leaves = "|".join(map(re.escape, _GPT_LEAVES))
+    return [
+        _Rule(
+            rf"{source}\.layers\.(?P<block>\d+)\.(?P<leaf>{leaves})(?P<kind>weight|bias)",
+            lambda m: f"{place(m)}.{_GPT_LEAVES[m['leaf']]}{m['kind']}",
+        ),
+        _Rule(
+            rf"{source}\.layers\.(?P<block>\d+)\.attn\.in_proj_(?P<kind>weight|bias)",
+            lambda m: [f"{place(m)}.attention.{name}_proj.{m['kind']}" for name in "qkv"],
+        ),
+    ]
+
+
+def _point_gpt(has_segmentation_head: bool) -> list[_Rule]:
+    base = "point_gpt"
+    return [
+        _patch_embedding("encoder", f"{base}.patch_embedding", layers="01346"),
+        _renamed(r"blocks\.sos", f"{base}.start_token.token"),
+        _renamed("sos_pos", f"{base}.start_token.position"),
+        _renamed("cls_token", f"{base}.class_token.token"),
+        _renamed("cls_pos", f"{base}.class_token.position"),
+        *_gpt_blocks("blocks", f"{base}.encoder"),
+        _renamed(r"blocks\.ln_f", f"{base}.layernorm"),
+        _renamed("cls_norm", f"{base}.readout_layernorm"),
+        *_DEEP_HEAD_RULES,
+        *_gpt_blocks("generator_blocks", "generator.blocks"),
+        _renamed(r"generator_blocks\.ln_f", "generator.layernorm"),
+        _renamed(r"generator_blocks\.increase_dim\.0", "generator.reconstruction_head"),
+        # In every file, but only the part segmentation has a use for it.
+        _renamed("norm", "token_layernorm") if has_segmentation_head else _unused("norm"),
+        _unused(r"blocks\.increase_dim"),
+        _unused(r"generator_blocks\.sos"),
+    ]
+
+
+def conversion_rules(model_type: str, num_stages: int = 1, has_segmentation_head: bool = False) -> list[_Rule]:
     """Rules from research names to the names of a model here, pre-training and classification alike.
 
     Args:
-        model_type: "point_bert", "point_mae" or "point_m2ae".
+        model_type: The model type.
         num_stages: Number of stages of a Point-M2AE.
+        has_segmentation_head: Whether a PointGPT has a head for part segmentation.
     """
     if model_type == "point_m2ae":
         return _point_m2ae(num_stages)
+    if model_type == "point_gpt":
+        return _point_gpt(has_segmentation_head)
     rules = _single_stage(model_type)
     if model_type == "point_bert":
         heads = _head({"0": "dense", "3": "output"})
@@ -261,9 +369,17 @@ def converted_tensors(
     """
     if name.endswith(".weight") and tensor.ndim == 3 and tensor.shape[-1] == 1:
         tensor = tensor.squeeze(-1)
-    if from_torch_pointcloud and re.fullmatch(r"token_prop\.\d+\.fuse\.net\.0\.weight", name):
+    if from_torch_pointcloud and tensor.ndim == 2 and re.fullmatch(r"token_prop\.\d+\.fuse\.net\.0\.weight", name):
         # There the interpolated coarse tokens come before the fine ones.
         num_coarse = tensor.shape[1] - tensor.shape[0]
         tensor = torch.cat([tensor[:, num_coarse:], tensor[:, :num_coarse]], dim=1)
-    pieces = [tensor] if len(targets) == 1 else tensor.chunk(len(targets))
-    return dict(zip(targets, pieces, strict=True))
+    if name == "blocks.sos" and tensor.ndim == 1:
+        tensor = tensor[None, None]
+    if len(targets) == 1:
+        return {targets[0]: tensor}
+    if tensor.ndim == 0 or tensor.shape[0] % len(targets):
+        raise ValueError(
+            f"{name!r} holds {len(targets)} projections one below the other, but its shape {tuple(tensor.shape)} does "
+            f"not divide by {len(targets)}. The file is damaged or of another model."
+        )
+    return dict(zip(targets, tensor.chunk(len(targets)), strict=True))

@@ -18,14 +18,18 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from .convert_checks import check_names, check_values, size_of
 from .convert_config import infer_sizes, published_settings
-from .convert_keys import conversion_rules, converted_tensors, is_torch_pointcloud, research_names
-from .convert_parts import convert_segmentation_head
+from .convert_keys import MODEL_NAMES, conversion_rules, converted_tensors, is_torch_pointcloud, research_names
+from .convert_parts import convert_segmentation_head, has_segmentation_head
 
-MODEL_TYPES = ("point_bert", "point_m2ae", "point_mae")
+# With a part segmentation that is published, and converted.
+_WITH_PARTS = ("point_gpt", "point_mae")
 WEIGHTS_NAME = "model.safetensors"
 # Where training scripts keep the weights among other things.
 _STATE_DICT_KEYS = ("base_model", "state_dict", "model_state_dict", "model")
+_MAX_DEPTH = 8
+_HEAD = "cls_head_finetune."
 
 
 @dataclass
@@ -93,14 +97,14 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
 
     Args:
         path: A `.safetensors` file, or one that `torch.save` wrote: a state dict, or a dictionary with one under
-            "base_model", "state_dict", "model_state_dict" or "model".
+            "base_model", "state_dict", "model_state_dict" or "model", which may be nested.
 
     Returns:
         Tensors by name, on the CPU; where the format allows it, they are read from the disk when they are used.
 
     Raises:
         ValueError: If there is no such file, if it is damaged, if it holds objects that only running code could
-            restore, or if it has no tensors.
+            restore, if it has no tensors, or several state dicts.
     """
     path = Path(path)
     if not path.is_file():
@@ -114,18 +118,43 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{str(path)!r} is no readable safetensors file: {error}. Download it again.") from None
     content = _read_pickle(path)
-    for key in _STATE_DICT_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    tensors = content if isinstance(content, Mapping) else {}
-    tensors = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+    tensors = _flatten(_state_dict(content, str(path)))
     if not tensors:
         found = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(
             f"{str(path)!r} has no tensors by name. Looked in the file itself and under "
             f"{', '.join(_STATE_DICT_KEYS)}; found: {found}."
         )
+    return tensors
+
+
+def _state_dict(content: Any, name: str) -> Any:
+    """What is under the keys that training scripts keep the weights under, however often they are nested."""
+    for _ in range(_MAX_DEPTH):
+        if not isinstance(content, Mapping):
+            break
+        found = [key for key in _STATE_DICT_KEYS if _flatten(content.get(key))]
+        if len(found) > 1:
+            raise ValueError(
+                f"{name!r} has weights under {' and '.join(map(repr, found))}, so it is unclear which are meant. Save "
+                f"the ones to use alone: torch.save(torch.load({name!r})[{found[0]!r}], 'weights.pth')."
+            )
+        if not found:
+            break
+        content = content[found[0]]
+    return content
+
+
+def _flatten(content: Any, prefix: str = "", depth: int = 0) -> dict[str, torch.Tensor]:
+    """The tensors in nested dictionaries, their names joined by dots."""
+    tensors: dict[str, torch.Tensor] = {}
+    if not isinstance(content, Mapping) or depth > _MAX_DEPTH:
+        return tensors
+    for name, value in content.items():
+        if isinstance(name, str) and isinstance(value, torch.Tensor):
+            tensors[prefix + name] = value
+        elif isinstance(name, str):
+            tensors.update(_flatten(value, f"{prefix}{name}.", depth + 1))
     return tensors
 
 
@@ -162,7 +191,7 @@ def convert_tensors(
 
     Args:
         tensors: Tensors by name, in the layout of a research repository or of torch-pointcloud.
-        model_type: "point_bert", "point_mae" or "point_m2ae".
+        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
         config_fields: Fields of the configuration that no tensor tells (heads, groups, their sizes, radii), or that
             should be other than in the published model.
         name: Name of the file or repository, for the published settings and for messages.
@@ -171,23 +200,30 @@ def convert_tensors(
         The tensors and the configuration.
 
     Raises:
-        ValueError: If nothing in the file belongs to such a model, if its encoder cannot be recognised, or if its
-            tensors contradict `config_fields`.
+        ValueError: If nothing in the file belongs to such a model, if the file is of another model or of a method on
+            such a model, if its encoder cannot be recognised, or if its tensors contradict `config_fields`.
     """
-    if model_type not in MODEL_TYPES:
-        raise ValueError(f"`model_type` must be one of {', '.join(map(repr, MODEL_TYPES))}, got {model_type!r}.")
+    if model_type not in MODEL_NAMES:
+        raise ValueError(f"`model_type` must be one of {', '.join(map(repr, MODEL_NAMES))}, got {model_type!r}.")
     names = research_names(tensors)
     shapes = {names[key]: tuple(tensor.shape) for key, tensor in tensors.items()}
     num_stages = len({match[1] for n in shapes if (match := re.match(r"h_encoder\.token_embed\.(\d+)\.", n))})
-    if not _has_classification_head(model_type, shapes):
-        shapes = {n: shape for n, shape in shapes.items() if not n.startswith("cls_head_finetune.")}
+    has_head = _has_classification_head(model_type, shapes)
+    if not has_head:
+        shapes = {n: shape for n, shape in shapes.items() if not n.startswith(_HEAD)}
         tensors = {key: tensor for key, tensor in tensors.items() if names[key] in shapes}
-    converted, sources = rename_tensors(tensors, model_type, num_stages)
+    converted, sources = rename_tensors(tensors, model_type, num_stages, name=name)
     if not converted:
         raise ValueError(
             f"Nothing in {name or 'the checkpoint'!r} belongs to a {model_type}: none of its {len(tensors)} tensors "
             f"is known (for example {', '.join(list(tensors)[:3])}). Check `model_type`, and that it is a checkpoint "
             "of that model."
+        )
+    used = {key for keys in sources.values() for key in keys}
+    if has_head and (unknown := [key for key in tensors if names[key].startswith(_HEAD) and key not in used]):
+        raise ValueError(
+            f"{name or 'The checkpoint'!r} has {unknown[0]!r} in its head, which the head of a {model_type} does not "
+            "have. Remove the head to convert the encoder alone."
         )
     sizes = infer_sizes(model_type, shapes)
     fields, assumed = _merge_fields(model_type, sizes, dict(config_fields or {}), name)
@@ -196,38 +232,57 @@ def convert_tensors(
 
 def _has_classification_head(model_type: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether there is a head, and reads the pooled tokens: the head for segmentation has the same names."""
-    head, norm = shapes.get("cls_head_finetune.0.weight"), shapes.get("norm.weight")
-    if head is None or norm is None:
+    head = f"{_HEAD}0.weight"
+    if head not in shapes:
+        if any(re.match(rf"{re.escape(_HEAD)}\d", name) for name in shapes):
+            raise ValueError(f"The checkpoint has a head, but not its first layer, {head!r}. Is the file complete?")
         return False
-    return head[1] == 2 * norm[0] or (model_type == "point_m2ae" and head[1] == norm[0])
+    norm = "blocks.ln_f.weight" if model_type == "point_gpt" else "norm.weight"
+    if norm not in shapes:
+        return False
+    pooled, width = size_of(shapes, head, 1), size_of(shapes, norm)
+    return pooled == 2 * width or (model_type == "point_m2ae" and pooled == width)
 
 
 def rename_tensors(
-    tensors: Mapping[str, torch.Tensor], model_type: str, num_stages: int = 1
+    tensors: Mapping[str, torch.Tensor], model_type: str, num_stages: int = 1, *, name: str = ""
 ) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, ...]]]:
-    """Rename, split and reshape the tensors that are known, and leave out the others.
+    """Rename, split and reshape the tensors that are known, and leave out the others outside of the encoder.
 
     Args:
         tensors: Tensors by name in the file.
-        model_type: "point_bert", "point_mae" or "point_m2ae".
+        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
         num_stages: Number of stages of a Point-M2AE.
+        name: Name of the file or repository, for messages.
 
     Returns:
         Tensors by name here, and by name here the names in the file that they were made of.
+
+    Raises:
+        ValueError: If a tensor inside of the encoder is not known, if two are the same, or if one cannot be a weight.
     """
     names, foreign = research_names(tensors), is_torch_pointcloud(tensors)
-    rules = conversion_rules(model_type, num_stages)
-    converted, sources = {}, {}
-    for key, tensor in tensors.items():
-        targets = next((found for rule in rules if (found := rule(names[key])) is not None), None)
-        if targets is not None:
-            converted.update(converted_tensors(names[key], targets, tensor, foreign))
-            sources.update(dict.fromkeys(targets, (key,)))
-    if model_type == "point_mae":
+    has_parts = model_type in _WITH_PARTS and has_segmentation_head(names.values())
+    rules = conversion_rules(model_type, num_stages, has_parts)
+    found = {key: next((t for rule in rules if (t := rule(names[key])) is not None), None) for key in tensors}
+    known = {key: targets for key, targets in found.items() if targets is not None}
+    check_names(tensors, model_type, known.keys(), name)
+    converted: dict[str, torch.Tensor] = {}
+    sources: dict[str, tuple[str, ...]] = {}
+    for key, targets in known.items():
+        if targets and targets[0] in sources:
+            raise ValueError(
+                f"{name or 'The checkpoint'!r} has {sources[targets[0]][0]!r} and {key!r}, which are the same tensor "
+                f"of a {model_type}. Save the one to use in a file of its own."
+            )
+        converted.update(converted_tensors(names[key], targets, tensors[key], foreign) if targets else {})
+        sources.update(dict.fromkeys(targets, (key,)))
+    if has_parts:
         head, made_of = convert_segmentation_head({names[key]: tensor for key, tensor in tensors.items()})
         keys = {name: key for key, name in names.items()}
         converted.update(head)
         sources.update({target: tuple(keys[name] for name in made) for target, made in made_of.items()})
+    check_values(converted, sources, name)
     return converted, sources
 
 

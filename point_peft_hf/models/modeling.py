@@ -186,8 +186,8 @@ class PointEncoderMixin:
         name = trained_weight(self, left_out)
         if name is not None:
             raise ValueError(
-                f"{name!r}, a weight of the backbone, is being trained, but {reason}. Freeze it, or name its module in "
-                "the adapter's `modules_to_save`."
+                f"{name!r}, a weight of the backbone, is being trained, but {reason}. Freeze it, or name its module "
+                "in the adapter's `modules_to_save`."
             )
 
     def check_points(self, points: torch.Tensor, num_groups: int, group_size: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.utils import cached_file
 
+from .convert_checks import refuse_family
 from .convert_keys import guess_model_type
 from .convert_tensors import WEIGHTS_NAME, convert_tensors, read_checkpoint
 
@@ -42,9 +43,20 @@ def find_published_weights(name: str | os.PathLike | None, kwargs: dict[str, Any
 
 
 def published_model_type(weights: Path) -> str | None:
-    """The model type of a safetensors file in a published layout; `None` if it is in no published layout."""
+    """The model type of a safetensors file in a published layout; `None` if it is in no published layout.
+
+    Args:
+        weights: The file.
+
+    Raises:
+        ValueError: If it is of a model that is known not to be one of this package, with its name.
+    """
     with safe_open(weights, framework="pt") as file:
-        return guess_model_type(file.keys())
+        keys = list(file.keys())
+    model_type = guess_model_type(keys)
+    if model_type is None:
+        refuse_family(keys, str(weights))
+    return model_type
 
 
 def _cached_file(name: str | os.PathLike, filename: str, kwargs: dict[str, Any]) -> Path | None:
@@ -82,8 +94,10 @@ def load_published_weights(
         The configuration, the tensors in the names of this package, and the keyword arguments that are left.
 
     Raises:
-        ValueError: If the weights are those of another model type.
+        ValueError: If the weights are those of another model type, incomplete or damaged.
     """
+    from .convert import choose_class  # It imports the models, and they this module.
+
     config_class = model_class.config_class
     model_type = published_model_type(weights)
     if model_type != config_class.model_type:
@@ -92,6 +106,7 @@ def load_published_weights(
             "a class of its own type, or with AutoModelForPointCloudClassification."
         )
     converted = convert_tensors(read_checkpoint(weights), model_type, name=name)
+    choose_class(model_type, converted, name)
     kwargs = {key: value for key, value in kwargs.items() if key not in _HUB_KEYS}
     config = kwargs.pop("config", None)
     if not isinstance(config, PreTrainedConfig):

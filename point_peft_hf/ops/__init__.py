@@ -4,6 +4,7 @@ from .chamfer import chamfer_distance
 from .grouping import gather_points, group_points
 from .interpolation import interpolate_features, inverse_distance_weights
 from .neighbors import knn_indices
+from .ordering import greedy_path
 from .sampling import farthest_point_sample
 from .validation import validate_points
 
@@ -11,6 +12,7 @@ __all__ = [
     "chamfer_distance",
     "farthest_point_sample",
     "gather_points",
+    "greedy_path",
     "group_points",
     "interpolate_features",
     "inverse_distance_weights",

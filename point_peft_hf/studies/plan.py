@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..training import METHODS, FinetuneArguments
+from ..training import FinetuneArguments, find_method
 
 # What a study sets for each run, and so no yaml may.
 _SET_BY_STUDY = {"seed", "output_dir", "resume_from_checkpoint"}
@@ -19,7 +19,8 @@ _ARGUMENT_NAMES = {f.name for f in fields(FinetuneArguments)} - _SET_BY_STUDY
 _MAPPINGS = {f.name for f in fields(FinetuneArguments) if str(f.type).startswith("dict")}
 _NUMBERS = {f.name for f in fields(FinetuneArguments) if "float" in str(f.type)}
 # What decides the clouds of a run, which under the few-shot protocol the fold does.
-_NOT_FEW_SHOT = {"task", "max_train_clouds", "max_test_clouds", "validation_fraction", "skip_bad_files"}
+_NOT_FEW_SHOT = {"task", "max_train_clouds", "max_test_clouds", "validation_fraction"}
+_NOT_FEW_SHOT |= {"skip_bad_files", "drop_invalid"}
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,8 @@ class Study:
                 FinetuneArguments(**run.arguments, seed=run.seed).check()
             except TypeError as error:
                 raise ValueError(f"The row {run.row!r} in {path} has a value of another type: {error}.") from error
+            except ValueError as error:
+                raise ValueError(f"The row {run.row!r} in {path}: {error}") from error
 
     def _check_few_shot(self, path: str | Path) -> None:
         if self.compare_on == "validation":
@@ -319,11 +322,10 @@ def _row(path: str | Path, name: str, common: dict[str, Any], line: dict[str, An
         raise ValueError(
             f"The row {name!r} of {path} has a `learning_rate`, and another by `learning_rate_from`. Give it one."
         )
-    if arguments["method"] not in METHODS:
-        raise ValueError(
-            f"The row {name!r} of {path} has the method {arguments['method']!r}. Give it `method`: one of "
-            f"{', '.join(METHODS)}."
-        )
+    try:
+        find_method(arguments["method"])
+    except ValueError as error:
+        raise ValueError(f"The row {name!r} of {path} has the method {arguments['method']!r}. {error}") from error
     return StudyRow(name, arguments, learning_rate_from, learning_rates, reference)
 
 

@@ -38,7 +38,7 @@ from .report import validation_by_rate
 # What decides the clouds of a run.
 _DATA_ARGUMENTS = (
     *("task", "data", "layout", "clouds_per_class", "corruption", "validation_fraction", "max_train_clouds"),
-    *("max_test_clouds", "skip_bad_files", "data_seed"),
+    *("max_test_clouds", "skip_bad_files", "drop_invalid", "data_seed"),
 )
 # What of a run's record goes into the book; the whole of it stays beside the adapter.
 _KEPT_FIELDS = (

@@ -6,7 +6,15 @@ from .batches import EpochSampler, TrainingCollator, evaluation_loader, training
 from .checkpoints import Checkpoints, load_model, register_adapter_checkpoints, save_model
 from .finetune import Finetuning
 from .interruption import TrainingDiverged, TrainingInterrupted, TrainingStopped
-from .methods import METHODS, backbone_digest, load_backbone, load_processor, method_config, prepare_method
+from .methods import (
+    METHODS,
+    backbone_digest,
+    find_method,
+    load_backbone,
+    load_processor,
+    method_config,
+    prepare_method,
+)
 from .metrics import ClassificationMetrics
 from .optimization import parameter_groups, warmup_cosine
 from .part_predictor import PartPrediction, PartPredictor
@@ -40,6 +48,7 @@ __all__ = [
     "evaluation_loader",
     "backbone_digest",
     "data_fingerprint",
+    "find_method",
     "load_backbone",
     "load_processor",
     "load_model",

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..data import get_augmentation
 from ..pretrained import DEFAULT_BACKBONE
-from .methods import METHODS
+from .methods import DEFAULT_LEARNING_RATE, METHODS, find_method
 from .task import PROCEDURAL
 
 # Fields with which a run may be resumed although they were others before: they change no weight. Backbone and data are
@@ -16,7 +16,7 @@ FREE_FIELDS = frozenset(
     {
         *("model", "data", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "num_workers"),
         *("checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "gradient_checkpointing", "test_votes"),
-        *("skip_bad_files", "layout"),
+        *("skip_bad_files", "drop_invalid", "layout"),
     }
 )
 
@@ -28,7 +28,13 @@ TASKS = ("classification", "segmentation")
 class FinetuneArguments:
     """What to fine-tune, and how. The fields are the options of `examples/train.py`."""
 
-    method: str = field(default="point_peft", metadata={"help": f"One of {', '.join(METHODS)}."})
+    method: str = field(
+        default="point_peft",
+        metadata={
+            "help": f"One of {', '.join(METHODS)}, or package.module:Config, the configuration class of a type of "
+            f"your own (its default learning rate: {DEFAULT_LEARNING_RATE:g})."
+        },
+    )
     model: str = field(default=DEFAULT_BACKBONE, metadata={"help": "Backbone: a name, a folder or a Hub repository."})
     data: str = field(default=PROCEDURAL, metadata={"help": "'procedural', or a folder of a data set."})
     layout: str | None = field(
@@ -36,6 +42,10 @@ class FinetuneArguments:
     )
     skip_bad_files: bool = field(
         default=False, metadata={"help": "Leave out files that cannot be read, and name them, instead of stopping."}
+    )
+    drop_invalid: bool = field(
+        default=False,
+        metadata={"help": "Leave out points with NaN or infinite coordinates, as depth cameras write them."},
     )
     task: str = field(default="classification", metadata={"help": "classification or segmentation (of parts)."})
     num_points: int | None = field(default=None, metadata={"help": "Points of a cloud; default: the backbone's."})
@@ -94,14 +104,19 @@ class FinetuneArguments:
     config: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of the method's config, as JSON."})
 
     @property
+    def method_name(self) -> str:
+        """The method as the name of a folder."""
+        return self.method.replace(":", ".")
+
+    @property
     def peak_learning_rate(self) -> float:
         """The learning rate after the warm-up: the one asked for, else that of the method."""
-        return self.learning_rate or METHODS[self.method].learning_rate
+        return self.learning_rate or find_method(self.method).learning_rate
 
     @property
     def warmup_share(self) -> float:
         """The share of the steps with rising learning rate: the one asked for, else that of the method."""
-        return METHODS[self.method].warmup_ratio if self.warmup_ratio is None else self.warmup_ratio
+        return find_method(self.method).warmup_ratio if self.warmup_ratio is None else self.warmup_ratio
 
     @property
     def processor_fields(self) -> dict[str, Any]:
@@ -116,8 +131,12 @@ class FinetuneArguments:
         """
         if self.task not in TASKS:
             raise ValueError(f"--task must be one of {', '.join(TASKS)}, got {self.task!r}.")
-        if self.method not in METHODS:
-            raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}.")
+        for name in ("config", "model_config", "processor_config"):
+            value = getattr(self, name)
+            if not isinstance(value, dict):
+                raise ValueError(f"--{name} must be a JSON object with names and values, got {value!r}.")
+        # Both say what is wrong.
+        find_method(self.method).config(**self.config)
         names = ("epochs", "batch_size", "gradient_accumulation_steps", "clouds_per_class", "test_votes")
         for name in (*names, "num_points", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):
             value = getattr(self, name)

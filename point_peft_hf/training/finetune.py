@@ -32,7 +32,7 @@ from .batch_norm import synchronize_batch_norms
 from .batches import evaluation_loader, training_loader
 from .checkpoints import load_model, register_adapter_checkpoints
 from .interruption import StopRequest, TrainingDiverged, TrainingInterrupted, TrainingStopped
-from .methods import load_backbone, load_processor, prepare_method, uses_bank
+from .methods import METHODS, load_backbone, load_processor, prepare_method, uses_bank
 from .optimization import parameter_groups, warmup_cosine
 from .record import check_tracker, data_fingerprint, describe_environment
 from .resources import PeakMemory, count_parameters, folder_bytes
@@ -71,7 +71,7 @@ class Finetuning:
         args.check()
         check_tracker(args.report_to)
         self.args = args
-        self.output_dir = Path(args.output_dir) / args.method
+        self.output_dir = Path(args.output_dir) / args.method_name
         sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if AcceleratorState._shared_state and AcceleratorState().distributed_type not in sharded:
             # A run before this one in the same process may have had another precision.
@@ -195,6 +195,11 @@ class Finetuning:
     def _begin(self) -> None:
         self.bar = tqdm(disable=True)
         self.progress = self.folder.begin(self.identity, self.processor)
+        if self.args.method not in METHODS and self.args.learning_rate is None:
+            self.folder.tell(
+                f"learning rate {self.args.peak_learning_rate:g}, the default of types that have none of their own; "
+                "another: --learning_rate"
+            )
         if self.total_steps < FEW_STEPS:
             self.folder.tell(
                 f"only {self.total_steps} steps of {self.args.batch_size} clouds in {self.args.epochs} epochs; with "
@@ -213,11 +218,11 @@ class Finetuning:
         self.folder.begin_record(self.record)
         if self.args.report_to != "none":
             self.accelerator.init_trackers(
-                self.args.method if self.args.report_to == "tensorboard" else "point_peft_hf",
+                self.args.method_name if self.args.report_to == "tensorboard" else "point_peft_hf",
                 config={name: str(value) for name, value in asdict(self.args).items()},
                 init_kwargs={
                     "tensorboard": {"purge_step": self.progress.step + 1},
-                    "trackio": {"name": self.args.method, "resume": "allow"},
+                    "trackio": {"name": self.args.method_name, "resume": "allow"},
                 },
             )
         self.bar = tqdm(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import warnings
 from collections.abc import Mapping
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import LNTuningConfig, LoraConfig, PeftConfig, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 
 from ..data import PointCloudProcessor
@@ -42,8 +45,32 @@ class Method:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     warmup_ratio: float = 0.3
 
+    def config(self, **options: Any) -> PeftConfig | None:
+        """Its PEFT configuration.
 
-_HEAD = {"use_geometry": False, "use_prompts": False, "tune_norm": False, "tune_biases": False}
+        Args:
+            **options: Fields that differ from the method's defaults.
+
+        Returns:
+            The configuration, or `None` for full fine-tuning.
+
+        Raises:
+            ValueError: If it has no such field, or a value does not fit.
+        """
+        if self.config_class is None:
+            if options:
+                raise ValueError(f"Full fine-tuning has no options, got {sorted(options)}.")
+            return None
+        known = inspect.signature(self.config_class).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        if not takes_any and (unknown := sorted(options.keys() - known.keys())):
+            raise ValueError(f"{self.config_class.__name__} has no fields {unknown}. It has {sorted(known)}.")
+        return self.config_class(**(self.defaults | options))
+
+
+# For types that are not in the table: what most of those in it have.
+DEFAULT_LEARNING_RATE = 4e-3
+_HEAD = {"use_geometry": False, "use_prompts": False, "tune_biases": False}
 _BIASES = {**_HEAD, "tune_biases": True}
 _PROJECTIONS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 _LORA = {"r": 8, "lora_alpha": 16, "target_modules": _PROJECTIONS}
@@ -66,11 +93,74 @@ METHODS = {
 }
 
 
+def find_method(name: str) -> Method:
+    """The method of a name.
+
+    Args:
+        name: One of `METHODS`, or "package.module:Config": the configuration class of a type that is registered with
+            PEFT. The module is imported.
+
+    Raises:
+        ValueError: If there is no such method, the module cannot be imported, or it has no such class.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    module_name, colon, class_name = name.partition(":")
+    if not colon:
+        raise ValueError(
+            f"There is no method {name!r}. Choose one of {', '.join(METHODS)}, or name the configuration class of "
+            "another type: package.module:Config."
+        )
+    if not class_name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
+        raise ValueError(f"A method of your own is named as package.module:Config, got {name!r}.")
+    config_class = _import(module_name, name, class_name)
+    if not (inspect.isclass(config_class) and issubclass(config_class, PeftConfig)):
+        raise ValueError(
+            f"{name!r} is {config_class!r}, not a configuration class. Name a subclass of PeftConfig, such as "
+            "point_peft_hf.tuners.config.PointTunerConfig."
+        )
+    if config_class not in PEFT_TYPE_TO_CONFIG_MAPPING.values():
+        raise ValueError(
+            f"{name!r} belongs to no PEFT type. Register its tuner in {module_name}: "
+            f'@register_method("name_of_the_type", {class_name}), from point_peft_hf.tuners.'
+        )
+    return Method(f"{name}, and the head", DEFAULT_LEARNING_RATE, config_class)
+
+
+def _import(module_name: str, method: str, class_name: str) -> Any:
+    """The object of that name in a module.
+
+    Raises:
+        ValueError: If there is no such module or object, or the module fails.
+    """
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        # It runs somebody else's code, which can fail in any way.
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module_name}.".startswith(f"{missing}."):
+            raise ValueError(
+                f"The method {method!r} cannot be imported: there is no module {missing!r} on the Python path. Put "
+                "the folder that holds it there: PYTHONPATH=FOLDER."
+            ) from error
+        raise ValueError(
+            f"The method {method!r} cannot be imported: {module_name} fails with {type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, class_name):
+        known = [
+            key
+            for key, value in vars(module).items()
+            if inspect.isclass(value) and issubclass(value, PeftConfig) and value.__module__ == module.__name__
+        ]
+        raise ValueError(f"{module_name} has no {class_name!r}. Its configuration classes are {known}.")
+    return getattr(module, class_name)
+
+
 def method_config(name: str, backbone: nn.Module, **options) -> PeftConfig | None:
     """The PEFT configuration of a method.
 
     Args:
-        name: One of `METHODS`.
+        name: One of `METHODS`, or "package.module:Config" (see [`find_method`]).
         backbone: The model that will be tuned.
         **options: Fields of the configuration that differ from the method's defaults.
 
@@ -78,19 +168,13 @@ def method_config(name: str, backbone: nn.Module, **options) -> PeftConfig | Non
         The configuration, or `None` for full fine-tuning.
 
     Raises:
-        ValueError: If there is no such method, or if full fine-tuning is given options.
+        ValueError: If there is no such method, or an option does not fit.
     """
-    if name not in METHODS:
-        raise ValueError(f"There is no method {name!r}. Choose one of {', '.join(METHODS)}.")
-    method = METHODS[name]
-    if method.config_class is None:
-        if options:
-            raise ValueError(f"Full fine-tuning has no options, got {sorted(options)}.")
-        return None
+    method = find_method(name)
     # The configurations of this package find the modules of the task, those of peft have to be told.
-    is_own = issubclass(method.config_class, PointTunerConfig)
-    task = {} if is_own else {"modules_to_save": list(backbone.task_module_names)}
-    return method.config_class(**(task | method.defaults | options))
+    if method.config_class is not None and not issubclass(method.config_class, PointTunerConfig):
+        options = {"modules_to_save": list(backbone.task_module_names)} | options
+    return method.config(**options)
 
 
 def load_backbone(
@@ -163,7 +247,7 @@ def prepare_method(name: str, backbone: nn.Module, **options) -> nn.Module:
     """Attach a method to a backbone.
 
     Args:
-        name: One of `METHODS`.
+        name: One of `METHODS`, or "package.module:Config" (see [`find_method`]).
         backbone: The model to tune; it is changed in place.
         **options: Fields of the method's configuration.
 

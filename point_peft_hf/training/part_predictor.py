@@ -101,7 +101,7 @@ class PartPredictor:
         return self.category_names.index(category)
 
     @torch.no_grad()
-    def predict(self, cloud: Any, category: str | None = None) -> PartPrediction:
+    def predict(self, cloud: Any, category: str | None = None, *, drop_invalid: bool = False) -> PartPrediction:
         """Tell the parts of one cloud apart.
 
         The model sees the points that the processor samples; each of the others is of the part of the nearest of them.
@@ -110,16 +110,17 @@ class PartPredictor:
             cloud: A file, or coordinates of shape `(num_points, 3)`.
             category: Name of the object's category, one of `category_names`. Needed by a model that was trained on
                 several.
+            drop_invalid: Leave out points with NaN or infinite coordinates instead of refusing the cloud.
 
         Returns:
-            The part of each point of the cloud.
+            The part of each point of the cloud that is not left out.
 
         Raises:
             ValueError: If the cloud cannot be read or used, or the category is missing or unknown.
         """
         index = self.category_index(category)
         category_ids = None if index is None else torch.tensor([index], device=next(self.model.parameters()).device)
-        points, placed = _read(cloud)
+        points, placed = _read(cloud, drop_invalid)
         # The numbers of the points go through the sampling as labels do, and say which were taken.
         batch = self.processor([points], part_labels=[torch.arange(len(points))])
         device = next(self.model.parameters()).device
@@ -135,11 +136,13 @@ class PartPredictor:
         return PartPrediction(placed, labels[0].cpu()[nearest].numpy(), self.part_names, own_parts)
 
 
-def _read(cloud: Any) -> tuple[np.ndarray, np.ndarray]:
+def _read(cloud: Any, drop_invalid: bool) -> tuple[np.ndarray, np.ndarray]:
     """Give a cloud as the processor gets it, and in its place as it is returned; both of shape `(num_points, 3)`."""
     if isinstance(cloud, str | Path):
-        points, shift = read_shifted(cloud)
+        points, shift = read_shifted(cloud, drop_invalid=drop_invalid)
         return points, points + shift if shift.any() else points
     points = np.asarray(cloud)[:, :3]
+    if drop_invalid:
+        points = points[np.isfinite(points).all(axis=1)]
     rounded, shift = shift_to_float32(points, "the cloud")
     return points, points.astype(np.float64) if shift.any() else rounded

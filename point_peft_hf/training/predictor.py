@@ -52,12 +52,13 @@ class Predictor:
         return predictor
 
     @torch.no_grad()
-    def predict(self, cloud: Any, top: int = 1) -> list[tuple[str, float]]:
+    def predict(self, cloud: Any, top: int = 1, *, drop_invalid: bool = False) -> list[tuple[str, float]]:
         """Classify one cloud.
 
         Args:
             cloud: A file, or coordinates of shape `(num_points, 3)`.
             top: Number of classes to return.
+            drop_invalid: Leave out points with NaN or infinite coordinates instead of refusing the cloud.
 
         Returns:
             The `top` most probable classes with their probabilities, the most probable first.
@@ -66,7 +67,7 @@ class Predictor:
             ValueError: If the cloud cannot be read or used.
         """
         device = next(self.model.parameters()).device
-        points = self.processor(cloud)["points"].to(device)
+        points = self.processor(cloud, drop_invalid=drop_invalid)["points"].to(device)
         probabilities = self.model(points).logits.float().softmax(dim=-1)[0]
         values, indices = probabilities.topk(min(top, len(self.class_names)))
         return [(self.class_names[int(index)], float(value)) for value, index in zip(values, indices, strict=True)]
@@ -88,12 +89,13 @@ class Predictor:
             )
 
     @torch.no_grad()
-    def predict_classes(self, clouds: Sequence[Any], batch_size: int) -> np.ndarray:
+    def predict_classes(self, clouds: Sequence[Any], batch_size: int, *, drop_invalid: bool = False) -> np.ndarray:
         """Classify many clouds.
 
         Args:
             clouds: Files, or coordinates of shape `(num_points, 3)`.
             batch_size: Clouds at a time.
+            drop_invalid: Leave out points with NaN or infinite coordinates instead of refusing their cloud.
 
         Returns:
             The numbers of their classes, of shape `(num_clouds,)`.
@@ -104,7 +106,8 @@ class Predictor:
         device = next(self.model.parameters()).device
         predictions = []
         for start in range(0, len(clouds), batch_size):
-            points = self.processor(clouds[start : start + batch_size])["points"].to(device)
+            chosen = clouds[start : start + batch_size]
+            points = self.processor(chosen, drop_invalid=drop_invalid)["points"].to(device)
             predictions.append(self.model(points=points).logits.argmax(dim=-1).cpu())
         return torch.cat(predictions).numpy()
 

@@ -138,6 +138,7 @@ def load_segmentation_task(
     max_train_clouds: int | None = None,
     max_test_clouds: int | None = None,
     skip_bad_files: bool = False,
+    drop_invalid: bool = False,
     layout: str | None = None,
     seed: int = 0,
 ) -> SegmentationTask:
@@ -149,6 +150,7 @@ def load_segmentation_task(
         max_train_clouds: As in [`load_task`].
         max_test_clouds: As in [`load_task`].
         skip_bad_files: As in [`load_task`].
+        drop_invalid: As in [`load_task`].
         layout: As in [`load_task`].
         seed: As in [`load_task`].
 
@@ -164,7 +166,7 @@ def load_segmentation_task(
             "clouds with a label for each point (a file of the same name ending with .seg beside each, a vertex "
             "property 'label' in .ply, or a fourth column)."
         )
-    splits = load_dataset(data, layout, parts=True, skip_bad_files=skip_bad_files)
+    splits = load_dataset(data, layout, parts=True, skip_bad_files=skip_bad_files, drop_invalid=drop_invalid)
     train, validation, test = cut_splits(
         splits,
         data,

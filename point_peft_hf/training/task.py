@@ -66,6 +66,7 @@ def load_task(
     max_train_clouds: int | None = None,
     max_test_clouds: int | None = None,
     skip_bad_files: bool = False,
+    drop_invalid: bool = False,
     layout: str | None = None,
     seed: int = 0,
 ) -> ClassificationTask:
@@ -84,6 +85,7 @@ def load_task(
             more as long as there are not more classes than that.
         max_test_clouds: As many test clouds at most, in the same way.
         skip_bad_files: Leave out files that cannot be read, with a warning that names them, instead of failing.
+        drop_invalid: Leave out points with NaN or infinite coordinates instead of refusing their file.
         layout: Name of the folder's layout; by default it is found by looking.
         seed: Seed of the validation split, of the clouds that limits leave, and of the procedural shapes. A test split
             that a folder does not have is cut in the same way whatever the seed: what was a test cloud stays one.
@@ -101,7 +103,7 @@ def load_task(
             "test": _in_memory(ProceduralShapes(clouds_per_class=PROCEDURAL_TEST_CLOUDS, split="test", **options)),
         }
     else:
-        splits = load_dataset(data, layout, skip_bad_files=skip_bad_files)
+        splits = load_dataset(data, layout, skip_bad_files=skip_bad_files, drop_invalid=drop_invalid)
     class_names = list(splits["train"].class_names)
     if len(class_names) < 2:
         # One logit would be right every time, whatever was learnt.

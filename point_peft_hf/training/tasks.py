@@ -16,6 +16,7 @@ def task_from_arguments(args: FinetuneArguments) -> Task:
         "max_train_clouds": args.max_train_clouds,
         "max_test_clouds": args.max_test_clouds,
         "skip_bad_files": args.skip_bad_files,
+        "drop_invalid": args.drop_invalid,
         "layout": args.layout,
         "seed": args.data_seed,
     }

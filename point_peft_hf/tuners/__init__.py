@@ -2,6 +2,7 @@
 
 from .base import BranchLayer, SlotLayer, SlotTuner
 from .config import PointTunerConfig
+from .explain import Picture, Places, References
 from .geometry_adapter import GeometryAdapterConfig, GeometryAdapterModel
 from .mixing import active_adapters, add_adapters, load_adapters, save_adapters, set_adapters
 from .point_peft import PointPeftConfig, PointPeftModel
@@ -22,12 +23,15 @@ __all__ = [
     "BranchLayer",
     "GeometryAdapterConfig",
     "GeometryAdapterModel",
+    "Picture",
+    "Places",
     "PointPeftConfig",
     "PointPeftModel",
     "PointPriorBank",
     "PointPriorPromptConfig",
     "PointPriorPromptModel",
     "PointTunerConfig",
+    "References",
     "RetrievalReport",
     "SlotLayer",
     "SlotTuner",

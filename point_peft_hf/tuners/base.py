@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from ..io.weights import check_file, check_loaded
 from ..slots import AdapterSlot, ReadoutSlot
 from ..tokens import Tokens
 from .config import PointTunerConfig
+from .explain import Picture, References
 from .lifecycle import AdapterLifecycle
 from .selection import Selection, matching, select_slots
 
@@ -29,10 +30,10 @@ from .selection import Selection, matching, select_slots
 class SlotLayer(nn.Module, BaseTunerLayer):
     """An adapter layer around a slot.
 
-    A subclass says which kind of slot it goes around, names its `parts`, creates them for an adapter in `create_parts`,
-    and says in `adapt` what the adapter makes of the slot's result. A part is one flat `ModuleDict` from adapter names
-    to modules, stored as the attribute `<prefix><part>`: PEFT finds, saves, renames, freezes and deletes parts by these
-    names.
+    A subclass says which kind of slot it goes around, names its `parts`, creates them for an adapter in
+    `create_parts`, and says in `adapt` what the adapter makes of the slot's result. A part is one flat `ModuleDict`
+    from adapter names to modules, stored as the attribute `<prefix><part>`: PEFT finds, saves, renames, freezes and
+    deletes parts by these names.
 
     Args:
         base_layer: The slot, or the layer of another adapter type around it.
@@ -91,6 +92,19 @@ class SlotLayer(nn.Module, BaseTunerLayer):
         """
         raise NotImplementedError(f"{type(self).__name__} must define adapt.")
 
+    def explain(self, name: str, result: Any, *inputs: Any) -> Iterable[Picture | References]:
+        """What there is to show of what the layer has just done with one cloud; default: nothing.
+
+        It is called for pictures, after `forward`, in eval mode and without gradient. Of layers in several blocks that
+        show something of the same name, the last one counts.
+
+        Args:
+            name: Name of the adapter.
+            result: What `forward` has returned.
+            *inputs: What `forward` has got.
+        """
+        return ()
+
     def forward(self, value: Any, *inputs: Any) -> Any:
         """Run the slot, then the adapters at work."""
         result = self.base_layer(value, *inputs)
@@ -99,14 +113,15 @@ class SlotLayer(nn.Module, BaseTunerLayer):
         return result
 
     def in_own_dtype(self, name: str, adapt: Callable, result: Any, *inputs: Any) -> Any:
-        """Call `adapt(name, result, *inputs)` in the dtype of the adapter, and return its result in that of the backbone.
+        """Call `adapt(name, result, *inputs)` in the dtype of the adapter, and return its result in the backbone's.
 
         PEFT keeps adapters in float32 on a backbone in half precision.
         """
         dtype = _dtype_of(result)
         if dtype not in _HALF or torch.is_autocast_enabled(self.weight_device.type):
             return adapt(name, result, *inputs)
-        own = next((p.dtype for part in self.parts for p in _parameters(self.part(part, name))), dtype)
+        parameters = (p for part in self.parts for p in _parameters(self.part(part, name)))
+        own = next((p.dtype for p in parameters), getattr(self.configs[name], "_adapter_dtype", None) or dtype)
         adapted = adapt(name, _cast(result, own), *(_cast(value, own) for value in inputs))
         return _cast(adapted, dtype)
 
@@ -253,7 +268,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, tuple):
         return tuple(_cast(item, dtype) for item in value)
     if isinstance(value, Tokens):
-        return value.to(dtype)
+        return value.in_dtype(dtype)
     return value.to(dtype) if isinstance(value, torch.Tensor) else value
 
 
@@ -333,7 +348,7 @@ class SlotTuner(AdapterLifecycle):
         self._slots = {name: slots[name] for name in self._selected}
         # First whether it is the backbone that the adapter was made for: that says more than a module it lacks.
         peft_config.attach_to(
-            describe_backbone(model, peft_config.modules_to_save or (), peft_config._brought_by_others)
+            describe_backbone(_base_model(model), peft_config.modules_to_save or (), peft_config._brought_by_others)
         )
         _check_modules_to_save(peft_config, model)
         self._check_readout(peft_config, model)
@@ -385,8 +400,8 @@ class SlotTuner(AdapterLifecycle):
             size, head = self.readout_size(peft_config, slot), head_name(model)
             if size != slot.hidden_size and head is not None and head not in (peft_config.modules_to_save or ()):
                 raise ValueError(
-                    f"An adapter of type {peft_config.peft_type.value} reads out {size} features where the head of the "
-                    f"backbone takes {slot.hidden_size}, so it needs a head of its own. Name {head!r} in "
+                    f"An adapter of type {peft_config.peft_type.value} reads out {size} features where the head of "
+                    f"the backbone takes {slot.hidden_size}, so it needs a head of its own. Name {head!r} in "
                     f"`modules_to_save` (got {peft_config.modules_to_save}), or leave `modules_to_save` out."
                 )
 
@@ -436,7 +451,10 @@ class SlotTuner(AdapterLifecycle):
                 wrapper = model.get_submodule(head)
                 old = wrapper.modules_to_save[adapter_name]
                 reference = next(old.parameters())
-                new = self.build_head(model, config, size).to(reference.device, reference.dtype)
+                new = self.build_head(model, config, size)
+                # Built where PEFT makes weights that a file fills, it stays empty till then.
+                if not any(parameter.is_meta for parameter in new.parameters()):
+                    new = new.to(reference.device, reference.dtype)
                 new.train(old.training)
                 for parameter in new.parameters():
                     parameter.requires_grad_(reference.requires_grad)
@@ -551,6 +569,8 @@ class SlotTuner(AdapterLifecycle):
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        # For layers that have no parameters of their own.
+        self.peft_config[adapter_name]._adapter_dtype = torch.float32 if autocast_adapter_dtype else None
         if not autocast_adapter_dtype:
             return
         # PEFT casts the parameters of an adapter to float32, but not its buffers (the statistics of a BatchNorm).

@@ -11,18 +11,16 @@ from .curves import plot_confusion_matrix, plot_learning_curves
 from .display import prepare_for_display
 from .evaluation import ClassifiedClouds, classify_clouds
 from .features import plot_features, project_features
-from .inspection import BankAnswer, CloudInspection, PromptPlaces, inspect_cloud
+from .inspection import CloudInspection, inspect_cloud
 from .page import cloud_page, save_cloud_page
 from .palette import category_colors
 from .scene import Markers, PointColoring
 
 __all__ = [
-    "BankAnswer",
     "ClassifiedClouds",
     "CloudInspection",
     "Markers",
     "PointColoring",
-    "PromptPlaces",
     "category_colors",
     "classify_clouds",
     "cloud_page",

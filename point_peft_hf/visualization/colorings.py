@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..ops import knn_indices
+from ..tuners.explain import Picture, Places
 from .inspection import CloudInspection
 from .palette import category_colors, part_colors
 from .scene import Markers, PointColoring, check_points
@@ -33,7 +34,7 @@ def inspection_colorings(
     inspection: CloudInspection,
     class_names: Sequence[str],
     points: np.ndarray | None = None,
-    bank_names: Sequence[str] | None = None,
+    reference_names: Sequence[str] | None = None,
 ) -> list[PointColoring]:
     """Colour a cloud by what a model makes of it; what is known of tokens goes to the points nearest to their centres.
 
@@ -42,12 +43,11 @@ def inspection_colorings(
         class_names: Names of the classes, or of the parts.
         points: The cloud to colour, of shape `(num_points, 3)`, in the place and unit of the inspected one (usually
             the same cloud with more points); default: that itself.
-        bank_names: Names of the classes of the bank's entries, which for a part segmentation are categories; default:
-            `class_names`, unless these are of parts.
+        reference_names: Names of the classes of training clouds, which for a part segmentation are categories;
+            default: `class_names`, unless these are of parts.
 
     Returns:
-        Colourings by prediction, group, attention and, where there are such, by distance to the local centres and by
-        source of the prompts.
+        Colourings by prediction, group and attention, and what the adapters have to show.
 
     Raises:
         ValueError: If the names do not fit the scores.
@@ -57,38 +57,28 @@ def inspection_colorings(
         raise ValueError(
             f"The model has {inspection.logits.shape[-1]} classes, but there are {len(class_names)} names."
         )
-    group = nearest(points, inspection.group_centers)
-    centers = Markers("group centre", inspection.group_centers)
-    colorings = [
+    if reference_names is None:
+        reference_names = class_names if inspection.logits.ndim == 1 else ()
+    group_centers = inspection.group_centers
+    centers = Places("group centre", group_centers)
+    attention = Picture(
+        f"attention of {inspection.attention_from}",
+        [centers],
+        100 * inspection.attention,
+        group_centers,
+        unit="% per token",
+    )
+    return [
         _prediction(inspection, class_names, points),
         PointColoring(
             "nearest group",
-            group,
-            [f"group {index + 1}" for index in range(len(inspection.group_centers))],
-            colors=_map_colors(inspection.group_centers),
-            markers=[centers],
+            nearest(points, group_centers),
+            [f"group {index + 1}" for index in range(len(group_centers))],
+            colors=_map_colors(group_centers),
+            markers=_markers([centers]),
         ),
-        PointColoring(
-            f"attention of {inspection.attention_from}",
-            100 * inspection.attention[group],
-            unit="% per token",
-            markers=[centers],
-        ),
+        *(_picture(picture, points, reference_names) for picture in (attention, *inspection.pictures)),
     ]
-    if inspection.local_centers is not None:
-        colorings.append(
-            PointColoring(
-                "distance of the token to its nearest local centre",
-                inspection.local_distances[group],
-                unit="cloud radius = 1",
-                markers=_center_markers(inspection),
-            )
-        )
-    if inspection.prompts:
-        if bank_names is None:
-            bank_names = class_names if inspection.logits.ndim == 1 else ()
-        colorings.append(_prompt_sources(inspection, bank_names, len(points)))
-    return colorings
 
 
 def _prediction(inspection: CloudInspection, class_names: Sequence[str], points: np.ndarray) -> PointColoring:
@@ -100,28 +90,28 @@ def _prediction(inspection: CloudInspection, class_names: Sequence[str], points:
     return PointColoring("predicted class", np.full(len(points), best), class_names)
 
 
-def _center_markers(inspection: CloudInspection) -> list[Markers]:
-    centers, are_prompts = inspection.local_centers, inspection.prompt_centers
-    if are_prompts is None or not are_prompts.any():
-        return [Markers("local centre", centers)]
+def _picture(picture: Picture, points: np.ndarray, reference_names: Sequence[str]) -> PointColoring:
+    markers = _markers(picture.places, reference_names)
+    if picture.values is None:
+        one_color = np.zeros(len(points), dtype=int)
+        return PointColoring(picture.name, one_color, ["cloud"], colors=[_PLAIN], markers=markers)
+    values = picture.values[nearest(points, picture.coordinates)]
+    return PointColoring(picture.name, values, unit=picture.unit, markers=markers)
+
+
+def _markers(places: Sequence[Places], reference_names: Sequence[str] = ()) -> list[Markers]:
+    """Markers by name, with a colour for those on top; places with a known class go by its name as well."""
+    rows: dict[tuple[str, bool], list[np.ndarray]] = {}
+    for group in places:
+        labels = [-1] * len(group.coordinates) if group.labels is None else group.labels
+        for coordinates, label in zip(group.coordinates, labels, strict=True):
+            name = f"{group.name}: {reference_names[label]}" if 0 <= label < len(reference_names) else group.name
+            rows.setdefault((name, group.on_top), []).append(coordinates)
+    colors = category_colors(len(rows))
     return [
-        Markers("local centre", centers[~are_prompts]),
-        Markers("local centre that is a prompt", centers[are_prompts], category_colors(2)[1], on_top=True),
+        Markers(name, np.stack(points), color if on_top else None, on_top)
+        for ((name, on_top), points), color in zip(rows.items(), colors, strict=True)
     ]
-
-
-def _prompt_sources(inspection: CloudInspection, bank_names: Sequence[str], num_points: int) -> PointColoring:
-    places: dict[str, list[np.ndarray]] = {}
-    for prompts in inspection.prompts:
-        for coordinates, source, label in zip(prompts.coordinates, prompts.sources, prompts.labels, strict=True):
-            name = f"from the bank: {bank_names[label]}" if 0 <= label < len(bank_names) else source
-            places.setdefault(f"prompt: {name}", []).append(coordinates)
-    markers = [
-        Markers(name, np.stack(rows), color, on_top=True)
-        for (name, rows), color in zip(places.items(), category_colors(len(places)), strict=True)
-    ]
-    values = np.zeros(num_points, dtype=int)
-    return PointColoring("source of the prompts", values, ["cloud"], colors=[_PLAIN], markers=markers)
 
 
 def _map_colors(centers: np.ndarray) -> list[str]:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .twin import make_twin
+
 
 @dataclass
 class ClassifiedClouds:
@@ -50,27 +52,20 @@ def classify_clouds(model: nn.Module, batches: Iterable[Mapping[str, torch.Tenso
     Raises:
         ValueError: If there are no batches.
     """
-    has_adapter = hasattr(model, "get_base_model")
-    backbone = model.get_base_model() if has_adapter else model
+    # Nobody else's model changes its mode.
+    twin = make_twin(model).eval()
+    has_adapter = hasattr(twin, "get_base_model")
+    backbone = twin.get_base_model() if has_adapter else twin
     device = next(model.parameters()).device
     before, after, labels, predictions = [], [], [], []
-
-    def keep_input(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        after.append(args[0].float().cpu())
-
-    was_training = model.training
-    model.eval()
-    handle = backbone.classifier.register_forward_pre_hook(keep_input)
-    try:
-        for batch in batches:
-            points = batch["points"].to(device)
-            if has_adapter:
-                before.append(backbone.extract_prior_features(points).float().cpu())
-            predictions.append(model(points=points).logits.argmax(dim=-1).cpu())
-            labels.append(batch["labels"])
-    finally:
-        handle.remove()
-        model.train(was_training)
+    for batch in batches:
+        points = batch["points"].to(device)
+        if has_adapter:
+            before.append(backbone.frozen_features(points).float().cpu())
+        pooled = backbone.base_model.encode(points).pooled
+        after.append(pooled.float().cpu())
+        predictions.append(backbone.classifier(pooled).argmax(dim=-1).cpu())
+        labels.append(batch["labels"])
     if not labels:
         raise ValueError("There are no clouds to classify: check the data set and `max_clouds`.")
     features = {"before tuning": before} if has_adapter else {}

@@ -175,6 +175,49 @@ def test_workers_and_collator(clouds):
     assert not torch.equal(augmented[0], processor([ragged[0], ragged[5]]).points)
 
 
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("sample_ids", r"no 'sample_ids', it has \['labels', 'points'\]; pass sample_ids=False"),
+        ("labels", "no 'labels', .*; rename the column"),
+        ("points", "no 'points', it has"),
+    ],
+)
+def test_collator_names_what_an_item_lacks(clouds, missing, message):
+    items = [{"points": clouds[0], "labels": 1, "sample_ids": 7}, {"points": clouds[1], "labels": 0, "sample_ids": 8}]
+    del items[1][missing]
+    with pytest.raises(ValueError, match=message):
+        PointCloudCollator(PointCloudProcessor(num_points=8))(items)
+
+
+def test_collator_of_rows_of_lists(clouds):
+    """As `datasets.Dataset` gives them."""
+    rows = [{"points": cloud.tolist(), "labels": 1} for cloud in clouds]
+    for processor in (None, PointCloudProcessor(num_points=20, normalize="none")):
+        batch = PointCloudCollator(processor, sample_ids=False)(rows)
+        np.testing.assert_array_equal(batch["points"], clouds)
+
+
+def test_collator_says_which_cloud_is_bad(clouds):
+    clouds[4, 3] = np.nan
+    dataset, processor = PointCloudDataset(clouds, LABELS, NAMES), PointCloudProcessor(num_points=19)
+    with pytest.raises(PointCloudError, match="the cloud with sample_ids 4: 1 of 20 points .* drop_invalid=True"):
+        PointCloudCollator(processor)([dataset[2], dataset[4]])
+    batch = PointCloudCollator(processor, drop_invalid=True)([dataset[2], dataset[4]])
+    expected = processor([clouds[2], np.delete(clouds[4], 3, axis=0)]).points
+    torch.testing.assert_close(batch["points"], expected)
+
+
+def test_files_with_points_that_are_not_finite(tmp_path, clouds):
+    clouds[0, 3] = np.nan
+    np.save(tmp_path / "0.npy", clouds[0])
+    options = {"labels": [0], "class_names": NAMES}
+    with pytest.raises(PointCloudError, match="0.npy: 1 of 20 points have NaN .* drop_invalid=True"):
+        PointCloudDataset([tmp_path / "0.npy"], **options)[0]
+    item = PointCloudDataset([tmp_path / "0.npy"], **options, drop_invalid=True)[0]
+    np.testing.assert_array_equal(item["points"], np.delete(clouds[0], 3, axis=0))
+
+
 def test_collator_with_parts(clouds):
     parts = np.arange(120).reshape(6, 20)
     dataset = PointCloudDataset(clouds, LABELS, NAMES, part_labels=parts, class_parts=[list(range(120))] * 3)

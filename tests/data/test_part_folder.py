@@ -90,7 +90,7 @@ def test_errors(tmp_path, cloud):
     np.savetxt(tmp_path / "cloud.txt", np.column_stack([points, points[:, 0]]))
     expect("labels must be whole numbers, got .*; is the last column the label")
     np.savetxt(tmp_path / "cloud.txt", np.column_stack([points, labels]), header="x y z density", comments="")
-    expect(r"no column is named part, .*; its header has \['x', 'y', 'z', 'density'\]")
+    expect(r"no column is named as labels are \(part, .*; it has \['x', 'y', 'z', 'density'\]")
     np.savetxt(tmp_path / "cloud.seg", labels[:5], "%d")
     expect("has 12 points, but 5 labels")
     (tmp_path / "cloud.seg").write_text("0\nleg\n")
@@ -100,7 +100,7 @@ def test_errors(tmp_path, cloud):
     np.savez(tmp_path / "arrays.npz", points=points)
     expect(r"has no array named part, .*; it has \['points'\]", "arrays.npz")
     (tmp_path / "bare.ply").write_bytes(ply(points, labels, "ascii", "temperature"))
-    expect(r"no vertex property of a label's name .*'temperature'\]", "bare.ply")
+    expect(r"no vertex property is named as labels are .*'temperature'\]", "bare.ply")
     (tmp_path / "mesh.obj").write_text("v 0 0 0\nv 1 0 0\n")
     expect("mesh.obj: has no labels; write them to mesh.seg", "mesh.obj")
 

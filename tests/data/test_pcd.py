@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from point_peft_hf.data import PointCloudError, read_point_cloud
 from point_peft_hf.data.formats.pcd import lzf_decompress
+from point_peft_hf.data.part_files import read_labelled_cloud
 
 # Written by pypcd4 1.5.1, whose LZF is that of LibLZF: 48 points with x = i // 4 / 2, y = i % 3 / 4 - 1, z = 2, and a
 # fourth field of zeros.
@@ -102,6 +103,64 @@ def test_broken(write, content, message):
     with pytest.raises(PointCloudError, match=message) as error:
         read_point_cloud(path)
     assert str(path) in str(error.value)
+
+
+ROWS = "".join(f"{x:g} {y:g} {z:g}\n" for x, y, z in POINTS).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header("ascii").replace(b"FIELDS", b"COLUMNS").replace(b"# .PCD v0.7", b"# .PCD v0.5") + ROWS,
+        (header("ascii") + ROWS).replace(b"\n", b"\r\n"),
+        (header("ascii") + ROWS).replace(b"\n", b"\r"),
+        b"\xef\xbb\xbf" + header("ascii") + ROWS,
+        (header("ascii") + ROWS).decode().encode("utf-16"),
+        header("ascii").replace(b"FIELDS x y z", b"fields X Y Z") + ROWS,
+        header("binary") + POINTS.tobytes() + bytes(4096),
+        header("ascii", types="f f f") + ROWS + b"\n\n",
+    ],
+)
+def test_odd_files(write, content):
+    np.testing.assert_array_equal(read_point_cloud(write("a.pcd", content)), POINTS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (header("ascii") + ROWS + b"1 1 1\n", "promises 3 points, 4 rows follow"),
+        (header("binary") + POINTS.astype("<f8").tobytes(), "36 bytes follow the 3 points of 12 bytes"),
+        (
+            header("binary_compressed", number=2) + struct.pack("<II", 38, 36) + literals(POINTS.tobytes()),
+            "12 bytes foll",
+        ),
+        (header("ascii").replace(b"WIDTH 3", b"WIDTH 4") + ROWS, "POINTS says 3, WIDTH and HEIGHT say 4"),
+    ],
+)
+def test_longer_than_the_header_says(write, content, message):
+    with pytest.raises(PointCloudError, match=message):
+        read_point_cloud(write("a.pcd", content))
+
+
+@pytest.mark.parametrize("name", ["label", "Class", "semantic"])
+@pytest.mark.parametrize("encoding", ["ascii", "binary", "binary_compressed"])
+def test_labels(write, name, encoding):
+    head = header(encoding, fields=f"x y z {name} rgb", sizes="4 4 4 4 4", types="F F F U F", counts="1 1 1 1 1")
+    rows = np.zeros(3, [("xyz", "<f4", 3), ("label", "<u4"), ("rgb", "<f4")])
+    rows["xyz"], rows["label"] = POINTS, [7, 0, 2**24]
+    body = rows.tobytes()
+    if encoding == "ascii":
+        body = "".join(f"{x} {y} {z} {label} 0\n" for (x, y, z), label, _ in rows.tolist()).encode()
+    elif encoding == "binary_compressed":
+        plain = POINTS.T.tobytes() + rows["label"].tobytes() + rows["rgb"].tobytes()
+        body = struct.pack("<II", len(literals(plain)), len(plain)) + literals(plain)
+    read = read_labelled_cloud(write("a.pcd", head + body))
+    np.testing.assert_array_equal(read, np.column_stack([POINTS, [7, 0, 2**24]]))
+
+
+def test_no_label(write):
+    with pytest.raises(PointCloudError, match="no field is named as labels are"):
+        read_labelled_cloud(write("a.pcd", header("ascii") + ROWS))
 
 
 def read_bytes(content):

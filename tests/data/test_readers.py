@@ -359,7 +359,7 @@ def test_wrong_names(write, tmp_path):
     ):
         with pytest.raises(PointCloudError, match=message):
             read_point_cloud(tmp_path / name)
-    with pytest.raises(PointCloudError, match="files ending with .docx are not read; readable are .asc, .csv"):
+    with pytest.raises(PointCloudError, match="files ending with .docx are not read; readable are .asc, .bin, .csv"):
         read_point_cloud(write("a.docx", "x"))
     with pytest.raises(PointCloudError, match="files ending with nothing"):
         read_point_cloud(write("a", "x"))
@@ -383,7 +383,7 @@ def test_ten_million_points(tmp_path):
     assert (found[-1] == 7).all()
 
 
-@pytest.mark.parametrize(("module", "suffix"), [("trimesh", ".obj"), ("laspy", ".las"), ("h5py", ".h5")])
+@pytest.mark.parametrize(("module", "suffix"), [("laspy", ".las"), ("h5py", ".h5")])
 def test_missing_library_names_the_extra(write, monkeypatch, module, suffix):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf'needs {module}: pip install "point-peft-hf\[io\]"'):

@@ -44,7 +44,7 @@ SIZES = {
 
 
 def adapt(backbone):
-    model = get_peft_model(backbone, PointPeftConfig(num_prompt_tokens=4, num_retrieved=2))
+    model = get_peft_model(backbone, PointPeftConfig(num_prompt_tokens=4))
     batch = {"points": torch.randn(6, 64, 3), "labels": torch.tensor([0, 1] * 3), "sample_ids": torch.arange(6)}
     build_point_prior_bank(model, [batch], progress=False)
     return model
@@ -78,17 +78,17 @@ def test_classes_and_nearest_training_clouds(demo, predictor):
     expected = dict(predictor.predict(CLOUD, top=2))
     assert result.scores == pytest.approx(expected, abs=1e-5)
     assert "my cloud" in result.page
-    assert len(result.neighbors) == 2
-    assert all(len(row) == len(demo.NEIGHBOR_COLUMNS) for row in result.neighbors)
-    assert {row[0] for row in result.neighbors} <= {"cup", "<b>chair</b>"}
-    assert sum(float(row[2].rstrip(" %")) for row in result.neighbors) == pytest.approx(100, abs=0.2)
+    assert len(result.references) == 2
+    assert all(len(row) == len(demo.REFERENCE_COLUMNS) for row in result.references)
+    assert {row[0] for row in result.references} <= {"cup", "<b>chair</b>"}
+    assert sum(float(row[2].rstrip(" %")) for row in result.references) == pytest.approx(100, abs=0.2)
 
 
 def test_shares_of_parts_and_nearest_training_clouds(demo, part_predictor):
     result = demo.answer(part_predictor, CLOUD, "my vase", "vase")
     assert result.scores == pytest.approx(part_predictor.predict(CLOUD, "vase").shares(), abs=0.05)
     assert set(result.scores) <= {"lid", "body"}
-    assert {row[0] for row in result.neighbors} <= {"chair", "vase"}
+    assert {row[0] for row in result.references} <= {"chair", "vase"}
 
 
 def test_the_page_asks_for_a_category_where_the_adapter_needs_one(demo, predictor, part_predictor):
@@ -108,19 +108,19 @@ def test_the_page_answers_and_says_what_is_wrong_with_a_file(demo, predictor, tm
     pytest.importorskip("gradio")
     page = demo.build_page({"mine": predictor})
     show = next(function.fn for function in page.fns.values() if function.fn.__name__ == "show")
-    message, frame, scores, neighbors = show("mine", ("sample", "teapot"), None)
+    message, frame, scores, references = show("mine", ("sample", "teapot"), None)
     assert message.visible is False
     assert re.match(r'<iframe sandbox="allow-scripts" title="Point cloud" srcdoc="[^"]+"></iframe>$', frame)
     assert list(scores) == ["cup", "<b>chair</b>"]
-    assert neighbors.visible is True
+    assert references.visible is True
 
     file = tmp_path / "<i>scan.ply"
     file.write_text("this is no ply\n")
-    message, frame, scores, neighbors = show("mine", ("file", str(file)), None)
+    message, frame, scores, references = show("mine", ("file", str(file)), None)
     assert message.visible is True
     assert "This cloud cannot be shown.</b> &lt;i&gt;scan.ply: " in message.value
     assert str(tmp_path) not in message.value
-    assert (frame, scores, neighbors.visible) == ("", None, False)
+    assert (frame, scores, references.visible) == ("", None, False)
 
 
 def test_without_gradio_the_error_says_what_to_install(demo, monkeypatch):

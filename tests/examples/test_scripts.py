@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from point_peft_hf.data import read_point_cloud, write_point_cloud
 from point_peft_hf.pretrained import backbone_folder
@@ -53,6 +54,74 @@ def test_pretrain_then_train_then_predict(script, tmp_path, capsys):
     assert line.count("%") == 2
 
 
+OWN_TYPE = """
+from dataclasses import dataclass
+import torch
+from torch import nn
+from point_peft_hf.slots import OutputSlot
+from point_peft_hf.tuners import PointTunerConfig, SlotLayer, SlotTuner, register_method
+
+
+@dataclass
+class OffsetConfig(PointTunerConfig):
+    start: float = 0.0
+
+
+class Offset(nn.Module):
+    def __init__(self, size, start):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((size,), start))
+
+
+class OffsetLayer(SlotLayer):
+    slot_class = OutputSlot
+    parts = ("value",)
+
+    def create_parts(self, adapter_name, config, slot_name):
+        return {"value": Offset(self.slot.hidden_size, config.start)}
+
+    def adapt(self, name, tokens):
+        return tokens.with_features(tokens.features + self.part("value", name).weight)
+
+
+@register_method("offset_in_a_script", OffsetConfig)
+class OffsetModel(SlotTuner):
+    layer_classes = (OffsetLayer,)
+"""
+
+
+def test_a_type_of_ones_own_is_trained_and_predicts(script, tmp_path, tiny_backbone, capsys, monkeypatch):
+    (tmp_path / "own_offset.py").write_text(OWN_TYPE)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ["--model", tiny_backbone, "--clouds_per_class", 3, "--max_test_clouds", 24, "--output_dir", "runs"]
+    method = "own_offset:OffsetConfig"
+    script("train.py", "--method", method, "--config", '{"start": 0.25}', "--epochs", 2, *options)
+    printed = capsys.readouterr().out
+    assert "learning rate 0.004, the default" in printed
+    assert f"| {method} |" in printed
+    assert printed.rstrip().endswith(f"--adapter runs/own_offset.OffsetConfig --method {method}")
+    folder = tmp_path / "runs" / "own_offset.OffsetConfig"
+    assert json.loads((folder / "run.json").read_text())["learning_rate"] == 4e-3
+    weights = load_file(folder / "adapter_model.safetensors")
+    values = [value for key, value in weights.items() if "offset_in_a_script_value" in key]
+    assert len(values) == 2
+    assert all(0.2 < float(value.mean()) < 0.3 and value.unique().numel() > 1 for value in values)
+
+    write_point_cloud(tmp_path / "cloud.ply", np.random.default_rng(0).normal(size=(300, 3)))
+    script("predict.py", "cloud.ply", "--adapter", folder, "--method", method)
+    assert capsys.readouterr().out.startswith("cloud.ply: ")
+
+    # What is wrong with the second method is said before the first is trained.
+    for wrong, message in (
+        (["own_offset:Offset"], "not a configuration class"),
+        (["lore"], "no method 'lore'"),
+        (["geometry", "--config", '{"start": 1.0}'], r"GeometryAdapterConfig has no fields \['start'\]"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{message}"):
+            script("train.py", "--method", method, *wrong, *options[:-1], "others")
+    assert not (tmp_path / "others").exists()
+
+
 @pytest.mark.parametrize("model_type", ["point_bert", "point_m2ae"])
 def test_pretrain_other_architectures_then_train(model_type, script, tmp_path, capsys):
     script(
@@ -74,9 +143,9 @@ def test_pretrain_other_architectures_then_train(model_type, script, tmp_path, c
 
     script("bank_content.py", "outputs/point_peft", "--max_test_clouds", 24)
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [row[1] for row in rows] == ["its own", "as float16", "as int8", "random directions", "one entry"]
+    assert [row[1] for row in rows] == ["its own", "as int8", "random directions", "one entry"]
     # It is stored as int8 already.
-    assert rows[2][2:] == rows[0][2:]
+    assert rows[1][2:] == rows[0][2:]
 
 
 def test_ablate_has_the_options_of_compare_and_says_what_is_wrong(script):
@@ -178,6 +247,13 @@ def test_train_on_parts_then_predict_them(script, tmp_path, capsys):
     )
     with pytest.raises(SystemExit, match=r"error: .*categories lamp, mug.*none was given"):
         script("predict.py", "scans/mug/1.ply", "--adapter", "runs/linear")
+    points = read_point_cloud(tmp_path / "scans/mug/1.ply")
+    write = ["--adapter", "runs/linear", "--category", "mug", "--output_dir", "parts"]
+    np.savetxt(tmp_path / "depth.xyz", np.insert(points, [0, 9], np.nan, axis=0), "%.9g")
+    with pytest.raises(SystemExit, match=r"error: depth.xyz: 2 of 302 points have NaN .*--drop_invalid"):
+        script("predict.py", "depth.xyz", *write)
+    script("predict.py", "depth.xyz", *write, "--drop_invalid")
+    np.testing.assert_array_equal(read_point_cloud(tmp_path / "parts/depth_parts.ply"), points)
     (tmp_path / "1_parts.ply").write_text("corrected by a person")
     for files, message in (
         (("scans/mug/1.ply", "1.obj"), "of scans/mug/1.ply and of 1.obj would both go to 1_parts.ply"),

@@ -198,6 +198,44 @@ def point_bert_pretraining():
     )
 
 
+def gpt_blocks(prefix, width, depth):
+    tensors = {}
+    for index in range(depth):
+        block = f"{prefix}layers.{index}."
+        tensors |= layer_norm(f"{block}ln_1.", width) | layer_norm(f"{block}ln_2.", width)
+        tensors[f"{block}attn.in_proj_weight"] = torch.randn(3 * width, width)
+        tensors[f"{block}attn.in_proj_bias"] = torch.randn(3 * width)
+        tensors |= linear(f"{block}attn.out_proj.", width, width)
+        tensors |= linear(f"{block}mlp.0.", width, 4 * width) | linear(f"{block}mlp.2.", 4 * width, width)
+    return tensors | layer_norm(f"{prefix}ln_f.", width) | {f"{prefix}sos": torch.randn(width)}
+
+
+def point_gpt_pretraining(width=24, depth=2, group_size=4, first=(8, 12), second=16):
+    tensors = {"sos_pos": torch.randn(1, 1, width)} | layer_norm("norm.", width)
+    sizes = [3, *first]
+    for index, (in_size, size) in enumerate(zip(sizes, first, strict=False)):
+        tensors |= {f"encoder.first_conv.{3 * index}.weight": torch.randn(size, in_size, 1)}
+        tensors |= {f"encoder.first_conv.{3 * index}.bias": torch.randn(size)}
+        if index < len(first) - 1:
+            tensors |= batch_norm(f"encoder.first_conv.{3 * index + 1}.", size)
+    for index, (in_size, size) in enumerate(((2 * first[-1], second), (second, width))):
+        tensors |= {f"encoder.second_conv.{3 * index}.weight": torch.randn(size, in_size, 1)}
+        tensors |= {f"encoder.second_conv.{3 * index}.bias": torch.randn(size)}
+    tensors |= batch_norm("encoder.second_conv.1.", second)
+    for prefix in ("blocks.", "generator_blocks."):
+        tensors |= gpt_blocks(prefix, width, depth if prefix == "blocks." else 1)
+        tensors |= {f"{prefix}increase_dim.0.weight": torch.randn(3 * group_size, width, 1)}
+        tensors |= {f"{prefix}increase_dim.0.bias": torch.randn(3 * group_size)}
+    return {f"GPT_Transformer.{name}": tensor for name, tensor in tensors.items()}
+
+
+def point_gpt_classifier(width=24, num_labels=5, **sizes):
+    tensors = point_gpt_pretraining(width, **sizes)
+    tensors = {name.removeprefix("GPT_Transformer."): tensor for name, tensor in tensors.items()}
+    head = {f"blocks.{name}": tensor for name, tensor in deep_head(2 * width, num_labels).items()}
+    return tensors | class_token(width) | layer_norm("blocks.cls_norm.", width) | head
+
+
 def point_m2ae_encoder(widths=(12, 18, 24), depth=2):
     tensors, previous = {}, 3
     for stage, width in enumerate(widths):

@@ -8,6 +8,9 @@ from point_peft_hf import (
     AutoModelForPointCloudClassification,
     PointBertConfig,
     PointBertForClassification,
+    PointGPTConfig,
+    PointGPTForClassification,
+    PointGPTForPreTraining,
     PointM2AEConfig,
     PointM2AEForClassification,
     PointM2AEForPreTraining,
@@ -47,14 +50,37 @@ SINGLE_STAGE = {
     "position_hidden_size": 10,
     "segmentation_layers": [1],
 }
+LARGE_PATCHES = [256, 512, 1024, 2048]
+GPT_SIZES = {
+    "b": {"hidden_size": 768, "num_attention_heads": 12, "patch_hidden_sizes": LARGE_PATCHES},
+    "l": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_hidden_sizes": LARGE_PATCHES,
+    },
+}
+PCP = {"position_embedding": "sincos", "position_hidden_size": 384}
 FIELDS = {
     PointBertConfig: {**SHARED, **SINGLE_STAGE, "patch_embedding_size": 14},
     PointMAEConfig: {
         **SHARED,
         **SINGLE_STAGE,
+        "hidden_size": 24,
+        "position_embedding": "sincos",
         "decoder_num_hidden_layers": 1,
         "decoder_num_attention_heads": 4,
         "mask_ratio": 0.5,
+    },
+    PointGPTConfig: {
+        **{name: value for name, value in SHARED.items() if name != "qkv_bias"},
+        **{name: value for name, value in SINGLE_STAGE.items() if name != "position_hidden_size"},
+        "qkv_bias": False,
+        "generator_num_hidden_layers": 2,
+        "generator_num_attention_heads": 5,
+        "generation_loss_weight": 3.0,
+        "mask_ratio": 0.5,
+        "num_seen_groups": 4,
     },
     PointM2AEConfig: {
         **SHARED,
@@ -107,10 +133,16 @@ def test_no_field_is_left_out_of_the_round_trip(config_class):
         (PointMAEConfig, "hidden_size", 385),
         (PointMAEConfig, "hidden_size", "384"),
         (PointMAEConfig, "mask_ratio", 1.5),
+        (PointMAEConfig, "position_embedding", "sine"),
         (PointMAEConfig, "drop_path_rate", -0.1),
         (PointBertConfig, "patch_embedding_size", 0),
         (PointBertConfig, "patch_hidden_sizes", [128, 256]),
         (PointBertConfig, "hidden_sizes", [96, 192, 384]),
+        (PointGPTConfig, "patch_hidden_sizes", [128]),
+        (PointGPTConfig, "generator_num_attention_heads", 7),
+        (PointGPTConfig, "generation_loss_weight", -1),
+        (PointGPTConfig, "segmentation_layers", [12]),
+        (PointGPTConfig, "mask_ratio", 1.0),
         (PointM2AEConfig, "depths", [5, 5]),
         (PointM2AEConfig, "num_groups", [512, 513, 64]),
         (PointM2AEConfig, "group_sizes", [16, 8, 300]),
@@ -138,10 +170,18 @@ def test_decoder_heads_are_checked_where_there_is_a_decoder():
         (PointBertForClassification, PointBertConfig(num_labels=40), 22_065_960),
         (PointMAEForClassification, PointMAEConfig(num_labels=40), 22_099_752),
         (PointMAEForClassification, PointMAEConfig(num_labels=15), 22_093_327),
+        (PointMAEForClassification, PointMAEConfig(num_labels=15, **PCP), 22_338_959),
         (PointM2AEForClassification, PointM2AEConfig(num_labels=40), 12_830_056),
         (PointM2AEForClassification, PointM2AEConfig(num_labels=15, pooling="concat"), 12_921_935),
         (PointMAEForPreTraining, PointMAEConfig(), 29_006_432),
         (PointM2AEForPreTraining, PointM2AEConfig(), 15_255_856),
+        # What the logits depend on; the published classifiers also have a generator and layers without use.
+        (PointGPTForClassification, PointGPTConfig(num_labels=15), 22_058_639),
+        (PointGPTForClassification, PointGPTConfig(**GPT_SIZES["b"], num_labels=15), 91_958_287),
+        (PointGPTForClassification, PointGPTConfig(**GPT_SIZES["l"], num_labels=15), 309_870_863),
+        (PointGPTForPreTraining, PointGPTConfig(), 28_926_304 - 3 * 384),
+        (PointGPTForPreTraining, PointGPTConfig(**GPT_SIZES["b"]), 119_920_224 - 3 * 768),
+        (PointGPTForPreTraining, PointGPTConfig(**GPT_SIZES["l"]), 359_759_968 - 3 * 1024),
     ],
 )
 def test_parameter_counts_of_the_published_models(model_class, config, expected):

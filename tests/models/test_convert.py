@@ -14,6 +14,8 @@ from point_peft_hf import (
     AutoModelForPointCloudClassification,
     PointBertForClassification,
     PointBertModel,
+    PointGPTForClassification,
+    PointGPTForPreTraining,
     PointM2AEForClassification,
     PointM2AEForPreTraining,
     PointM2AEModel,
@@ -105,10 +107,7 @@ def test_pre_trained_point_mae(published, save, tmp_path):
 @pytest.mark.parametrize(
     ("prefix", "extra"),
     [
-        (
-            "MAE_encoder.",
-            {"MAE_encoder.img_token": (1, 1, 24), "MAE_encoder.text_token": (1, 1, 24), "MAE_decoder.q": (3,)},
-        ),
+        ("MAE_encoder.", {"MAE_encoder.mask_token": (1, 1, 24), "MAE_decoder.q": (3,)}),
         ("ACT_encoder.", {"dvae.codebook": (4, 4), "ACT_decoder.blocks.0.norm1.weight": (24,)}),
         ("student.", {"head.weight": (4, 4)}),
     ],
@@ -128,6 +127,28 @@ def test_encoders_of_other_methods(published, save, tmp_path, prefix, extra):
         encoder,
         "blocks.blocks.1",
     )
+
+
+@pytest.mark.parametrize("form", ["classifier", "pretraining"])
+def test_pcp_mae(published, save, tmp_path, form):
+    tensors = published.point_mae_classifier() if form == "classifier" else published.point_mae_pretraining()
+    prefix = "" if form == "classifier" else "MAE_encoder."
+    tensors |= published.linear(f"{prefix}pos_embed.0.", 24, 10)
+    if form == "pretraining":
+        tensors["MAE_encoder.mask_pos_token"] = torch.randn(1, 1, 24)
+    report = convert_checkpoint(save(tensors), tmp_path / "out", "point_mae", HEADS)
+    # Its decoder has the names of Point-MAE's, but another task.
+    assert report.architecture == ("PointMAEForClassification" if form == "classifier" else "PointMAEModel")
+    model = PointMAEModel.from_pretrained(tmp_path / "out")
+    assert model.config.position_embedding == "sincos"
+    embedding = model.position_embedding
+    assert torch.equal(embedding.linear1.weight, tensors[f"{prefix}pos_embed.0.weight"])
+    # Channels of width 24: four frequencies, 10000 to the power of 0, -1/4, -1/2, -3/4; sines of x, cosines of x, ...
+    centers = torch.tensor([[[0.5, -1.0, 2.0]]])
+    frequencies = torch.tensor([1.0, 0.1, 0.01, 0.001])
+    waves = torch.cat([f(axis * frequencies) for axis in centers[0, 0] for f in (torch.sin, torch.cos)])
+    hidden = torch.nn.functional.gelu(embedding.linear1(waves))
+    torch.testing.assert_close(embedding(centers)[0, 0], embedding.linear2(hidden), rtol=1e-5, atol=1e-6)
 
 
 def test_pre_trained_point_bert_takes_the_right_encoder(published, save, tmp_path):
@@ -185,6 +206,58 @@ def test_pre_trained_point_m2ae(published, save, tmp_path):
     _, info = PointM2AEModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["unexpected_keys"]
     assert not info["missing_keys"]
+
+
+@pytest.mark.parametrize("first", [(8, 12), (8, 12, 14)])
+def test_fine_tuned_point_gpt(published, save, tmp_path, first):
+    tensors = published.point_gpt_classifier(first=first)
+    report = convert_checkpoint(save(tensors), tmp_path / "out", "point_gpt", HEADS)
+    assert (report.architecture, report.new) == ("PointGPTForClassification", [])
+    assert {name.split(".")[1] for name in report.ignored} == {"blocks", "generator_blocks", "norm"}
+    model, info = PointGPTForClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    assert (list(model.config.patch_hidden_sizes), model.config.num_labels) == ([*first, 16], 5)
+    assert model.config.qkv_bias
+    layer = model.point_gpt.encoder.layers[1]
+    for part in ("weight", "bias"):
+        query, key, value = tensors[f"blocks.layers.1.attn.in_proj_{part}"].chunk(3)
+        assert torch.equal(getattr(layer.attention.q_proj, part), query)
+        assert torch.equal(getattr(layer.attention.k_proj, part), key)
+        assert torch.equal(getattr(layer.attention.v_proj, part), value)
+    assert torch.equal(layer.mlp.fc2.weight, tensors["blocks.layers.1.mlp.2.weight"])
+    assert torch.equal(layer.norm2.bias, tensors["blocks.layers.1.ln_2.bias"])
+    assert torch.equal(model.point_gpt.start_token.token[0, 0], tensors["blocks.sos"])
+    assert torch.equal(model.point_gpt.start_token.position, tensors["sos_pos"])
+    assert torch.equal(model.point_gpt.class_token.position, tensors["cls_pos"])
+    assert torch.equal(model.point_gpt.readout_layernorm.weight, tensors["blocks.cls_norm.weight"])
+    last = f"first_linear{len(first)}"
+    weight = tensors[f"encoder.first_conv.{3 * len(first) - 3}.weight"].squeeze(-1)
+    assert torch.equal(getattr(model.point_gpt.patch_embedding, last).weight, weight)
+    # With the generation loss, the generator is of use.
+    report = convert_checkpoint(
+        save(tensors), tmp_path / "generator", "point_gpt", {**HEADS, "generation_loss_weight": 3}
+    )
+    assert "module.generator_blocks.ln_f.weight" in report.loaded
+    generator = PointGPTForClassification.from_pretrained(tmp_path / "generator").generator
+    assert torch.equal(
+        generator.reconstruction_head.weight, tensors["generator_blocks.increase_dim.0.weight"].squeeze(-1)
+    )
+
+
+def test_pre_trained_point_gpt(published, save, tmp_path):
+    tensors = published.point_gpt_pretraining(group_size=6)
+    report = convert_checkpoint(save(tensors), tmp_path / "out", "point_gpt", HEADS)
+    assert (report.architecture, report.new) == ("PointGPTForPreTraining", [])
+    model = PointGPTForPreTraining.from_pretrained(tmp_path / "out")
+    assert (model.config.group_size, model.config.generator_num_hidden_layers) == (6, 1)
+    assert torch.equal(
+        model.generator.blocks.layers[0].norm1.weight,
+        tensors["GPT_Transformer.generator_blocks.layers.0.ln_1.weight"],
+    )
+    _, info = PointGPTForClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["unexpected_keys"]
+    new = {name.split(".")[1] for name in info["missing_keys"] if name.startswith("point_gpt.")}
+    assert new == {"class_token", "readout_layernorm"}
 
 
 def test_plain_state_dicts_and_other_keys(published, save, tmp_path):
@@ -289,11 +362,11 @@ def test_nothing_matches(save, tmp_path):
 
 
 def test_wrong_model_type(published, save, tmp_path):
-    with pytest.raises(ValueError, match="point_m2ae"):
+    with pytest.raises(ValueError, match="not of Point-M2AE"):
         convert_checkpoint(save(published.point_mae_classifier()), tmp_path / "out", "point_m2ae")
     with pytest.raises(ValueError, match="model_type"):
         convert_checkpoint(save(published.point_mae_classifier()), tmp_path / "out", "pointnet")
-    with pytest.raises(ValueError, match="reduce_dim"):
+    with pytest.raises(ValueError, match="of Point-MAE, .* not of Point-BERT"):
         convert_checkpoint(save(published.point_mae_classifier()), tmp_path / "out", "point_bert")
 
 

@@ -12,8 +12,8 @@ from transformers import Trainer, TrainingArguments
 import point_peft_hf as pp
 from point_peft_hf.data import PointCloudCollator, PointCloudDataset
 from point_peft_hf.io import save_adapter
-from point_peft_hf.models.layers import SegmentationHead, TokenFusion
 from point_peft_hf.io.backbone import fingerprint
+from point_peft_hf.models.layers import SegmentationHead, TokenFusion
 
 from .conftest import TINY_CONFIGS
 

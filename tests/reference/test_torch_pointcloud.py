@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from point_peft_hf.models.convert import MODEL_CLASSES, _choose_class
+from point_peft_hf.models.convert import MODEL_CLASSES, choose_class
 from point_peft_hf.models.convert_keys import guess_model_type
 from point_peft_hf.models.convert_tensors import convert_tensors
 
@@ -33,17 +33,17 @@ def test_full_size_models(models):
         model_type = re.match(r"(point-[a-z0-9]+)-", name)[1].replace("-", "_")
         assert guess_model_type(tensors) == model_type
         converted = convert_tensors(tensors, model_type, name=f"torch-pointcloud/{name}")
-        model_class, expected = _choose_class(model_type, converted)
-        classes = dict(zip(("encoder", "classifier", "pretrain"), MODEL_CLASSES[model_type], strict=True))
-        task = "pretrain" if ".pretrain." in name else "classifier"
-        assert model_class is (classes[task] or classes["encoder"])
+        model_class, expected = choose_class(model_type, converted, name)
+        classes = MODEL_CLASSES[model_type]
+        expected_class = classes.pretraining if ".pretrain." in name else classes.classifier
+        assert model_class is (expected_class or classes.encoder)
         # All parts of the class are there, in the shapes that its configuration gives.
         assert {key: converted.tensors[key].shape for key in expected} == expected
         fields = converted.config_fields
         groups, sizes = next(value for part, value in SETTINGS.items() if name.startswith(part))
         assert fields["num_groups"] == groups
         assert fields["group_sizes" if model_type == "point_m2ae" else "group_size"] == sizes
-        if classes[task] is not None:
+        if expected_class is not None:
             loaded = sum(
                 converted.tensors[key].numel() for key in expected if "running_" not in key and "num_b" not in key
             )

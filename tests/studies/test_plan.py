@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -6,6 +7,7 @@ import yaml
 from point_peft_hf.studies import FewShot, Study
 from point_peft_hf.training import METHODS
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CONTENT = {
     "arguments": {"epochs": 2, "clouds_per_class": 5},
     "seeds": [0, 1],
@@ -28,6 +30,14 @@ def study(tmp_path, **changes):
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(CONTENT | changes, sort_keys=False))
     return Study.from_yaml(path)
+
+
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_studies_of_the_examples_can_be_run(path, monkeypatch):
+    # As for the scripts beside them; one study has a type of its own there.
+    monkeypatch.syspath_prepend(EXAMPLES)
+    plan = Study.from_yaml(path)
+    assert list(plan.final_runs(dict.fromkeys(plan.rows, 1e-3)))
 
 
 def test_a_study_of_all_kinds_of_rows(tmp_path):
@@ -123,7 +133,13 @@ def test_overrides(tmp_path):
         ({"learning_rates": {"values": [1.0]}}, r"needs the keys \['seeds', 'values'\], got \['values'\]"),
         ({"rows": {"full": {"seed": 3}}}, "set itself|sets itself"),
         ({"rows": {"full": {"epoch": 3}}}, r"unknown arguments \['epoch'\]"),
-        ({"rows": {"best": None}}, "has the method 'best'"),
+        ({"rows": {"best": None}}, "has the method 'best'. There is no method 'best'"),
+        ({"rows": {"a": {"method": "not_here:Config"}}}, "row 'a' .* has the method .* no module 'not_here'"),
+        (
+            {"rows": {"full": None, "linear": {"config": {"use_propagation": False}}}},
+            r"row 'linear' in .*: PointPeftConfig has no fields \['use_propagation'\]",
+        ),
+        ({"rows": {"full": {"config": {"r": 3}}}}, r"row 'full' in .* no options, got \['r'\]"),
         ({"rows": {"full": {"epochs": 0}}}, "--epochs must be at least 1, got 0"),
         ({"rows": {"full": {"learning_rate_from": "half"}}}, "is 'half'"),
         ({"rows": {"full": None, "lora": follows("full"), "linear": follows("lora")}}, "which has none"),

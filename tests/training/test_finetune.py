@@ -82,7 +82,7 @@ def test_a_smaller_last_group_of_batches_counts_as_a_mean_too(finetune, tmp_path
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("method", "lore", "--method must be one of .*got 'lore'"),
+        ("method", "lore", "no method 'lore'. Choose one of .*point_peft"),
         ("epochs", 0, "--epochs must be at least 1, got 0"),
         ("checkpoint_every_steps", 0, "--checkpoint_every_steps must be at least 1, got 0"),
         ("learning_rate", -1.0, "--learning_rate must be above 0, got -1.0"),

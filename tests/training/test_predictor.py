@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,19 @@ def test_the_adapter_alone_names_backbone_and_classes(adapter, tiny_task):
     ranked = predictor.predict(tiny_task.test[3]["points"].numpy(), top=99)
     assert len(ranked) == len(tiny_task.class_names)
     assert sum(probability for _, probability in ranked) == pytest.approx(1, abs=1e-5)
+
+
+def test_points_that_are_not_finite(adapter, tiny_task):
+    predictor = Predictor.from_pretrained(str(adapter))
+    cloud = tiny_task.test[3]["points"].numpy()
+    broken = np.insert(cloud, [0, 7, 9], np.nan, axis=0)
+    with pytest.raises(ValueError, match="cloud 0: 3 of .* drop_invalid=True"):
+        predictor.predict(broken)
+    assert predictor.predict(broken, drop_invalid=True) == predictor.predict(cloud)
+    with pytest.raises(ValueError, match="cloud 1: 3 of"):
+        predictor.predict_classes([cloud, broken], batch_size=2)
+    first, second = predictor.predict_classes([cloud, broken], batch_size=2, drop_invalid=True)
+    assert first == second
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

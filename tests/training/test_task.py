@@ -7,6 +7,11 @@ from point_peft_hf.training.task import cut_splits
 from point_peft_hf.training.tasks import task_from_arguments
 
 
+@pytest.fixture
+def rng_points():
+    return np.random.default_rng(0).normal(size=(50, 3))
+
+
 def test_the_validation_split_is_cut_from_the_training_clouds(tiny_task):
     assert tiny_task.class_names == list(HELD_OUT_CLASSES)
     train, validation = set(tiny_task.train.sample_ids), set(tiny_task.validation.sample_ids)
@@ -92,3 +97,23 @@ def test_files_that_cannot_be_read_may_be_left_out(tmp_path):
         with pytest.warns(UserWarning, match=r"1 of 11 files are skipped:\n.*broken.ply"):
             loaded = task_from_arguments(arguments)
         assert len(loaded.train) + len(loaded.validation) + len(loaded.test) == 10
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_points_that_are_not_finite_are_left_out_when_asked_for(tmp_path, rng_points, task):
+    for name in ("bolt", "nut"):
+        for index in range(5):
+            rows = np.c_[rng_points, np.arange(50) % 2]
+            rows[::10, 1] = np.nan
+            (tmp_path / name).mkdir(exist_ok=True)
+            np.savetxt(
+                tmp_path / name / f"{index}.txt", rows + 0.01 * index * (np.arange(4) < 3), header="x y z label"
+            )
+    arguments = FinetuneArguments(data=str(tmp_path), task=task)
+    with pytest.raises(ValueError, match="5 of 50 points have NaN .*--drop_invalid"):
+        task_from_arguments(arguments)
+    arguments.drop_invalid = True
+    loaded = task_from_arguments(arguments)
+    assert len(loaded.train) + len(loaded.validation) + len(loaded.test) == 10
+    assert {len(item["points"]) for item in loaded.train} == {45}
+    assert "drop_invalid" not in arguments.recipe()

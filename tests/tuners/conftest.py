@@ -71,6 +71,23 @@ BANK_TYPES = [name for name, (config_class, _) in TYPES.items() if hasattr(confi
 CASES = (*TYPES, *(f"{name}+bank" for name in BANK_TYPES))
 
 
+def pytest_collection_modifyitems(config, items):
+    """Run each toy on one backbone, in turn: they are there for the contract, which all backbones share."""
+    places = {
+        name: list(BACKBONES)[number % len(BACKBONES)] for number, name in enumerate([*TOYS.TOYS, "contributed"])
+    }
+    kept, left_out = [], []
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        types = {str(parameters.get(name, "")).partition("+")[0] for name in ("case", "type_case")}
+        wanted = [places[name] for name in types if name in places]
+        is_left_out = wanted and parameters.get("backbone_name", wanted[0]) != wanted[0]
+        (left_out if is_left_out else kept).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
 @cache
 def _backbone(name: str, options: tuple) -> nn.Module:
     model_class, config_class, fields = BACKBONES[name]
@@ -107,6 +124,16 @@ class Case:
     def is_identity_when_fresh(self) -> bool:
         """Whether a fresh adapter leaves the frozen function as it is."""
         return self.type_name not in ACTIVE_WHEN_FRESH
+
+    @property
+    def is_in_every_block(self) -> bool:
+        """Whether the type has something in each block."""
+        return self.type_name not in ("moved_points", "kept_token", "second_set", "sparse", "shared")
+
+    @property
+    def brings_modules(self) -> bool:
+        """Whether an adapter of the type always brings a module of the backbone, so that only one can be active."""
+        return self.type_name in ("kept_token", "saved_norm")
 
     @property
     def without_head(self) -> dict:

@@ -93,7 +93,7 @@ def damage(folder, kind):
     from point_peft_hf.io.files import CONFIG_NAME, WEIGHTS_NAME, read_json, write_json
 
     tensors = load_file(folder / WEIGHTS_NAME)
-    key = next(key for key in tensors if key.endswith("_weight"))
+    key = next(key for key in tensors if "_slot" in key and key.endswith("weight"))
     if kind == "missing":
         del tensors[key]
     elif kind == "extra":
@@ -175,8 +175,9 @@ def test_a_name_works_or_is_refused_at_once(make_backbone, points, logits, tmp_p
         else:
             model = get_peft_model(backbone, config, adapter_name=name)
     except ValueError as error:
-        assert f"cannot be called {name!r}" in str(error)
-        assert name in TAKEN_NAMES
+        is_right = f"cannot be called {name!r}" in str(error) and name in TAKEN_NAMES
+        if not is_right:
+            raise
         assert_unchanged(model if is_second else backbone, before)
         return
     assert name in FREE_NAMES
@@ -199,13 +200,12 @@ def test_a_name_that_is_no_name_of_a_folder(make_backbone, type_case, name):
 def test_peft_types_with_the_name_of_a_part(make_backbone, way):
     config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["classifier"])
     model = make_backbone()
+    attach = {
+        "get_peft_model": lambda: get_peft_model(model, config, adapter_name="output"),
+        "transformers": lambda: model.add_adapter(config, "output"),
+    }
     with pytest.raises(ValueError, match="cannot be called 'output'"):
-        if way == "get_peft_model":
-            get_peft_model(model, config, adapter_name="output")
-        elif way == "transformers":
-            model.add_adapter(config, "output")
-        else:
-            pp.add_adapters(model, {"output": config})
+        attach.get(way, lambda: pp.add_adapters(model, {"output": config}))()
 
 
 # -- Deleting -------------------------------------------------------------------------------------------------------
@@ -215,6 +215,8 @@ def test_peft_types_with_the_name_of_a_part(make_backbone, way):
 @pytest.mark.parametrize("way", ["peft", "transformers"])
 @pytest.mark.filterwarnings("ignore:Adapter .* was active", "ignore:Already found")
 def test_the_next_adapter_has_its_head(make_backbone, type_case, points, logits, has_head, way):
+    if not has_head and not type_case.without_head:
+        pytest.skip("needs a head of its own")
     other = type_case.config(init_weights=False, **({} if has_head else {"modules_to_save": []}))
     if way == "peft":
         model = type_case.attach(make_backbone(), init_weights=False)
@@ -282,6 +284,8 @@ def test_deleting_mixed_adapters(make_backbone, points, logits):
 
 def test_the_ways_out_of_two_heads(make_backbone, type_case, points, logits):
     """What the messages advise works."""
+    if type_case.brings_modules:
+        pytest.skip("always brings a module")
     model = type_case.attach(make_backbone(), init_weights=False)
     model.add_adapter("second", type_case.config(init_weights=False))
     model.add_adapter("headless", type_case.config(init_weights=False, modules_to_save=[]))

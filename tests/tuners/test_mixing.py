@@ -98,7 +98,9 @@ def test_other_types_of_peft(make_backbone, points, logits, tmp_path, other):
 
 @pytest.mark.parametrize("is_last", [True, False])
 def test_any_type_beside_others(make_backbone, type_case, points, logits, is_last):
-    others = {"around": pp.GeometryAdapterConfig(init_weights=False), "low_rank": LoraConfig(r=2)}
+    # A type that needs a head of its own gets it, whoever comes first.
+    headless = {} if type_case.without_head else {"modules_to_save": []}
+    others = {"around": pp.GeometryAdapterConfig(init_weights=False, **headless), "low_rank": LoraConfig(r=2)}
     own = {"own": type_case.config(init_weights=False)}
     model = pp.add_adapters(make_backbone(), {**others, **own} if is_last else {**own, **others})
     together = logits(model, points)

@@ -74,7 +74,7 @@ class KeptTokenLayer(SlotLayer):
 
     @classmethod
     def wants(cls, config, slot):
-        return slot.layer_index == slot.stage.total_layers - 2
+        return slot.layer_index == max(slot.stage.total_layers - 2, 0)
 
     def create_parts(self, adapter_name, config, slot_name):
         return {part: Vector(self.slot.hidden_size, std=0.5) for part in self.parts}

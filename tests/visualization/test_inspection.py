@@ -5,10 +5,21 @@ from peft import get_peft_model
 from torch import nn
 
 import point_peft_hf as pp
+from point_peft_hf.slots import OutputSlot
+from point_peft_hf.tuners import (
+    Picture,
+    Places,
+    PointTunerConfig,
+    References,
+    SlotLayer,
+    SlotTuner,
+    register_method,
+)
 from point_peft_hf.visualization import (
     CloudInspection,
     category_colors,
     classify_clouds,
+    cloud_page,
     inspect_cloud,
     inspection_colorings,
     nearest,
@@ -34,6 +45,14 @@ BACKBONES = {
 CLOUD = np.random.default_rng(0).normal(size=(80, 3)).astype(np.float32)
 
 
+PROMPTS, LOCAL = "source of the prompts", "distance of the token to its nearest local centre"
+
+
+def distances(places, others):
+    """From each place to the nearest of the others."""
+    return np.linalg.norm(places[:, None] - others, axis=-1).min(axis=1)
+
+
 def make_backbone(name="point_mae"):
     torch.manual_seed(0)
     model_class, config_class, fields, _ = BACKBONES[name]
@@ -41,7 +60,7 @@ def make_backbone(name="point_mae"):
 
 
 def make_model(name="point_mae"):
-    model = get_peft_model(make_backbone(name), pp.PointPeftConfig(num_prompt_tokens=5, num_retrieved=2)).eval()
+    model = get_peft_model(make_backbone(name), pp.PointPeftConfig(num_prompt_tokens=5)).eval()
     clouds = torch.randn(6, 80, 3, generator=torch.Generator().manual_seed(1))
     batch = {"points": clouds, "labels": torch.tensor([0, 1, 2, 0, 1, 2]), "sample_ids": torch.arange(6) + 100}
     pp.build_point_prior_bank(model, [batch], progress=False)
@@ -55,28 +74,20 @@ def test_what_a_model_does_with_a_cloud(name):
         before = model(points=torch.from_numpy(CLOUD)[None]).logits[0].numpy()
     found = inspect_cloud(model, CLOUD)
     assert np.allclose(found.logits, before, atol=1e-5)
-    # Centres are points of the cloud, and the local centres are centres or prompts.
-    assert np.linalg.norm(found.group_centers[:, None] - CLOUD, axis=-1).min(axis=1).max() < 1e-6
-    rows = np.concatenate([found.group_centers, found.prompts[0].coordinates])
-    nearest_rows = np.linalg.norm(found.local_centers[:, None] - rows, axis=-1)
-    assert nearest_rows.min(axis=1).max() < 1e-6
-    assert (found.prompt_centers == (nearest_rows.argmin(axis=1) >= len(found.group_centers))).all()
-    marked = {markers.name: len(markers.points) for markers in inspection_colorings(found, NAMES)[3].markers}
-    assert marked.get("local centre that is a prompt", 0) == found.prompt_centers.sum()
-    assert sum(marked.values()) == len(found.local_centers)
+    # Centres are points of the cloud, and the local centres are centres or inserted tokens.
+    assert distances(found.group_centers, CLOUD).max() < 1e-6
+    pictures = {picture.name: picture for picture in found.pictures}
+    assert list(pictures) == [PROMPTS, LOCAL]
+    prompts = np.concatenate([places.coordinates for places in pictures[PROMPTS].places])
+    assert len(prompts) == 5
+    chosen, inserted = pictures[LOCAL].places
+    assert distances(chosen.coordinates, found.group_centers).max() < 1e-6
+    assert len(inserted.coordinates) == 0 or distances(inserted.coordinates, prompts).max() < 1e-6
+    assert len(chosen.coordinates) + len(inserted.coordinates) == len(found.group_centers) // 2
     assert found.attention_from == BACKBONES[name][3]
     assert found.attention.shape == (len(found.group_centers),)
-    # The rest of it goes to the class token and to the prompts.
+    # The rest of it goes to the class token and to inserted tokens.
     assert 0.1 < found.attention.sum() < 1
-
-
-def test_the_model_is_left_as_it_was():
-    model = make_model().train()
-    before = model.get_base_model().config._attn_implementation
-    inspect_cloud(model, CLOUD)
-    assert model.training
-    assert model.get_base_model().config._attn_implementation == before == "sdpa"
-    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_attention_of_the_last_block_is_that_of_the_model():
@@ -87,48 +98,28 @@ def test_attention_of_the_last_block_is_that_of_the_model():
         outputs = backbone(torch.from_numpy(CLOUD)[None], output_attentions=True)
     expected = outputs.attentions[-1][0].mean(dim=0)[0, 1:]
     assert np.allclose(found.attention, expected.numpy(), atol=1e-6)
-    assert found.local_centers is None
-    assert found.local_distances is None
-    assert found.prompts == []
-    assert found.bank == {}
-
-
-def test_prompts_tell_what_they_are_enhanced_with():
-    found = inspect_cloud(make_model(), CLOUD)
-    prompts, bank = found.prompts[0], found.bank["default"]
-    assert prompts.coordinates.shape == (5, 3)
-    assert prompts.sources[:2] == ["own feature", "average of the bank's answer"]
-    assert prompts.labels == [-1, -1, *bank.labels[:3]]
-    assert (np.diff(bank.similarities) <= 0).all()
-    assert bank.weights.sum() == pytest.approx(1, abs=1e-5)
-    assert (bank.sample_ids - 100 == bank.labels + 3 * (bank.sample_ids >= 103)).all()
-
-
-def test_distance_to_the_nearest_local_centre_by_hand():
-    centers = np.array([[0, 0, 0], [3, 4, 0], [0, 0, 2.0]])
-    weights = np.ones(3) / 3
-    found = CloudInspection(centers, np.zeros(3), centers, weights, "the class token", local_centers=centers[:1])
-    assert found.local_distances.tolist() == [0, 5, 2]
+    assert found.pictures == []
+    assert found.references == []
 
 
 def test_colourings_of_a_denser_cloud():
     found = inspect_cloud(make_model(), CLOUD)
     dense = np.random.default_rng(1).normal(size=(500, 3))
     colorings = inspection_colorings(found, NAMES, dense)
-    prediction, group, attention, distance, sources = colorings
+    prediction, group, attention, sources, distance = colorings
     assert all(len(coloring.values) == 500 for coloring in colorings)
     assert prediction.present == [found.logits.argmax()]
     expected = np.linalg.norm(dense[:, None] - found.group_centers, axis=-1).argmin(axis=1)
     assert (group.values == expected).all()
     assert (nearest(dense, found.group_centers) == expected).all()
     assert np.allclose(attention.values, 100 * found.attention[expected])
-    assert np.allclose(distance.values, found.local_distances[expected])
+    assert np.allclose(distance.values, found.pictures[1].values[expected])
     assert sum(len(markers.points) for markers in sources.markers) == 5
     assert sources.markers[0].name == "prompt: own feature"
-    assert {markers.name for markers in sources.markers[2:]} <= {f"prompt: from the bank: {name}" for name in NAMES}
+    assert {markers.name for markers in sources.markers[2:]} <= {f"prompt: single entry: {name}" for name in NAMES}
     # Neighbouring groups can be told apart.
-    distances = np.linalg.norm(found.group_centers[:, None] - found.group_centers, axis=-1) + 9 * np.eye(12)
-    assert all(group.colors[i] != group.colors[j] for i, j in enumerate(distances.argmin(axis=1)))
+    apart = np.linalg.norm(found.group_centers[:, None] - found.group_centers, axis=-1) + 9 * np.eye(12)
+    assert all(group.colors[i] != group.colors[j] for i, j in enumerate(apart.argmin(axis=1)))
 
 
 def test_parts_go_to_the_nearest_point():
@@ -153,12 +144,69 @@ def test_parts_of_the_objects_category():
         logits = model.eval()(points=torch.from_numpy(CLOUD)[None], category_ids=torch.tensor([1])).logits[0]
     assert np.isinf(found.logits[:, :2]).all()
     assert np.allclose(found.logits[:, 2:], logits[:, 2:], atol=1e-5)
-    parts, *_, sources = inspection_colorings(found, ["back", "seat", "body", "lid"], bank_names=["chair", "vase"])
+    names = ["back", "seat", "body", "lid"]
+    parts, _, _, sources, _ = inspection_colorings(found, names, reference_names=["chair", "vase"])
     assert set(parts.present) <= {2, 3}
     assert [parts.colors[index] for index in (2, 3, 0, 1)] == category_colors(4)
     assert {markers.name.rpartition(": ")[2] for markers in sources.markers[2:]} <= {"chair", "vase"}
-    *_, unnamed = inspection_colorings(found, ["back", "seat", "body", "lid"])
+    unnamed = inspection_colorings(found, names)[3]
     assert [markers.name for markers in unnamed.markers[2:]] == ["prompt: single entry"]
+
+
+class OutermostConfig(PointTunerConfig):
+    """Of a method that this package knows nothing of."""
+
+
+class OutermostLayer(SlotLayer):
+    slot_class = OutputSlot
+    parts = ("scale",)
+
+    def create_parts(self, adapter_name, config, slot_name):
+        return {"scale": nn.Linear(1, self.slot.hidden_size)}
+
+    def adapt(self, name, tokens):
+        return tokens.with_features(tokens.features * (1 + self.part("scale", name).bias))
+
+    def explain(self, name, result, tokens):
+        centers = result.centers[0]
+        far = centers[centers.norm(dim=1).argmax()][None]
+        number = self.slot.layer_index
+        yield Picture(f"depth/{name}", [Places("outermost", far, [1])], centers[:, 1] + number, centers, "blocks")
+        yield References("nearest of kin", [2, -1], [7, -1], [0.9, 0.5], [0.75, 0.25])
+
+
+@register_method("outermost", OutermostConfig)
+class OutermostModel(SlotTuner):
+    layer_classes = (OutermostLayer,)
+
+
+def test_a_new_method_is_drawn_without_any_change():
+    found = inspect_cloud(get_peft_model(make_backbone(), OutermostConfig()), CLOUD)
+    # Both blocks show it, the last one counts.
+    (picture,), (references,) = found.pictures, found.references
+    assert np.allclose(picture.values, found.group_centers[:, 1] + 1, atol=1e-6)
+    assert references.sample_ids.tolist() == [7, -1]
+    coloring = inspection_colorings(found, NAMES)[3]
+    assert (coloring.name, coloring.label) == ("depth/default", "depth/default (blocks)")
+    assert np.allclose(coloring.values, picture.values[nearest(CLOUD, found.group_centers)])
+    (markers,) = coloring.markers
+    assert (markers.name, markers.color, markers.on_top) == ("outermost: table", None, False)
+    assert "outermost: table" in cloud_page(CLOUD, [coloring])
+
+
+def test_two_adapters_that_show_the_same_go_by_their_names():
+    model = get_peft_model(make_backbone(), pp.GeometryAdapterConfig(), "first")
+    model.add_adapter("second", pp.GeometryAdapterConfig(num_local_centers=3, modules_to_save=[]))
+    model.base_model.set_adapter(["first", "second"])
+    pictures = inspect_cloud(model, CLOUD).pictures
+    assert [picture.name for picture in pictures] == [f"{LOCAL} of first", f"{LOCAL} of second"]
+    assert [len(picture.places[0].coordinates) for picture in pictures] == [6, 3]
+
+
+def test_what_is_no_record_is_refused(monkeypatch):
+    monkeypatch.setattr(OutermostLayer, "explain", lambda *args: [np.zeros(3)])
+    with pytest.raises(ValueError, match="`explain` of OutermostLayer must return .*, got a ndarray"):
+        inspect_cloud(get_peft_model(make_backbone(), OutermostConfig()), CLOUD)
 
 
 def test_names_must_be_those_of_the_model():
@@ -179,7 +227,7 @@ def test_features_before_and_after_tuning():
     found = classify_clouds(model, batches)
     with torch.no_grad():
         logits = model(points=clouds).logits
-        assert np.allclose(found.features["before tuning"], model.extract_prior_features(clouds).numpy(), atol=1e-5)
+        assert np.allclose(found.features["before tuning"], model.frozen_features(clouds).numpy(), atol=1e-5)
         head = model.get_base_model().classifier
         assert np.allclose(head(torch.from_numpy(found.features["after tuning"])), logits, atol=1e-5)
     assert (found.predictions == logits.argmax(dim=-1).numpy()).all()

@@ -1,90 +1,148 @@
-"""Arrays on disk: .npy, .npz, .h5; and survey scans, .las and .laz. None of these readers runs code from a file."""
+"""Arrays on disk: .npy, .npz and .h5. None of these readers runs code from a file."""
 
 from __future__ import annotations
 
+import os
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import PointCloudError, import_optional
+from ..errors import PointCloudError, import_optional, shorten
+from .columns import LABEL_NAMES, find_axes, find_labels, pick_label
+from .polygons import triangulate
 
 if TYPE_CHECKING:
     import h5py
 
 # Names that a cloud has in files of many arrays, in order of preference.
-_NAMES = ("points", "point", "xyz", "pos", "position", "positions", "coords", "data", "arr_0", "vertices")
+_NAMES = (
+    *("points", "point", "xyz", "pos", "position", "positions", "coord", "coords", "coordinates"),
+    *("pointcloud", "point_cloud", "cloud", "pc", "pcd", "data", "arr_0", "vertices", "verts"),
+)
+_FACE_NAMES = ("faces", "face", "triangles", "tris", "mesh")
+# Arrays that make the points samples of the space around a surface, as for DeepSDF and occupancy networks.
+_OF_SPACE = ("neg", "sdf", "sdfs", "udf", "tsdf", "occ", "occupancy", "occupancies", "distance", "distances")
+_FIELDS = ("xyz", "points", "position", "pos", "coord", "coords", "coordinates", "p")
 _MAX_HDF5_BYTES = 64 << 30
 # What numpy and zipfile raise at broken files. A header is parsed as Python, hence the third line.
 _BROKEN = (
     *(ValueError, EOFError, KeyError, TypeError, AttributeError, OverflowError),
-    *(zipfile.BadZipFile, zlib.error, RuntimeError),
-    *(SyntaxError, tokenize.TokenError),
+    *(zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, MemoryError),
+    *(SyntaxError, tokenize.TokenError, RecursionError),
 )
 
 
 def read_npy(path: Path) -> tuple[np.ndarray, None]:
-    """Read an .npy file of shape (num_points, 3 or more); arrays of Python objects are refused."""
+    """Read an .npy file of shape (num_points, 3 or more), or with fields x, y, z; Python objects are refused."""
+    return _cloud(load_npy(path), path, "the array"), None
+
+
+def load_npy(path: Path) -> np.ndarray:
+    """Open the array of an .npy file, mapped into memory.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The array.
+
+    Raises:
+        PointCloudError: If the file is broken, holds Python objects, or more than one array.
+    """
     _check_signature(path, b"\x93NUMPY")
     try:
         # Mapped first, as that compares the size of the file with the header before any memory is taken.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except _BROKEN as error:
         raise PointCloudError(f"{path}: not a readable .npy file: {_reason(error)}") from None
-    return _cloud(array, path, "the array"), None
+    rest = os.path.getsize(path) - getattr(array, "offset", 0) - array.nbytes
+    if rest:
+        raise PointCloudError(
+            f"{path}: its header promises an array of shape {array.shape}, and {rest} bytes follow it; several arrays "
+            "in one file are not read, save them as .npz"
+        )
+    return array
 
 
-def read_npz(path: Path) -> tuple[np.ndarray, None]:
-    """Read the cloud in an .npz file: its only array, or the one named points, xyz, pos, coords, data or vertices."""
-    _check_signature(path, b"PK")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            name = _choose(archive.files, path, ".npz file")
-            array = archive[name]
-    except PointCloudError:
-        raise
-    except (*_BROKEN, OSError) as error:
-        raise PointCloudError(f"{path}: not a readable .npz file: {_reason(error)}") from None
-    return _cloud(array, path, f"array {name!r}"), None
+def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read an .npz file: its only array, the one named points, xyz, coord or the like, or vertices with faces."""
+    with _Archive(path) as arrays:
+        return _read_arrays(arrays.names, arrays.load, path, ".npz file")
 
 
-def load_npz_array(path: Path, names: tuple[str, ...]) -> np.ndarray:
-    """Load the array of an .npz file that has one of some names, upper and lower case aside.
+def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read an .h5 file of one cloud, as `read_npz`; a file of many clouds is a data set, for `load_dataset`."""
+    with open_h5(path) as file:
+        return _read_arrays(_h5_names(file), lambda name: read_h5_array(file, name, path), path, ".h5 file")
+
+
+def read_array_labels(path: Path) -> np.ndarray:
+    """Read the labels in an .npz or .h5 file of one cloud: the array, or the field of the cloud, named as labels are.
 
     Args:
-        path: The file, one that `read_npz` has read.
-        names: The names.
+        path: The file.
 
     Returns:
-        The array.
+        Array of shape `(num_points,)`.
 
     Raises:
-        PointCloudError: If there is none, or it holds Python objects.
+        PointCloudError: If there is none, more than one, or it is of another shape.
     """
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = next((name for name in archive.files if name.lower() in names), None)
-            if found is None:
-                raise PointCloudError(f"{path}: has no array named {', '.join(names)}; it has {sorted(archive.files)}")
-            return archive[found]
-    except PointCloudError:
-        raise
-    except (*_BROKEN, OSError) as error:
-        raise PointCloudError(f"{path}: not a readable .npz file: {_reason(error)}") from None
-
-
-def read_h5(path: Path) -> tuple[np.ndarray, None]:
-    """Read the cloud in an .h5 file of one cloud; a file of many clouds is a data set, for `load_dataset`."""
+    if path.suffix.lower() == ".npz":
+        with _Archive(path) as arrays:
+            return _read_labels(arrays.names, arrays.load, path)
     with open_h5(path) as file:
-        names = [name for name in file if isinstance(file.get(name, getlink=True), _h5py().HardLink)]
-        name = _choose([name for name in names if hasattr(file[name], "shape")], path, ".h5 file")
-        array = read_h5_array(file, name, path)
-    if array.ndim == 3 and len(array) == 1:
-        array = array[0]
-    return _cloud(array, path, f"array {name!r}"), None
+        return _read_labels(_h5_names(file), lambda name: read_h5_array(file, name, path), path)
+
+
+def field_labels(array: np.ndarray, path: Path) -> np.ndarray:
+    """Give the labels of an array with named fields.
+
+    Args:
+        array: The array.
+        path: Its file, for messages.
+
+    Returns:
+        Array of shape `(num_points,)`.
+
+    Raises:
+        PointCloudError: If no field is named as labels are, or more than one.
+    """
+    names = list(array.dtype.names)
+    return np.ravel(array[names[pick_label(names, find_labels(names), path, "field")]])
+
+
+class _Archive:
+    """The arrays of an .npz file, as a context manager."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> _Archive:
+        _check_signature(self.path, b"PK")
+        try:
+            self._file = np.load(self.path, allow_pickle=False)
+        except (*_BROKEN, OSError) as error:
+            raise self._broken(error) from None
+        self.names = list(self._file.files)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def load(self, name: str) -> np.ndarray:
+        try:
+            return self._file[name]
+        except (*_BROKEN, OSError) as error:
+            raise self._broken(error) from None
+
+    def _broken(self, error: BaseException) -> PointCloudError:
+        return PointCloudError(f"{self.path}: not a readable .npz file: {_reason(error)}")
 
 
 def _check_signature(path: Path, signature: bytes) -> None:
@@ -95,8 +153,8 @@ def _check_signature(path: Path, signature: bytes) -> None:
         raise PointCloudError(f"{path}: not an {path.suffix} file: it starts with {head!r}, not with {signature!r}")
 
 
-def _reason(error: Exception) -> str:
-    text = _first_sentence(error)
+def _reason(error: BaseException) -> str:
+    text = first_sentence(error)
     if "Object arrays" in text or "Python objects" in text or "allow_pickle" in text:
         return "it holds Python objects, which are not loaded as they could run code; save an array of numbers"
     return text
@@ -124,7 +182,12 @@ def open_h5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r", locking=False)
     except (OSError, ValueError) as error:
-        raise PointCloudError(f"{path}: not a readable HDF5 file, or truncated: {_first_sentence(error)}") from None
+        raise PointCloudError(f"{path}: not a readable HDF5 file, or truncated: {first_sentence(error)}") from None
+
+
+def _h5_names(file: h5py.File) -> list[str]:
+    names = [name for name in file if isinstance(file.get(name, getlink=True), _h5py().HardLink)]
+    return [name for name in names if hasattr(file[name], "shape")]
 
 
 def read_h5_array(file: h5py.File, name: str, path: Path) -> np.ndarray:
@@ -151,69 +214,145 @@ def read_h5_array(file: h5py.File, name: str, path: Path) -> np.ndarray:
         raise PointCloudError(f"{path}: {name!r} is not an array")
     if array.external or array.is_virtual:
         raise PointCloudError(f"{path}: {name!r} is stored in other files; store it in this one")
-    if array.dtype.kind not in "fiu" or array.nbytes > _MAX_HDF5_BYTES:
+    numbers = array.dtype.kind in "fiu" or (array.dtype.names is not None and not array.dtype.hasobject)
+    # What is not stored at all comes out as zeros, as much as the header likes; gzip packs about a thousand to one.
+    stored = array.nbytes <= (1 << 16) + 2000 * array.id.get_storage_size()
+    if not numbers or array.nbytes > _MAX_HDF5_BYTES or not stored:
         raise PointCloudError(f"{path}: {name!r} cannot be read: {array.dtype} of shape {array.shape}")
     try:
         return array[()]
-    except (OSError, ValueError, MemoryError, RuntimeError) as error:
-        raise PointCloudError(f"{path}: {name!r} cannot be read; truncated? {_first_sentence(error)}") from None
+    except (OSError, ValueError, MemoryError, RuntimeError, TypeError, KeyError) as error:
+        raise PointCloudError(f"{path}: {name!r} cannot be read; truncated? {first_sentence(error)}") from None
 
 
-def read_las(path: Path) -> tuple[np.ndarray, None]:
-    """Read the coordinates of a .las or .laz file, scaled and shifted as its header says, in its unit."""
-    laspy = import_optional("laspy", "Reading .las and .laz files")
-    if path.suffix.lower() == ".laz" and not laspy.LazBackend.detect_available():
-        import_optional("lazrs", "Reading .laz files")
-    try:
-        with laspy.open(path) as reader:
-            promised = reader.header.point_count
-            points = np.asarray(reader.read().xyz)
-    except ImportError:
-        raise
-    except Exception as error:  # laspy and its decompressor have no common class of errors
-        raise PointCloudError(f"{path}: not a readable {path.suffix} file: {_first_sentence(error)}") from None
-    if len(points) != promised:
-        raise PointCloudError(
-            f"{path}: the header promises {promised} points, the file holds {len(points)}; truncated?"
-        )
-    return points, None
-
-
-def _choose(names: list[str], path: Path, what: str) -> str:
-    """Choose the array that holds the cloud."""
+def _by_name(names: Sequence[str], wanted: Sequence[str]) -> str | None:
     lower = {name.lower(): name for name in names}
-    chosen = next((lower[name] for name in _NAMES if name in lower), None)
-    if chosen is None and len(names) == 1:
-        chosen = names[0]
+    return next((lower[name] for name in wanted if name in lower), None)
+
+
+def _read_arrays(
+    names: list[str], load: Callable[[str], np.ndarray], path: Path, what: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read the cloud or the mesh among named arrays."""
+    of_space = _by_name(names, _OF_SPACE)
+    if of_space is not None:
+        raise PointCloudError(
+            f"{path}: has an array {of_space!r}, so its points can be samples of the space around a shape (signed "
+            f"distances, occupancies) rather than of its surface; if they are its surface, save them alone. It has "
+            f"{shorten(sorted(names), 200)}"
+        )
+    chosen = _by_name(names, _NAMES) or (names[0] if len(names) == 1 else None)
+    axes = [_by_name(names, (axis,)) for axis in "xyz"]
+    if chosen is None and None not in axes:
+        columns = [np.asarray(load(name)) for name in axes]
+        if len({column.shape for column in columns}) > 1 or columns[0].ndim != 1:
+            raise PointCloudError(f"{path}: x, y and z must be of one shape (num_points,), got {columns[0].shape}")
+        return _cloud(np.stack(columns, axis=1), path, "x, y and z"), None
     if chosen is None:
         raise PointCloudError(
             f"{path}: cannot tell which array of this {what} is the cloud: it has {sorted(names)}; name it 'points'"
         )
-    return chosen
+    points = _cloud(load(chosen), path, f"array {chosen!r}")
+    faces = _by_name(names, _FACE_NAMES)
+    if faces is None or faces == chosen:
+        return points, None
+    return points, triangulate(_faces(load(faces), path, faces), points)
+
+
+def _faces(array: np.ndarray, path: Path, name: str) -> np.ndarray:
+    """Check that an array holds the vertices of faces, also as fields v1, v2, v3; shape `(num_faces, corners)`."""
+    if array.dtype.names is not None:
+        corners = [field for field in array.dtype.names if field[:1] == "v" and field[1:].isdecimal()]
+        if len(corners) >= 3 and all(array.dtype[field].kind in "iu" for field in corners):
+            array = np.stack([array[field] for field in corners], axis=-1)
+    if array.ndim != 2 or array.shape[1] not in (3, 4) or array.dtype.kind not in "iu":
+        raise PointCloudError(
+            f"{path}: array {name!r} must hold the vertices of faces, whole numbers of shape (num_faces, 3), got "
+            f"{array.dtype} of {array.shape}; without it the points are read as a cloud"
+        )
+    return array
+
+
+def _read_labels(names: list[str], load: Callable[[str], np.ndarray], path: Path) -> np.ndarray:
+    places = find_labels(names)
+    if not places:
+        chosen = _by_name(names, _NAMES) or (names[0] if len(names) == 1 else None)
+        array = load(chosen) if chosen is not None else None
+        if array is not None and array.dtype.names is not None:
+            return field_labels(array, path)
+        raise PointCloudError(
+            f"{path}: has no array named {', '.join(LABEL_NAMES[:6])} or the like; it has {sorted(names)}"
+        )
+    labels = np.asarray(load(names[pick_label(names, places, path, "array")]))
+    if labels.ndim == 2 and 1 in labels.shape:
+        labels = labels.reshape(-1)
+    if labels.ndim != 1:
+        raise PointCloudError(f"{path}: the labels must be of shape (num_points,), got {labels.shape}")
+    return labels
 
 
 def _cloud(array: np.ndarray, path: Path, what: str) -> np.ndarray:
     """Check that an array is one cloud, and take its coordinates."""
     if not isinstance(array, np.ndarray):  # a file in an archive that is no array
         raise PointCloudError(f"{path}: {what} is not an array of numbers")
+    if array.dtype.names is not None:
+        array = _from_fields(array, path, what)
     if array.dtype.kind not in "fiu":
         raise PointCloudError(f"{path}: {what} must be of real numbers, got {array.dtype}")
+    if array.ndim == 3 and len(array) == 1:
+        array = array[0]
     if array.ndim == 3 and array.shape[2] >= 3:
         raise PointCloudError(
-            f"{path}: {what} of shape {array.shape} holds {len(array)} clouds; read one, array[i], or load them all "
-            "as a data set"
+            f"{path}: {what} of shape {array.shape} holds {len(array)} clouds, or one organised as an image; save one "
+            "cloud, array[i]; make a data set of all, PointCloudDataset(array, labels, class_names); or save an image "
+            f"as array.reshape(-1, {array.shape[2]})"
         )
-    if array.ndim != 2 or array.shape[1] < 3 or looks_transposed(array.shape):
-        hint = "; it looks transposed, save array.T" if looks_transposed(array.shape) else ""
-        raise PointCloudError(f"{path}: {what} must be of shape (num_points, 3 or more), got {array.shape}{hint}")
+    check_not_transposed(array.shape, f"{path}: {what}")
+    if array.ndim != 2 or array.shape[1] < 3:
+        raise PointCloudError(f"{path}: {what} must be of shape (num_points, 3 or more), got {array.shape}")
     return np.array(array[:, :3])
 
 
+def _from_fields(array: np.ndarray, path: Path, what: str) -> np.ndarray:
+    """Take the coordinates of an array with named fields, of any shape: x, y, z, or one field of three numbers."""
+    names = list(array.dtype.names)
+    axes = find_axes([name.lower() for name in names])
+    if axes is not None:
+        columns = [array[names[place]] for place in axes]
+        if all(column.dtype.kind in "fiu" and column.shape == array.shape for column in columns):
+            return np.stack([np.ravel(column) for column in columns], axis=1)
+    single = _by_name(names, _FIELDS)
+    if single is not None and array.dtype[single].shape == (3,):
+        return array[single].reshape(-1, 3)
+    raise PointCloudError(f"{path}: {what} has no fields x, y and z, one number each; it has {shorten(names, 200)}")
+
+
 def looks_transposed(shape: tuple[int, ...]) -> bool:
-    """Tell whether an array has one row an axis and one column a point: no cloud of 3 points has that many columns."""
-    return len(shape) == 2 and shape[0] == 3 and (shape[1] < 3 or shape[1] > 12)
+    """Tell whether an array may have one row a channel and one column a point: it has more columns than rows.
+
+    Two rows cannot be coordinates, and up to 7 columns are common for a cloud, however few points it has.
+    """
+    return len(shape) == 2 and ((shape[0] == 3 and shape[1] < 3) or (3 <= shape[0] < shape[1] and shape[1] > 7))
 
 
-def _first_sentence(error: BaseException) -> str:
+def check_not_transposed(shape: tuple[int, ...], what: str) -> None:
+    """Refuse a cloud for which `looks_transposed` holds.
+
+    Args:
+        shape: Its shape.
+        what: What it is, for the message.
+
+    Raises:
+        PointCloudError: If it may be transposed.
+    """
+    if looks_transposed(shape):
+        raise PointCloudError(
+            f"{what} must be of shape (num_points, 3 or more), got {shape}: it looks transposed; save array.T for "
+            f"{shape[1]} points with {shape[0]} numbers each, or array[:, :3] for {shape[0]} points"
+        )
+
+
+def first_sentence(error: BaseException) -> str:
+    """Give the text of an error on one line, cut to a length for messages."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import PointCloudError, shorten
+from .columns import find_labels, pick_label
+from .encoding import split_lines, to_utf8
 from .rows import parse_rows
 
 _TYPES = {
@@ -29,27 +31,39 @@ class _Header:
     encoding: str
     body: int  # offset of the data in the file
     num_lines: int
+    label: int | None = None  # field of the label that is read beside x, y and z
+
+    @property
+    def wanted(self) -> list[int]:
+        return [*(self.fields.index(axis) for axis in "xyz"), *([] if self.label is None else [self.label])]
 
     @property
     def point_bytes(self) -> int:
         return sum(dtype.itemsize * count for dtype, count in zip(self.types, self.counts, strict=True))
 
 
-def read_pcd(path: Path) -> tuple[np.ndarray, None]:
+def read_pcd(path: Path, labels: bool = False) -> tuple[np.ndarray, None]:
     """Read a .pcd file.
 
     Args:
         path: The file, DATA ascii, binary or binary_compressed.
+        labels: Also read the field that is called as labels are, upper and lower case aside.
 
     Returns:
-        Points of shape `(num_points, 3)` in the type of the file, and None. Points that the sensor did not measure
-        (NaN) are among them.
+        Points of shape `(num_points, 3)` in the type of the file, with labels `(num_points, 4)`, and None. Points that
+        the sensor did not measure (NaN) are among them.
 
     Raises:
-        PointCloudError: If the header is broken, x, y, z are missing, or the data are shorter than it promises.
+        PointCloudError: If the header is broken, x, y, z or the label are missing, or the data are shorter or longer
+            than it promises.
     """
-    data = path.read_bytes()
+    data = to_utf8(path.read_bytes())
+    if b"\n" not in data[:_MAX_HEADER]:
+        data = data.replace(b"\r", b"\n")
     header = _read_header(data, path)
+    if labels:
+        single = [place for place in find_labels(header.fields) if header.counts[place] == 1]
+        header.label = pick_label(header.fields, single, path, "field")
     if header.encoding == "ascii":
         return _read_ascii(data, header, path), None
     if header.encoding == "binary":
@@ -68,6 +82,8 @@ def _read_header(data: bytes, path: Path) -> _Header:
         offset, number = end + 1, number + 1
         if words and not words[0].startswith("#"):
             values[words[0].upper()] = words[1:]
+    if "COLUMNS" in values:  # as version 0.5 calls them
+        values.setdefault("FIELDS", values.pop("COLUMNS"))
     missing = [key for key in ("FIELDS", "SIZE", "TYPE") if key not in values]
     if missing:
         raise PointCloudError(f"{path}: the header has no {', '.join(missing)}; it has {sorted(values)}")
@@ -82,7 +98,8 @@ def _read_header(data: bytes, path: Path) -> _Header:
     try:
         types = [np.dtype(_TYPES[kind.upper(), int(size)]) for kind, size in zip(kinds, sizes, strict=True)]
         counts = [int(count) for count in counts]
-        num_points = int(values["POINTS"][0]) if "POINTS" in values else _area(values)
+        area = _area(values) if "WIDTH" in values else None
+        num_points = int(values["POINTS"][0]) if "POINTS" in values else area or 0
     except (KeyError, ValueError, IndexError):
         raise PointCloudError(
             f"{path}: header that cannot be read: SIZE {shorten(sizes)}, TYPE {shorten(kinds)}, COUNT "
@@ -90,6 +107,10 @@ def _read_header(data: bytes, path: Path) -> _Header:
         ) from None
     if num_points < 0 or any(not 0 <= count <= _MAX_COUNT for count in counts):
         raise PointCloudError(f"{path}: POINTS and COUNT cannot be {num_points} and {counts}")
+    if area is not None and area != num_points:
+        raise PointCloudError(
+            f"{path}: cannot tell how many points it holds: POINTS says {num_points}, WIDTH and HEIGHT say {area}"
+        )
     for axis in "xyz":
         if axis not in fields or counts[fields.index(axis)] != 1:
             raise PointCloudError(f"{path}: needs the fields x, y and z, one number each; it has {shorten(fields)}")
@@ -109,13 +130,22 @@ def _truncated(path: Path, header: _Header, found: str) -> PointCloudError:
     )
 
 
+def _check_end(path: Path, header: _Header, rest: bytes) -> None:
+    if rest.strip(b"\0\r\n \x1a"):
+        raise PointCloudError(
+            f"{path}: {len(rest)} bytes follow the {header.num_points} points of {header.point_bytes} bytes that its "
+            "header promises; POINTS or SIZE may be wrong"
+        )
+
+
 def _read_ascii(data: bytes, header: _Header, path: Path) -> np.ndarray:
-    lines = [line for line in data[header.body :].decode("latin-1").splitlines() if line.strip()]
+    lines = [line for line in split_lines(data[header.body :].decode("latin-1")) if line.strip()]
     if len(lines) < header.num_points:
         raise _truncated(path, header, f"{len(lines)} rows")
+    if len(lines) > header.num_points:
+        raise PointCloudError(f"{path}: the header promises {header.num_points} points, {len(lines)} rows follow")
     starts = np.cumsum([0, *header.counts])
-    columns = [int(starts[header.fields.index(axis)]) for axis in "xyz"]
-    return parse_rows(lines[: header.num_points], columns, path, header.num_lines + 1)
+    return parse_rows(lines, [int(starts[place]) for place in header.wanted], path, header.num_lines + 1)
 
 
 def _read_binary(data: bytes, header: _Header, path: Path) -> np.ndarray:
@@ -129,7 +159,8 @@ def _read_binary(data: bytes, header: _Header, path: Path) -> np.ndarray:
         ]
     )
     rows = np.frombuffer(data, dtype, header.num_points, header.body)
-    return np.stack([rows[str(header.fields.index(axis))][:, 0] for axis in "xyz"], axis=1)
+    _check_end(path, header, data[header.body + rows.nbytes :])
+    return np.stack([rows[str(place)][:, 0] for place in header.wanted], axis=1)
 
 
 def _read_compressed(data: bytes, header: _Header, path: Path) -> np.ndarray:
@@ -141,17 +172,19 @@ def _read_compressed(data: bytes, header: _Header, path: Path) -> np.ndarray:
         raise _truncated(path, header, f"{len(compressed)} of {compressed_size} compressed bytes")
     if size < header.num_points * header.point_bytes:
         raise _truncated(path, header, f"{size} bytes, of {header.point_bytes} a point")
+    _check_end(path, header, data[header.body + 8 + compressed_size :])
     try:
         plain = lzf_decompress(compressed, size)
     except ValueError as error:
         raise PointCloudError(f"{path}: the compressed data are broken: {error}") from None
     # Compressed clouds are stored field by field, so that similar bytes are neighbours.
     offset, columns = 0, {}
-    for name, dtype, count in zip(header.fields, header.types, header.counts, strict=True):
-        if name in "xyz":
-            columns[name] = np.frombuffer(plain, dtype, header.num_points, offset)
+    for place, (dtype, count) in enumerate(zip(header.types, header.counts, strict=True)):
+        if place in header.wanted:
+            columns[place] = np.frombuffer(plain, dtype, header.num_points, offset)
         offset += dtype.itemsize * count * header.num_points
-    return np.stack([columns[axis] for axis in "xyz"], axis=1)
+    _check_end(path, header, plain[offset:])
+    return np.stack([columns[place] for place in header.wanted], axis=1)
 
 
 def lzf_decompress(data: bytes, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Rows of numbers written as text, and polygons cut into triangles: shared by the readers of text formats."""
+"""Numbers and rows of numbers written as text: shared by the readers of text formats."""
 
 from __future__ import annotations
 
@@ -10,23 +10,77 @@ import numpy as np
 
 from ..errors import PointCloudError, shorten
 
+# How C libraries, spreadsheets and databases write what is no number.
+_NAN = re.compile(r"[+-]?(?:nan(?:\(\w*\))?|\d+\.\d*#(?:q?nan|snan|ind)\d*|n/?a|null)", re.IGNORECASE)
+_INF = re.compile(r"([+-]?)\d+\.\d*#inf\d*", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(?:\d*[.,])?\d+(?:[eE][+-]?\d+)?")
+_EITHER = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+
+
+def parse_number(token: str) -> float:
+    """Read a number, also one with a decimal comma or one of the ways to write NaN; nothing at all is NaN.
+
+    Args:
+        token: The number as text.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        if "_" not in token:  # which Python allows between digits
+            return float(token)
+    except ValueError:
+        pass
+    if not token or _NAN.fullmatch(token):
+        return float("nan")
+    infinite = _INF.fullmatch(token)
+    if infinite:
+        return float(f"{infinite[1]}inf")
+    if _NUMBER.fullmatch(token):
+        return float(token.replace(",", "."))
+    raise ValueError(f"not a number: {shorten(token)}")
+
+
+def is_number(token: str) -> bool:
+    """Tell whether `parse_number` reads a text that is not empty."""
+    try:
+        parse_number(token)
+    except ValueError:
+        return False
+    return bool(token)
+
+
+def thousands_or_decimals(tokens: Sequence[str], path: Path) -> None:
+    """Refuse numbers with a comma that may separate thousands as well as decimals.
+
+    Args:
+        tokens: The numbers with a comma of a file, as text.
+        path: The file, for messages.
+
+    Raises:
+        PointCloudError: If each of them has three digits after the comma and one to three before.
+    """
+    if all(_EITHER.fullmatch(token) for token in tokens):
+        whole, fraction = tokens[0].split(",")
+        raise PointCloudError(
+            f"{path}: cannot tell whether {tokens[0]} is {whole}{fraction} or {whole}.{fraction}; write decimals with "
+            "a point and thousands without a mark"
+        )
+
 
 def parse_rows(
-    lines: Sequence[str],
-    columns: Sequence[int],
-    path: Path,
-    first_line: int,
-    delimiter: str | None = None,
-    dtype: type = np.float64,
+    lines: Sequence[str], columns: Sequence[int], path: Path, first_line: int, dtype: type = np.float64
 ) -> np.ndarray:
-    """Parse lines of numbers.
+    """Parse lines of numbers with white space between them.
 
     Args:
         lines: The lines, without blank ones.
         columns: Which columns to keep.
         path: File they come from, for messages.
         first_line: Line number of the first one in the file, counted from 1, for messages.
-        delimiter: Character between the numbers; white space by default.
         dtype: Type of the numbers.
 
     Returns:
@@ -38,79 +92,20 @@ def parse_rows(
     if len(lines) == 0:
         return np.empty((0, len(columns)), dtype=dtype)
     try:
-        return np.loadtxt(lines, dtype=dtype, usecols=tuple(columns), ndmin=2, comments=None, delimiter=delimiter)
+        return np.loadtxt(lines, dtype=dtype, usecols=tuple(columns), ndmin=2, comments=None)
     except (ValueError, IndexError, OverflowError) as error:
-        for offset, line in enumerate(lines):
-            reason = bad_row(line, columns, delimiter)
-            if reason:
-                raise PointCloudError(f"{path}: line {first_line + offset}: {reason}") from None
-        raise PointCloudError(f"{path}: rows that cannot be read as numbers: {error}") from None
-
-
-def bad_row(line: str, columns: Sequence[int], delimiter: str | None) -> str | None:
-    """Say what is wrong with a row of numbers, or None when it is fine."""
-    tokens = line.split(delimiter)
-    if len(tokens) <= max(columns):
-        return f"needs at least {max(columns) + 1} columns, has {len(tokens)}: {shorten(line.strip())}"
-    for column in columns:
-        try:
-            float(tokens[column])
-        except ValueError:
-            comma = "; write decimals with a point" if re.fullmatch(r"\s*-?\d+,\d+\s*", tokens[column]) else ""
-            return f"expected a number in column {column + 1}, got {shorten(tokens[column])}{comma}"
-    return None
-
-
-def parse_text_faces(lines: Sequence[str], path: Path, first_line: int) -> np.ndarray:
-    """Parse faces written as `n i_1 ... i_n [anything]` and cut them into triangles.
-
-    Args:
-        lines: One face a line.
-        path: File they come from, for messages.
-        first_line: Line number of the first one in the file, counted from 1, for messages.
-
-    Returns:
-        Vertex indices of the triangles, int64, of shape `(num_triangles, 3)`.
-    """
-    if all(line.lstrip().startswith(("3 ", "3\t")) for line in lines):
-        return parse_rows(lines, (1, 2, 3), path, first_line, dtype=np.int64)
-    polygons: list[list[int]] = []
+        reason = error
+    table = np.empty((len(lines), len(columns)))
     for offset, line in enumerate(lines):
         tokens = line.split()
-        try:
-            corners = int(tokens[0])
-            polygon = [int(token) for token in tokens[1 : 1 + corners]]
-        except (ValueError, IndexError):
-            polygon, corners = [], 1
-        if corners < 0 or len(polygon) != corners:
-            raise PointCloudError(
-                f"{path}: line {first_line + offset}: expected a face, its number of corners and as many vertex "
-                f"numbers, got {shorten(line.strip())}"
-            )
-        polygons.append(polygon)
-    return triangulate(polygons)
-
-
-def triangulate(polygons: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
-    """Cut polygons into fans of triangles around their first corner.
-
-    Args:
-        polygons: Vertex indices of each polygon; those with fewer than 3 corners are left out. Or an array of shape
-            `(num_polygons, num_corners)`.
-
-    Returns:
-        Vertex indices, int64, of shape `(num_triangles, 3)`.
-    """
-    if isinstance(polygons, np.ndarray):
-        polygons = polygons.astype(np.int64)
-        fans = [
-            np.stack([polygons[:, 0], polygons[:, corner], polygons[:, corner + 1]], axis=1)
-            for corner in range(1, polygons.shape[1] - 1)
-        ]
-        return np.concatenate(fans) if fans else np.empty((0, 3), dtype=np.int64)
-    triangles = [
-        (polygon[0], polygon[corner], polygon[corner + 1])
-        for polygon in polygons
-        for corner in range(1, len(polygon) - 1)
-    ]
-    return np.array(triangles, dtype=np.int64).reshape(-1, 3)
+        if len(tokens) <= max(columns):
+            found = f"needs at least {max(columns) + 1} columns, has {len(tokens)}: {shorten(line.strip())}"
+            raise PointCloudError(f"{path}: line {first_line + offset}: {found}")
+        for place, column in enumerate(columns):
+            if not is_number(tokens[column]):
+                found = f"expected a number in column {column + 1}, got {shorten(tokens[column])}"
+                raise PointCloudError(f"{path}: line {first_line + offset}: {found}")
+            table[offset, place] = parse_number(tokens[column])
+    if dtype is not np.float64:
+        raise PointCloudError(f"{path}: rows that cannot be read as numbers: {reason}")
+    return table

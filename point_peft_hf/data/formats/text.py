@@ -1,68 +1,62 @@
-"""Clouds as rows of numbers: .xyz, .txt, .csv, .pts, .asc; and .off meshes."""
+"""Clouds as rows of numbers: .xyz, .txt, .csv, .pts, .asc."""
 
 from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import PointCloudError, shorten
-from .rows import bad_row, parse_rows, parse_text_faces
+from .arrays import check_not_transposed
+from .columns import clean_name, find_axes, means_columns
+from .encoding import find_encoding, read_text_lines
+from .rows import is_number, parse_number, thousands_or_decimals
 
 _COMMENTS = ("#", "//")
-# What the columns of the coordinates are called in lower case, in order of preference; with the names of ParaView.
-_AXES = (
-    ("x", "y", "z"),
-    *(tuple(f"points{mark}{axis}" for axis in range(3)) for mark in (":", "_")),
-    *((*plane, height) for plane in (("easting", "northing"), ("x", "y")) for height in ("height", "elevation", "z")),
-)
-_UNIT = re.compile(r"(?<=[^\s,;\"'])\s*(\[[^\]]*\]|\([^)]*\))")
+_DELIMITERS = (";", "\t", ",", "|")
+_UNIT = re.compile(r"(?<=[^\s,;|\"'])\s*(\[[^\]]*\]|\([^)]*\))")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
+_QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
+_EXCEL = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)
 _HEAD = 65536
-_OFF_HEADER = re.compile(r"^(?:ST)?C?N?4?n?OFF\b|^(?:ST)?C?N?4?n?OFF(?=\d)")
+_LOOK_AHEAD = 50
 
 
-def _is_number(token: str) -> bool:
-    try:
-        float(token)
-    except ValueError:
-        return False
-    return True
+def _cut(line: str, delimiter: str | None) -> list[str]:
+    """Split a line; delimiters between quotes do not count."""
+    if '"' not in line and "'" not in line:
+        return [token.strip() for token in line.split(delimiter)]
+    kept: list[str] = []
+    masked = _QUOTED.sub(lambda match: kept.append(match[0]) or f"\0{len(kept) - 1}\0", line)
+    restore = re.compile("\0(\\d+)\0")
+    return [
+        restore.sub(lambda match: kept[int(match[1])], token).strip().strip("\"'").strip()
+        for token in masked.split(delimiter)
+    ]
 
 
-def _split(line: str) -> tuple[str | None, list[str]]:
-    """Find the delimiter of a line and split it."""
-    delimiter = next((character for character in ";," if character in line), None)
-    return delimiter, [token.strip().strip("\"'") for token in line.split(delimiter)]
+def _find_delimiter(line: str) -> str | None:
+    """Find what stands between the numbers of a row; None for white space."""
+    bare = _QUOTED.sub("q", line)
+    if ";" in bare:
+        return ";"
+    if "\t" in bare and "" in [field.strip() for field in bare.strip().split("\t")]:
+        return "\t"  # a value is missing
+    words = bare.split()
+    if "," in bare and not (
+        len(words) > 2 and all(is_number(word) or _DECIMAL_COMMA.fullmatch(word) or word == "q" for word in words)
+    ):
+        return ","
+    return "|" if "|" in bare else None
 
 
-def _split_names(line: str) -> list[str]:
-    """Split a line of names of columns; in lower case, without units in brackets and the mark of a comment."""
-    return [name.lower() for name in _split(_UNIT.sub("", line.strip().lstrip("#/")))[1]]
-
-
-def read_text_lines(path: Path, limit: int = -1) -> list[str]:
-    """Read a text file as lines.
-
-    Args:
-        path: The file; UTF-8, with or without a byte order mark. Other bytes are kept as replacement characters.
-        limit: Number of bytes to read; all by default. A last line that is cut by it is left out.
-
-    Returns:
-        The lines, without line ends.
-
-    Raises:
-        PointCloudError: If the file is binary.
-    """
-    with open(path, "rb") as file:
-        data = file.read(limit)
-    if b"\0" in data[:_HEAD]:
-        raise PointCloudError(f"{path}: is binary, but its name ends with {path.suffix!r}, a text format")
-    if len(data) == limit:
-        data = data[: data.rfind(b"\n") + 1]
-    return data.decode("utf-8-sig", errors="replace").splitlines()
+def _split(line: str, delimiter: str | None = None) -> tuple[str | None, list[str]]:
+    delimiter = delimiter or _find_delimiter(line)
+    return delimiter, _cut(line, delimiter)
 
 
 @dataclass
@@ -72,6 +66,7 @@ class _Plan:
     first: int  # number of lines before the first row
     columns: list[int]
     delimiter: str | None
+    width: int  # number of columns of the first row, the others included
     promised: int | None  # number of points, when the file says it
     names: list[str] | None  # of the columns, when the file names them, in the order of `columns`
 
@@ -79,41 +74,41 @@ class _Plan:
 def read_table(path: Path) -> np.ndarray:
     """Read all the columns of numbers of a text file.
 
-    A first line with the number of points (.pts) and a line with the names of the columns are understood, as are
-    comments after `#` or `//`, and commas, semicolons or white space between the numbers.
+    A first line with the number of points (.pts, also of several blocks) and a line with the names of the columns,
+    commented or not, are understood, as are comments after `#` or `//`; commas, semicolons, bars, tabs or blanks
+    between the numbers; quoted numbers; and decimal commas.
 
     Args:
         path: The file.
 
     Returns:
-        Array of shape `(num_points, num_columns)`, float64, x, y, z first when the file names its columns.
+        Array of shape `(num_points, num_columns)`, float64, x, y, z first when the file names its columns. Missing
+        values are NaN.
 
     Raises:
-        PointCloudError: If a line cannot be read as numbers, there are fewer rows than the file says, or a header of
-            more than three names does not name the coordinates.
+        PointCloudError: If a line cannot be read as numbers, rows differ in length, there are fewer or more rows than
+            the file says, or a header does not name the coordinates or does not fit the rows.
     """
     head = read_text_lines(path, _HEAD)
     table = None
     try:
         plan = _make_plan(head, path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            table = np.loadtxt(
-                path,
-                delimiter=plan.delimiter,
-                skiprows=plan.first,
-                usecols=tuple(plan.columns),
-                ndmin=2,
-                encoding="utf-8-sig",
-            )
+        table = _parse_fast(path, plan)
     except ValueError:
-        # Other comments, other encodings, or an error that needs its line named: at leisure.
+        # Other comments, other numbers, several blocks, or an error that needs its line named: at leisure.
         lines = read_text_lines(path)
         plan = _make_plan(lines, path)
-        table = _parse_lines(lines, plan, path)
-    if plan.promised is not None and plan.promised != len(table):
-        raise PointCloudError(f"{path}: its first line promises {plan.promised} points, {len(table)} follow")
+        table = np.concatenate([_parse_rows(block, plan, path) for block in _blocks(lines, plan, path)])
+    else:
+        if plan.promised is not None and plan.promised != len(table):
+            raise _broken_promise(path, plan.promised, len(table))
+    check_not_transposed(table.shape, f"{path}: its table")
     return table
+
+
+def read_text(path: Path) -> tuple[np.ndarray, None]:
+    """Read the points of a text file: the columns named x, y and z or the like, without names the first three."""
+    return read_table(path)[:, :3], None
 
 
 def read_column_names(path: Path) -> list[str] | None:
@@ -128,129 +123,218 @@ def holds_rows(path: Path) -> bool:
         plan = _make_plan(lines, path)
     except (PointCloudError, OSError):
         return False
-    return bad_row(lines[plan.first], plan.columns, plan.delimiter) is None
+    return _bad_row(_cut(lines[plan.first], plan.delimiter), plan) is None
+
+
+def _broken_promise(path: Path, promised: int, found: int) -> PointCloudError:
+    return PointCloudError(f"{path}: its first line promises {promised} points, {found} follow")
+
+
+def _is_row(line: str) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith(_COMMENTS)
 
 
 def _make_plan(lines: list[str], path: Path) -> _Plan:
     """Look at the first lines of a text file."""
-    numbers = (i for i, line in enumerate(lines) if line.strip() and not line.lstrip().startswith(_COMMENTS))
-    first = next(numbers, None)
-    if first is None:
+    excel = _EXCEL.fullmatch(lines[0]) if lines else None
+    forced = excel[1] if excel else None
+    numbers = (i for i in range(1 if excel else 0, len(lines)) if _is_row(lines[i]))
+    ahead = [i for i, _ in zip(numbers, range(_LOOK_AHEAD), strict=False)]
+    if not ahead:
         raise PointCloudError(f"{path}: holds no row of numbers, only comments and blank lines; is it complete?")
-    names, promised = None, None
-    delimiter, tokens = _split(lines[first])
-    second = next(numbers, None)
-    if not any(_is_number(token) for token in tokens):
-        if second is None:
-            raise PointCloudError(f"{path}: holds a header, {shorten(lines[first])}, and no row of numbers")
-        names, first = _split_names(lines[first]), second
-    elif len(tokens) == 1 and tokens[0].isdigit() and second is not None and len(_split(lines[second])[1]) >= 3:
-        promised, first = int(tokens[0]), second
-    delimiter, tokens = _split(lines[first])
+    promised = None
+    tokens = _split(lines[ahead[0]], forced)[1]
+    if len(tokens) == 1 and tokens[0].isdecimal() and len(ahead) > 1 and len(_split(lines[ahead[1]], forced)[1]) >= 3:
+        promised = int(tokens[0][:20])
+        ahead.pop(0)
+    rows = [_split(lines[i], forced) for i in ahead]
+    named = _is_header([tokens for _, tokens in rows], path, rows[0][0])
+    if named and len(rows) == 1:
+        raise PointCloudError(f"{path}: holds a header, {shorten(lines[ahead[0]])}, and no row of numbers")
+    first = ahead[1] if named else ahead[0]
+    delimiter, tokens = rows[1] if named else rows[0]
     if len(tokens) < 3:
         raise PointCloudError(
             f"{path}: line {first + 1}: a point needs 3 numbers (x y z), got {len(tokens)} columns: "
             f"{shorten(lines[first].strip())}"
         )
-    columns = _column_order(names or _commented_names(lines[:first], tokens), tokens, path)
+    if named:
+        names = _fit_names(lines[ahead[0]], tokens, delimiter)
+        if names is None:
+            found = _split_names(lines[ahead[0]], _find_delimiter(lines[ahead[0]]))
+            raise PointCloudError(
+                f"{path}: its header has {len(found)} names, {shorten(found, 200)}, and its first row {len(tokens)} "
+                "columns, so that the names do not say which column is which; write one name a column"
+            )
+    else:
+        names = _commented_names(lines[: ahead[0]], tokens, delimiter, path)
+    columns = _column_order(names, tokens, path)
     if names is not None:
-        names = [names[column] if column < len(names) else "" for column in columns]
-    return _Plan(first, columns, delimiter, promised, names)
+        names = [names[column] for column in columns]
+    return _Plan(first, columns, delimiter, len(tokens), promised, names)
 
 
-def _parse_lines(lines: list[str], plan: _Plan, path: Path) -> np.ndarray:
-    """Parse the rows of a text file one by one as far as needed to say which one is wrong."""
-    numbers = [
-        index
-        for index in range(plan.first, len(lines))
-        if lines[index].strip() and not lines[index].lstrip().startswith(_COMMENTS)
-    ]
-    rows = [re.split(r"#|//", lines[index])[0] for index in numbers]
-    try:
-        return parse_rows(rows, plan.columns, path, plan.first + 1, plan.delimiter)
-    except PointCloudError:
-        for index, row in zip(numbers, rows, strict=True):  # blank lines and comments shift the line numbers
-            reason = bad_row(row, plan.columns, plan.delimiter)
-            if reason:
-                raise PointCloudError(f"{path}: line {index + 1}: {reason}") from None
-        raise
+def _is_header(rows: list[list[str]], path: Path, delimiter: str | None) -> bool:
+    """Tell whether the first row names the columns; an error where it can be names as well as a point."""
+    first, others = rows[0], rows[1:]
+    words = [place for place, token in enumerate(first) if token and not is_number(token)]
+    if words:
+        if len(words) == sum(map(bool, first)):
+            return True
+        fits = bool(others) and len(others[0]) == len(first) and all(is_number(others[0][place]) for place in words)
+        return fits and find_axes([clean_name(token) for token in first]) is not None
+    filled = first[1:] if first[0] == "" else first
+    start = next((start for start in (0, 1) if filled == [str(start + place) for place in range(len(filled))]), None)
+    if start is None or len(filled) < 3 + start or not others:
+        return False
+    if first[0] == "":
+        return True  # the name of the index of pandas
+    fractions = all(re.search(r"[.,eE]", token) for row in others for token in row[:3])
+    if start == 0 and fractions and delimiter is not None:
+        return True
+    if not fractions and (start == 1 or delimiter is None):
+        return False  # one row of whole numbers of many
+    raise PointCloudError(
+        f"{path}: its first row, {shorten(' '.join(first))}, can be the names of columns, as pandas writes them, or a "
+        f"point; delete it, or write it with a decimal point, {filled[0]}.0 and so on"
+    )
 
 
-def _commented_names(lines: list[str], tokens: list[str]) -> list[str] | None:
-    """Find the names of the columns in the last comment before the first row, if that names the coordinates."""
-    comment = next((line for line in reversed(lines) if line.lstrip().startswith(_COMMENTS)), "")
-    names = _split_names(comment)
-    return names if len(names) == len(tokens) and _find_axes(names) else None
+def _split_names(line: str, delimiter: str | None) -> list[str]:
+    """Split a line of names of columns; in lower case, without units in brackets and the mark of a comment."""
+    return [clean_name(name) for name in _cut(_UNIT.sub("", line.strip(" \r\n").lstrip("#/!%")), delimiter)]
 
 
-def _find_axes(names: list[str]) -> list[int] | None:
-    """Find the columns of the coordinates by their names."""
-    axes = next((axes for axes in _AXES if set(axes) <= set(names)), None)
-    return None if axes is None else [names.index(axis) for axis in axes]
+def _fit_names(line: str, tokens: list[str], delimiter: str | None) -> list[str] | None:
+    """Split a line into one name a column, by the delimiter of the rows or else by another one; None if none fits."""
+    width = len(tokens)
+    marks = [mark for mark in _DELIMITERS if mark in line]
+    for candidate in (*([delimiter] if delimiter else ()), *marks, None):  # names may have blanks in them
+        names = _split_names(line, candidate)
+        if len(names) == width + 1 and names[-1] == "":
+            names.pop()
+        if len(names) == width - 1 and tokens[-1] == "":
+            names.append("")
+        if len(names) == width:
+            return names
+    return None
+
+
+def _commented_names(lines: list[str], tokens: list[str], delimiter: str | None, path: Path) -> list[str] | None:
+    """Find the names of the columns in the comments before the first row."""
+    for line in reversed(lines):
+        if not line.lstrip().startswith(_COMMENTS):
+            continue
+        line = re.sub(r"^[\s#/]*\w+\s*:(?=\s)", "", line)  # "columns: x y z"
+        names = _fit_names(line, tokens, delimiter)
+        if names is not None and not any(is_number(name) for name in names):
+            marked = any(mark in line for mark in _DELIMITERS) and all(names)
+            if marked or means_columns(names):
+                return names
+        words = _split_names(line, next((mark for mark in _DELIMITERS if mark in line), None))
+        if words[:3] == ["x", "y", "z"]:
+            return ["x", "y", "z"] + [""] * (len(tokens) - 3)
+        if {"x", "y", "z"} <= set(words):
+            raise PointCloudError(
+                f"{path}: the comment {shorten(line.strip(), 100)} names {len(words)} columns, and the first row has "
+                f"{len(tokens)}; write one name a column, or delete the comment if x, y, z come first"
+            )
+    return None
 
 
 def _column_order(names: list[str] | None, tokens: list[str], path: Path) -> list[int]:
     """Choose the columns: x, y, z by name where there are names, then the other columns of numbers, in order."""
-    first = [0, 1, 2] if names is None else _find_axes(names)
+    first = [0, 1, 2] if names is None else find_axes(names)
     if first is None:
-        if sum(map(bool, tokens)) > 3:  # a last one may be empty
-            raise PointCloudError(
-                f"{path}: cannot tell which columns are the coordinates; name them x, y and z in its header, which "
-                f"has {shorten(names, 200)}"
-            )
-        first = [0, 1, 2]
-    numeric = [column for column, token in enumerate(tokens) if _is_number(token)]
+        degrees = any(name.startswith(("lat", "lon")) for name in names)
+        raise PointCloudError(
+            f"{path}: cannot tell which columns are the coordinates; name them x, y and z in its header, which "
+            f"has {shorten(names, 200)}"
+            + ("; degrees have to be projected to metres before, for example with pyproj" if degrees else "")
+        )
+    numeric = [column for column, token in enumerate(tokens) if is_number(token)]
     return first + [column for column in numeric if column not in first]
 
 
-def read_text(path: Path) -> tuple[np.ndarray, None]:
-    """Read the points of a text file: the columns named x, y and z or the like, without names the first three."""
-    return read_table(path)[:, :3], None
-
-
-def read_off(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read an .off mesh, ModelNet40's with the counts glued to the first word (`OFF490 518 0`) included.
-
-    Args:
-        path: The file, ascii.
-
-    Returns:
-        Vertices of shape `(num_vertices, 3)`, and triangles of shape `(num_triangles, 3)` or None.
-
-    Raises:
-        PointCloudError: If the header is not one of an .off file, or there are fewer lines than it promises.
-    """
-    raw = read_text_lines(path)
-    numbered = [(index + 1, line.split("#")[0].strip()) for index, line in enumerate(raw)]
-    numbered = [(number, line) for number, line in numbered if line]
-    if not numbered:
-        raise PointCloudError(f"{path}: holds nothing but comments and blank lines")
-    first, body = numbered[0][1], 1
-    match = _OFF_HEADER.match(first)
-    if match:
-        rest = first[match.end() :].split()
-    elif len(first.split()) == 3:
-        rest = first.split()  # the keyword is optional
-    else:
-        raise PointCloudError(f"{path}: an .off file starts with 'OFF', this one with {shorten(first)}")
-    if rest and rest[0].upper() == "BINARY":
-        raise PointCloudError(f"{path}: binary .off is not read; write it as ascii .off or as .ply")
-    if not rest:
-        rest, body = (numbered[1][1].split() if len(numbered) > 1 else []), 2
-    if len(rest) < 2 or not (rest[0].isdigit() and rest[1].isdigit()):
-        raise PointCloudError(
-            f"{path}: expected the numbers of vertices, faces and edges after 'OFF', got {shorten(' '.join(rest))}"
+def _parse_fast(path: Path, plan: _Plan) -> np.ndarray:
+    """Parse a whole file with numpy; ValueError for whatever that does not understand."""
+    everything = len(plan.columns) == plan.width  # then numpy checks that each row has that many
+    with open(path, "rb") as file:
+        encoding = find_encoding(file.read(1024))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = np.loadtxt(
+            path,
+            delimiter=plan.delimiter,
+            skiprows=plan.first,
+            usecols=None if everything else tuple(plan.columns),
+            ndmin=2,
+            encoding=encoding,
         )
-    num_vertices, num_faces = int(rest[0]), int(rest[1])
-    lines = [line for _, line in numbered[body:]]
-    if num_vertices == 0:
-        raise PointCloudError(f"{path}: its header promises 0 vertices; there is nothing to sample")
-    if len(lines) < num_vertices + num_faces:
-        raise PointCloudError(
-            f"{path}: its header promises {num_vertices} vertices and {num_faces} faces, "
-            f"{len(lines)} lines follow; truncated?"
-        )
-    start = numbered[body][0]
-    vertices = parse_rows(lines[:num_vertices], (0, 1, 2), path, start)
-    faces = parse_text_faces(lines[num_vertices : num_vertices + num_faces], path, start + num_vertices)
-    return vertices, faces if len(faces) else None
+    in_order = plan.columns == list(range(len(plan.columns)))
+    return table[:, plan.columns] if everything and not in_order else table
+
+
+def _blocks(lines: list[str], plan: _Plan, path: Path) -> Iterator[list[tuple[int, str]]]:
+    """Give the rows without comments, with the numbers of their lines; one list for each block of a .pts."""
+    rows = [
+        (number, re.split(r"#(?!(?:QNAN|SNAN|IND|INF|NAN))|//", lines[number - 1], flags=re.IGNORECASE)[0])
+        for number in range(plan.first + 1, len(lines) + 1)
+        if _is_row(lines[number - 1])
+    ]
+    if plan.promised is None:
+        yield rows
+        return
+    start, promised = 0, plan.promised
+    while True:
+        end = min(start + promised, len(rows))
+        following = rows[end][1].strip() if end < len(rows) else None
+        if end - start < promised or (following is not None and not following.isdecimal()):
+            raise _broken_promise(path, promised, (end if following is None else len(rows)) - start)
+        yield rows[start:end]
+        if following is None:
+            return
+        start, promised = end + 1, int(following[:20])
+
+
+def _parse_rows(rows: list[tuple[int, str]], plan: _Plan, path: Path) -> np.ndarray:
+    """Parse the rows of a text file, one by one as far as numpy does not understand them."""
+    everything = len(plan.columns) == plan.width
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            table = np.loadtxt(
+                [row for _, row in rows],
+                delimiter=plan.delimiter,
+                usecols=None if everything else tuple(plan.columns),
+                ndmin=2,
+                comments=None,
+            )
+        return table[:, plan.columns].reshape(-1, len(plan.columns)) if everything else table
+    except ValueError:
+        pass
+    table = np.empty((len(rows), len(plan.columns)))
+    with_comma: list[str] = []
+    for place, (number, row) in enumerate(rows):
+        tokens = _cut(row, plan.delimiter)
+        reason = _bad_row(tokens, plan)
+        if reason:
+            raise PointCloudError(f"{path}: line {number}: {reason}")
+        chosen = [tokens[column] for column in plan.columns]
+        with_comma += [token for token in chosen if "," in token]
+        table[place] = [parse_number(token) for token in chosen]
+    if with_comma:
+        thousands_or_decimals(with_comma, path)
+    return table
+
+
+def _bad_row(tokens: Sequence[str], plan: _Plan) -> str | None:
+    """Say what is wrong with a row of numbers, or None when it is fine."""
+    if len(tokens) <= max(plan.columns):
+        return f"needs at least {max(plan.columns) + 1} columns, has {len(tokens)}: {shorten(' '.join(tokens))}"
+    for column in plan.columns:
+        if not is_number(tokens[column]) and tokens[column] != "":
+            return f"expected a number in column {column + 1}, got {shorten(tokens[column])}"
+    if len(plan.columns) == plan.width != len(tokens) and any(tokens[plan.width :]):
+        return f"has {len(tokens)} columns, and the first row {plan.width}: {shorten(' '.join(tokens))}"
+    return None

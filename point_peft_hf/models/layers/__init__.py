@@ -6,6 +6,7 @@ from .encoder import PointTransformerEncoder
 from .patch_embedding import PatchEmbedding
 from .position_embedding import PositionEmbedding
 from .segmentation_head import SegmentationHead, TokenFusion, TokenPyramid
+from .sine_position_embedding import SinePositionEmbedding
 from .slotted import SlottedModule, is_pretrained, original, trained_weight
 from .transformer import PointAttention, PointMLP, PointTransformerLayer, TokenLayer
 
@@ -20,6 +21,7 @@ __all__ = [
     "PositionEmbedding",
     "SegmentationHead",
     "ShallowClassificationHead",
+    "SinePositionEmbedding",
     "TokenFusion",
     "TokenPyramid",
     "SlottedModule",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ...slots import Stage, TokenSlot
+from ...slots import Backbone, Stage, TokenSlot
 from ...tokens import Tokens
 from .transformer import PointTransformerLayer
 
@@ -37,14 +37,12 @@ class PointTransformerEncoder(nn.Module):
         )
         self.own_tokens = OwnTokens()
 
-    def forward(
-        self, tokens: Tokens, backbone: nn.Module, levels: tuple[int, ...] = ()
-    ) -> tuple[Tokens, list[Tokens]]:
+    def forward(self, tokens: Tokens, backbone: Backbone, levels: tuple[int, ...] = ()) -> tuple[Tokens, list[Tokens]]:
         """Run the blocks.
 
         Args:
             tokens: The tokens that enter the stage.
-            backbone: The model, which answers the adapters in front of the blocks.
+            backbone: What answers the adapters in front of the blocks.
             levels: Numbers of the blocks, counted from 0 in this stage, whose output is wanted.
 
         Returns:

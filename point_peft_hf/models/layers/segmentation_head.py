@@ -159,7 +159,7 @@ class SegmentationHead(TaskModule):
         if read_out is not None:
             pooled = read_out(pooled)
         if self.num_categories:
-            category = pooled.new_zeros(len(pooled), self.num_categories)
+            category = pooled.new_zeros(pooled.shape[0], self.num_categories)
             if category_ids is not None:
                 category = F.one_hot(category_ids, self.num_categories).to(pooled.dtype)
             pooled = torch.cat([pooled, category], dim=-1)

@@ -1,7 +1,7 @@
 """Point-M2AE: multi-scale masked autoencoders for point clouds (arXiv 2205.14401).
 
-From the top: points -> nested groups -> for each stage tokens and blocks -> read-out (`PointM2AEModel.encode`), and the
-heads on it.
+From the top: points -> nested groups -> for each stage tokens and blocks -> read-out (`PointM2AEModel.encode`), and
+the heads on it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...ops import gather_points, group_points
-from ...slots import LayerSlot, PointSlot, ReadoutSlot, Stage
+from ...slots import Backbone, LayerSlot, PointSlot, ReadoutSlot, Stage
 from ...tokens import Cloud, Memo, Tokens, start_tokens
 from ..layers import (
     ClassificationHead,
@@ -54,8 +54,8 @@ class PointM2AEPreTrainedModel(PointPreTrainedModel):
 class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel):
     """The encoder: in each stage groups -> tokens -> blocks, the tokens of a stage being the points of the next.
 
-    The pooled features are mean and maximum over the tokens of the last stage, added up or side by side as `pooling` of
-    the configuration says.
+    The pooled features are mean and maximum over the tokens of the last stage, added up or side by side as `pooling`
+    of the configuration says.
 
     Args:
         config: Configuration.
@@ -188,7 +188,8 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
             norm.
         """
         cloud = Cloud(points, points, sample_ids, memo or Memo(precomputed))
-        cloud = self.point_slot(cloud, self)
+        backbone = Backbone(self)
+        cloud = self.point_slot(cloud, backbone)
         hierarchy = self.group(cloud.points)
         features, left, carry, losses = None, [], {}, ()
         for stage, encoder in enumerate(self.stages):
@@ -198,7 +199,7 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
             tokens = self._tokens(stage, hierarchy, features, cloud)
             if stage == 0:
                 self.stages[0].own_tokens(tokens)
-            tokens, _ = encoder(tokens.continuing(carry, losses), self)
+            tokens, _ = encoder(tokens.continuing(carry, losses), backbone)
             left.append(tokens)
             features, cloud, carry, losses = tokens.patches, tokens.cloud, tokens.carry, tokens.losses
         normed = tokens.with_features(self.through("layernorm", tokens.features))

@@ -12,7 +12,7 @@ from transformers.utils import can_return_tuple
 
 from ...layers import FreezableBatchNorm1d
 from ...ops import chamfer_distance, gather_points, inverse_distance_weights
-from ...slots import Stage
+from ...slots import Backbone, Stage
 from ...tokens import Cloud, start_tokens
 from ..layers import PointTransformerEncoder, PositionEmbedding
 from ..modeling_outputs import PointReconstructionOutput
@@ -234,7 +234,7 @@ class PointM2AEForPreTraining(PointM2AEPreTrainedModel):
                 gather_points(hierarchy.centers[stage], here.indices),
             )
             positions, mask = model.position_embeddings[stage](centers), here.attention_mask(features.dtype)
-            tokens, _ = encoder(start_tokens(features, centers, cloud, positions, mask=mask), model)
+            tokens, _ = encoder(start_tokens(features, centers, cloud, positions, mask=mask), Backbone(model))
             table = here.scatter(tokens.patches, table)
             norm = self.stage_layernorms[stage] if stage < len(self.stage_layernorms) else model.layernorm
             encoded.append(norm(tokens.patches))
@@ -257,7 +257,9 @@ class PointM2AEForPreTraining(PointM2AEPreTrainedModel):
                     centers, hierarchy.centers[stage + 1], visible[stage].scatter(tokens, empty), hidden_states
                 )
             positions = self.decoder_position_embeddings[step](centers)
-            tokens, _ = decoder(start_tokens(hidden_states, centers, Cloud(centers, centers), positions), self)
+            tokens, _ = decoder(
+                start_tokens(hidden_states, centers, Cloud(centers, centers), positions), Backbone(self)
+            )
             hidden_states = tokens.patches
         return self.decoder_layernorm(hidden_states), last + 1 - len(self.decoder_stages)
 

@@ -12,6 +12,8 @@ class PointMAEConfig(SingleStageConfig):
     """Configuration of Point-MAE (arXiv 2203.06604); the defaults are the published ModelNet40 classifier.
 
     Args:
+        position_embedding: What the position embedding of a group is made of: the "coordinates" of its centre, or
+            their sines and cosines ("sincos"), as in PCP-MAE (arXiv 2408.08753).
         decoder_num_hidden_layers: Blocks of the decoder (pre-training only).
         decoder_num_attention_heads: Attention heads of the decoder.
         mask_ratio: Share of the groups that is masked in pre-training.
@@ -24,6 +26,7 @@ class PointMAEConfig(SingleStageConfig):
 
     model_type = "point_mae"
 
+    position_embedding: str = "coordinates"
     decoder_num_hidden_layers: int = 4
     decoder_num_attention_heads: int = 6
     mask_ratio: float = 0.6
@@ -32,6 +35,16 @@ class PointMAEConfig(SingleStageConfig):
         super()._check_ranges()
         for name in ("decoder_num_hidden_layers", "decoder_num_attention_heads"):
             self._check_positive(name, getattr(self, name))
+        if self.position_embedding not in ("coordinates", "sincos"):
+            raise ValueError(
+                f'`position_embedding` of {type(self).__name__} must be "coordinates" or "sincos", got '
+                f"{self.position_embedding!r}."
+            )
+        if self.position_embedding == "sincos" and self.hidden_size % 6:
+            raise ValueError(
+                f"`hidden_size` of {type(self).__name__} must be a multiple of 6 with "
+                f'position_embedding="sincos" (sine and cosine of three axes), got {self.hidden_size}.'
+            )
         if not 0 < self.mask_ratio < 1:
             raise ValueError(
                 f"`mask_ratio` of {type(self).__name__} must be above 0 and below 1, got {self.mask_ratio}."

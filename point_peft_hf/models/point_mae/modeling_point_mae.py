@@ -13,7 +13,7 @@ from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from ...ops import chamfer_distance, gather_points, group_points
-from ...slots import LayerSlot, PointSlot, ReadoutSlot, Stage
+from ...slots import Backbone, LayerSlot, PointSlot, ReadoutSlot, Stage
 from ...tokens import Cloud, Memo, Tokens, start_tokens
 from ..configuration import SingleStageConfig
 from ..layers import (
@@ -22,6 +22,7 @@ from ..layers import (
     PatchEmbedding,
     PointTransformerEncoder,
     PositionEmbedding,
+    SinePositionEmbedding,
     SlottedModule,
     TokenFusion,
     is_pretrained,
@@ -131,7 +132,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         positions = position_embedding(centers, frozen)
         if class_token is None:
             return start_tokens(features, centers, cloud, positions)
-        token, position = class_token(len(features))
+        token, position = class_token(features.shape[0])
         features, positions = torch.cat([token, features], dim=1), torch.cat([position, positions], dim=1)
         return start_tokens(features, centers, cloud, positions, num_prefix=1)
 
@@ -158,7 +159,8 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
             Tokens, read-out and the tokens of `levels`, after the final norm.
         """
         cloud = Cloud(points, points, sample_ids, memo or Memo(precomputed))
-        cloud = self.point_slot(cloud, self)
+        backbone = Backbone(self)
+        cloud = self.point_slot(cloud, backbone)
         neighborhoods, centers = self.group(cloud.points)
         embedded = self.embed_groups(neighborhoods)
         if cloud.points is points:
@@ -166,7 +168,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         features = self.patch_embedding_slot(embedded, neighborhoods)
         tokens = self._with_class_token(features, centers, cloud)
         self.encoder.own_tokens(tokens)
-        tokens, left = self.encoder(tokens, self, levels)
+        tokens, left = self.encoder(tokens, backbone, levels)
         normed = tokens.with_features(self.through("layernorm", tokens.features))
         pooled = normed.patches.amax(dim=1)
         if self.class_token is not None:
@@ -188,7 +190,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         """
         cloud = Cloud(centers, centers)
         tokens = self._with_class_token(self.embed_groups(neighborhoods), centers, cloud)
-        tokens, _ = self.encoder(tokens, self)
+        tokens, _ = self.encoder(tokens, Backbone(self))
         return tokens.with_features(self.through("layernorm", tokens.features)).patches
 
     # -- As pre-trained -----------------------------------------------------------------------------------------------
@@ -243,6 +245,8 @@ class PointMAEModel(SingleStageEncoder, PointMAEPreTrainedModel):
     def __init__(self, config: PointMAEConfig, use_class_token: bool = True):
         super().__init__(config)
         self._build(config, use_class_token)
+        if config.position_embedding == "sincos":
+            self.position_embedding = SinePositionEmbedding(config.position_hidden_size, config.hidden_size)
         self.post_init()
 
 
@@ -359,10 +363,10 @@ class PointMAEForPreTraining(PointMAEPreTrainedModel):
 
         masked_centers = gather_points(group_centers, masked)
         all_centers = torch.cat([visible_centers, masked_centers], dim=1)
-        mask_tokens = self.mask_token.expand(len(points), num_masked, -1).to(hidden_states.dtype)
+        mask_tokens = self.mask_token.expand(points.shape[0], num_masked, -1).to(hidden_states.dtype)
         features = torch.cat([hidden_states, mask_tokens], dim=1)
         positions = self.decoder_position_embedding(all_centers)
-        tokens, _ = self.decoder(start_tokens(features, all_centers, Cloud(points, points), positions), self)
+        tokens, _ = self.decoder(start_tokens(features, all_centers, Cloud(points, points), positions), Backbone(self))
         hidden_states = self.decoder_layernorm(tokens.features[:, -num_masked:])
         reconstruction = self.reconstruction_head(hidden_states).unflatten(2, (-1, 3)).float()
         target = gather_points(neighborhoods.flatten(2), masked).unflatten(2, (-1, 3))

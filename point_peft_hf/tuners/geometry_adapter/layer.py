@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +11,11 @@ from torch.nn import functional as F
 
 from ...layers import FreezableBatchNorm1d, add_product, recompute_in_backward, with_known_value
 from ...ops import farthest_point_sample, gather_points, inverse_distance_weights, knn_indices
-from ...slots import AdapterSlot, BranchSlot, OutputSlot, TokenSlot
+from ...slots import AdapterSlot, Backbone, BranchSlot, OutputSlot, TokenSlot
 from ...tokens import Tokens
 from ..base import BranchLayer, SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
+from ..explain import Picture, Places
 from .config import GeometryOptions
 from .local_attention import LocalAttention
 
@@ -63,7 +65,7 @@ class SharedAttentionLayer(SlotLayer):
         attention.reset_parameters()
         return {"local_attention": attention}
 
-    def adapt(self, name: str, tokens: Tokens, backbone: nn.Module) -> Tokens:
+    def adapt(self, name: str, tokens: Tokens, backbone: Backbone) -> Tokens:
         """Share it."""
         return tokens.sharing(f"{self.key(name)}.local_attention", self.part("local_attention", name))
 
@@ -123,24 +125,26 @@ class OutputLayer(SlotLayer):
         layout = "".join(f"/{span.owner}:{span.count}:{span.coordinates is not None}" for span in tokens.spans)
         return tokens.cloud.memo.once(
             f"{self.key(name)}.neighborhoods.{self.slot.stage.index}{layout}",
-            lambda: self._find_neighborhoods(self.configs[name], tokens),
+            lambda: self.find_neighborhoods(name, tokens),
         )
 
-    def _find_neighborhoods(self, config: GeometryOptions, tokens: Tokens) -> LocalNeighborhoods:
+    def find_neighborhoods(self, name: str, tokens: Tokens) -> LocalNeighborhoods:
+        """Find the neighbourhoods of the tokens of a block; [`_neighborhoods`] does so once in a forward pass."""
         centers = tokens.centers.detach()
         points, ranges = table_points(tokens).detach(), placed_ranges(tokens)
-        num_centers, num_neighbors = self._neighborhood_size(config, centers.shape[1], points.shape[1])
-        center_indices = self.choose_centers(points, num_centers)
-        neighbor_indices = self.choose_neighbors(gather_points(points, center_indices), points, num_neighbors)
+        num_centers, num_neighbors = self._neighborhood_size(self.configs[name], centers.shape[1], points.shape[1])
+        center_indices = self.choose_centers(name, points, num_centers)
+        local_centers = gather_points(points, center_indices)
+        neighbor_indices = self.choose_neighbors(name, local_centers, points, num_neighbors)
         places = torch.cat([torch.arange(*limits, device=points.device) for limits in ranges])
-        first_rows = torch.arange(len(points), device=points.device)[:, None] * tokens.features.shape[1]
+        first_rows = torch.arange(points.shape[0], device=points.device)[:, None] * tokens.features.shape[1]
         return LocalNeighborhoods(
             center_indices,
             neighbor_indices,
             center_rows=(first_rows + places[center_indices]).flatten(),
             # Laid out as the local attention wants it, which would otherwise make a copy in each block.
             neighbor_rows=(first_rows[:, None] + places[neighbor_indices]).flatten(0, 1).t().contiguous().t(),
-            weights=self.propagation_weights(centers, points, center_indices, ranges[-1][0]),
+            weights=self.propagation_weights(name, centers, points, center_indices, ranges[-1][0]),
         )
 
     def _neighborhood_size(self, config: GeometryOptions, num_groups: int, num_rows: int) -> tuple[int, int]:
@@ -157,10 +161,11 @@ class OutputLayer(SlotLayer):
             num_neighbors = min(max(self.slot.stage.group_size // 2, 1), num_rows)
         return num_centers, num_neighbors
 
-    def choose_centers(self, points: torch.Tensor, num_centers: int) -> torch.Tensor:
+    def choose_centers(self, name: str, points: torch.Tensor, num_centers: int) -> torch.Tensor:
         """Which tokens are local centres.
 
         Args:
+            name: Name of the adapter.
             points: Places of the tokens, of shape `(batch_size, num_places, 3)`.
             num_centers: How many.
 
@@ -169,7 +174,9 @@ class OutputLayer(SlotLayer):
         """
         return farthest_point_sample(points, num_centers)
 
-    def choose_neighbors(self, centers: torch.Tensor, points: torch.Tensor, num_neighbors: int) -> torch.Tensor:
+    def choose_neighbors(
+        self, name: str, centers: torch.Tensor, points: torch.Tensor, num_neighbors: int
+    ) -> torch.Tensor:
         """Which tokens are the neighbourhood of each local centre, `(batch_size, num_centers, num_neighbors)`."""
         return knn_indices(centers, points, num_neighbors)
 
@@ -185,7 +192,7 @@ class OutputLayer(SlotLayer):
                 f"Block {self.slot.layer_index} got no local attention of adapter {name!r}. Let its tokens pass the "
                 "token slot first (see point_peft_hf.slots), and leave that slot out of `exclude_modules`."
             )
-        return attention.attend_and_take_maximum(features, rows, self.drop_path(name, features, len(rows)))
+        return attention.attend_and_take_maximum(features, rows, self.drop_path(name, features, rows.shape[0]))
 
     def drop_path(self, name: str, features: torch.Tensor, num_neighborhoods: int) -> torch.Tensor | None:
         """Stochastic depth: a factor for each neighbourhood, as in the published code; `None` for 1."""
@@ -210,17 +217,18 @@ class OutputLayer(SlotLayer):
             if config.init_weights != "published":
                 # The norm's weight starts at 0: only so a fresh adapter changes nothing.
                 center_terms = center_terms * batch_norm.weight
-            local = (F.gelu(batch_norm(pooled)) + center_terms).unflatten(0, (len(features), -1))
+            local = (F.gelu(batch_norm(pooled)) + center_terms).unflatten(0, (features.shape[0], -1))
             features = add_product(features, weights.to(local.dtype), local, config.propagation_scale)
         bottleneck = self.part("output_bottleneck", name)
         return features if bottleneck is None else bottleneck.add_to(features)
 
     def propagation_weights(
-        self, centers: torch.Tensor, points: torch.Tensor, center_indices: torch.Tensor, num_front: int
+        self, name: str, centers: torch.Tensor, points: torch.Tensor, center_indices: torch.Tensor, num_front: int
     ) -> torch.Tensor:
         """Weights from the local centres to the tokens of a block.
 
         Args:
+            name: Name of the adapter.
             centers: Centres of the patch tokens, of shape `(batch_size, num_groups, 3)`.
             points: Places of all tokens that have one, of shape `(batch_size, num_places, 3)`.
             center_indices: Which of these the local centres are, of shape `(batch_size, num_local_centers)`.
@@ -242,11 +250,29 @@ class OutputLayer(SlotLayer):
 
         def compute(*places: torch.Tensor) -> torch.Tensor:
             points = _table(places)
-            return self.propagation_weights(places[-1], points, neighborhoods.center_indices, num_front)
+            return self.propagation_weights(name, places[-1], points, neighborhoods.center_indices, num_front)
 
         # Not once for all blocks with its graph: gradient checkpointing goes backward through every block on its own,
         # so blocks must not share a part of the graph.
         return with_known_value(neighborhoods.weights, compute, *places)
+
+    # -- To be looked at ----------------------------------------------------------------------------------------------
+
+    def explain(self, name: str, result: Tokens, *inputs: Tokens) -> Iterator[Picture]:
+        """Show the local centres, and how far the patch tokens are from them."""
+        indices, points = self._neighborhoods(name, result).center_indices[0], table_points(result)[0]
+        is_inserted = indices < len(points) - result.num_patches
+        local, centers = points[indices], result.centers[0]
+        yield Picture(
+            "distance of the token to its nearest local centre",
+            [
+                Places("local centre", local[~is_inserted]),
+                Places("local centre that is an inserted token", local[is_inserted], on_top=True),
+            ],
+            values=torch.cdist(centers, local).amin(dim=1),
+            coordinates=centers,
+            unit="cloud radius = 1",
+        )
 
 
 def table_points(tokens: Tokens) -> torch.Tensor:
@@ -258,7 +284,7 @@ def _table(places: list[torch.Tensor] | tuple[torch.Tensor, ...]) -> torch.Tenso
     centers = places[-1]
     if len(places) == 1:
         return centers
-    front = [place.to(centers.dtype).expand(len(centers), -1, -1) for place in places[:-1]]
+    front = [place.to(centers.dtype).expand(centers.shape[0], -1, -1) for place in places[:-1]]
     return torch.cat([*front, centers], dim=1)
 
 

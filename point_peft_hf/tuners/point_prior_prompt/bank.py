@@ -199,8 +199,8 @@ def check_bank(bank: PointPriorBank, hidden_size: int, config: PromptOptions) ->
         raise ValueError("The bank has features that are not finite. Build it again: build_point_prior_bank(...).")
     if bank.query != config.query:
         raise ValueError(
-            f"The bank was built with query={bank.query!r}, but the adapter asks with query={config.query!r}. Build it "
-            "again for this adapter."
+            f"The bank was built with query={bank.query!r}, but the adapter asks with query={config.query!r}. Build "
+            "it again for this adapter."
         )
     _check_entries(bank, config)
 

@@ -125,9 +125,9 @@ def build_point_prior_bank(
 def _check_arguments(model: nn.Module, num_passes: int, augment: Callable | None) -> None:
     if not hasattr(model, "frozen_features"):
         raise ValueError(
-            f"{type(model).__name__} has no method `frozen_features(points)`, which returns the features of the frozen "
-            "encoder, of shape (batch_size, hidden_size). The backbones of point_peft_hf have it; define it on your "
-            "own backbone."
+            f"{type(model).__name__} has no method `frozen_features(points)`, which returns the features of the "
+            "frozen encoder, of shape (batch_size, hidden_size). The backbones of point_peft_hf have it; define "
+            "it on your own backbone."
         )
     if isinstance(num_passes, bool) or not isinstance(num_passes, int) or num_passes < 1:
         raise ValueError(f"`num_passes` must be a number of at least 1, got {num_passes!r}.")

@@ -38,8 +38,8 @@ class PromptOptions:
         leave_own_entry_out: Whether a training cloud does not retrieve its own entry, as it never can when it is a
             test cloud. The model must be passed the `sample_ids` that the bank was built with; -1 is no cloud.
         query: What the bank holds and is asked with. "encoder": the feature of the whole frozen encoder, as published,
-            which takes a second pass through it. "tokens": the mean over the patch tokens that enter the blocks (of the
-            last stage), for a single pass.
+            which takes a second pass through it. "tokens": the mean over the patch tokens that enter the blocks (of
+            the last stage), for a single pass.
         bank_size: Number of entries of the bank, kept up to date when a bank is set, so that loading can allocate it.
         bank_dtype: What the bank is stored as, in memory as in the file: "float32", or "int8" with a scale for each
             entry.

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .bank import bank_layers
+from .bank import BankBuffers, bank_layers
 from .build import query_features
+from .config import PromptOptions
 from .retrieval import normalized_queries, search
 
 
@@ -63,9 +64,23 @@ def explain_retrieval(model: nn.Module, points: torch.Tensor, adapter_name: str 
     config, bank = layer.configs[name], layer.banks[name]
     if len(bank) == 0:
         raise ValueError(f"Adapter {name!r} has an empty bank. Build it: build_point_prior_bank(model, dataloader).")
-    device = bank.features.device
+    query = query_features(model, config.query)(points.to(bank.features.device))
+    return report_retrieval(query, bank, config)
+
+
+def report_retrieval(query: torch.Tensor, bank: BankBuffers, config: PromptOptions) -> RetrievalReport:
+    """What a bank answers, as far down as prompts are enhanced with it.
+
+    Args:
+        query: Features of the clouds, of shape `(batch_size, hidden_size)`.
+        bank: The bank, with at least one entry.
+        config: Configuration of the adapter.
+
+    Returns:
+        Entries, classes and weights.
+    """
     answer = search(
-        normalized_queries(query_features(model, config.query)(points.to(device))),
+        normalized_queries(query),
         bank.entries,
         config.required_bank_size,
         config.retrieved_count,

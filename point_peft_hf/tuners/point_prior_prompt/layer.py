@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...slots import AdapterSlot, EntrySlot, PointSlot, ReadoutSlot, TokenSlot
+from ...slots import AdapterSlot, Backbone, EntrySlot, PointSlot, ReadoutSlot, TokenSlot
 from ...tokens import Cloud, Tokens
 from ..base import SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
+from ..explain import Picture, Places, References
 from .bank import BankBuffers, PointPriorBank, check_bank, select_entries
 from .config import PromptOptions
 from .dynamics import update_entries
+from .explain import report_retrieval
 from .retrieval import retrieve
 
 # What remains of an entry in a step of `bank_update="ema"`.
@@ -80,7 +82,7 @@ class PromptCoordinatesLayer(SlotLayer):
         coordinates.spread_on_sphere(0.5)
         return {"prompt_coordinates": coordinates}
 
-    def adapt(self, name: str, cloud: Cloud, backbone: nn.Module) -> Cloud:
+    def adapt(self, name: str, cloud: Cloud, backbone: Backbone) -> Cloud:
         """Share the coordinates."""
         return cloud.sharing(f"{self.key(name)}.coordinates", self.part("prompt_coordinates", name).weight)
 
@@ -119,7 +121,7 @@ class BankLayer(SlotLayer):
         self.banks[adapter_name].fill(bank)
         config.bank_size = len(bank)
 
-    def adapt(self, name: str, tokens: Tokens, backbone: nn.Module) -> Tokens:
+    def adapt(self, name: str, tokens: Tokens, backbone: Backbone) -> Tokens:
         """Share what the prompts are enhanced with."""
         config, bank, own_ids = self.configs[name], self.banks[name], None
         query = self._query(name, config, tokens, backbone)
@@ -145,13 +147,13 @@ class BankLayer(SlotLayer):
             tokens = tokens.sharing(f"{self.key(name)}.bank", bank)
         return tokens.sharing(self.key(name), Answer(rows, entering, backbone.summarize if is_updated else None))
 
-    def _query(self, name: str, config: PromptOptions, tokens: Tokens, backbone: nn.Module) -> torch.Tensor:
+    def _query(self, name: str, config: PromptOptions, tokens: Tokens, backbone: Backbone) -> torch.Tensor:
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             backbone.check_frozen("the point-prior bank holds features of the backbone as it was")
         ask = backbone.frozen_features if config.query == "encoder" else self._entering_tokens(backbone)
         query_name = f"{self.key(name)}.query"
         query = tokens.cloud.memo.once(query_name, lambda: ask(tokens.cloud), per_cloud=True)
-        shape = (len(tokens.features), self.slot.hidden_size)
+        shape = (tokens.features.shape[0], self.slot.hidden_size)
         if query.shape != shape:
             raise ValueError(
                 f"`precomputed[{query_name!r}]` must have shape (batch_size, hidden_size) = {shape}, got "
@@ -159,10 +161,26 @@ class BankLayer(SlotLayer):
             )
         return query.to(tokens.features.device)
 
-    def _entering_tokens(self, backbone: nn.Module) -> Callable[[Cloud], torch.Tensor]:
+    def _entering_tokens(self, backbone: Backbone) -> Callable[[Cloud], torch.Tensor]:
         """The mean over the patch tokens that enter the stage, in the pre-trained encoder."""
         depth = self.slot.stage.first_layer
         return lambda cloud: backbone.frozen_tokens(cloud, depth).patches.mean(dim=1)
+
+    def explain(self, name: str, result: Tokens, *inputs: Any) -> Iterator[References]:
+        """Show the entries that the bank answers with."""
+        bank, config = self.part("bank", name), self.configs[name]
+        if bank is None or len(bank) == 0:
+            return
+        _, backbone = inputs
+        query = self._query(name, config, result, backbone)
+        report = result.cloud.memo.once(f"{self.key(name)}.report", lambda: report_retrieval(query, bank, config))
+        yield References(
+            "entries of the bank",
+            report.labels[0],
+            report.sample_ids[0],
+            report.similarities[0],
+            report.weights[0],
+        )
 
 
 class BankUpdateLayer(SlotLayer):
@@ -214,20 +232,39 @@ class PromptLayer(SlotLayer):
         return created
 
     def adapt(self, name: str, tokens: Tokens) -> Tokens:
-        """Insert dropout(E) + Z + A(Z), of shape `(batch_size, num_prompt_tokens, hidden_size)`, with Z of the bank."""
+        """Insert dropout(E) + Z + A(Z), of shape `(batch_size, num_prompt_tokens, hidden_size)`; the bank gives Z."""
         shared, bottleneck = tokens.cloud.shared, self.part("prompt_bottleneck", name)
-        embedding = self.part("prompt_embedding", name).weight.expand(len(tokens.features), -1, -1)
+        embedding = self.part("prompt_embedding", name).weight.expand(tokens.features.shape[0], -1, -1)
         prompts = F.dropout(embedding, self.configs[name].dropout, self.training)
         if bottleneck is not None:
             answer = shared.get(self.key(name))
             if answer is None:
                 raise ValueError(
-                    f"Block {self.slot.layer_index} got nothing from the bank of adapter {name!r}. Let its tokens pass "
-                    "the token slot first (see point_peft_hf.slots), and leave that slot out of `exclude_modules`."
+                    f"Block {self.slot.layer_index} got nothing from the bank of adapter {name!r}. Let its tokens "
+                    "pass the token slot first (see point_peft_hf.slots), and leave it out of `exclude_modules`."
                 )
             rows = answer.rows.to(prompts.dtype)
             prompts = prompts + rows + bottleneck(rows)
         return tokens.insert(self.key(name), prompts, coordinates=shared.get(f"{self.key(name)}.coordinates"))
+
+    def explain(self, name: str, result: Tokens, *inputs: Tokens) -> Iterator[Picture]:
+        """Show where the prompts are, and what they are enhanced with."""
+        coordinates = result.cloud.shared.get(f"{self.key(name)}.coordinates")
+        if coordinates is None:
+            return
+        report = result.cloud.memo.values.get(f"{self.key(name)}.report")
+        if self.part("prompt_bottleneck", name) is None:
+            places = [Places("prompt: not enhanced", coordinates, on_top=True)]
+        elif report is None:
+            places = [Places("prompt: own feature", coordinates, on_top=True)]
+        else:
+            single = coordinates[2:]
+            places = [
+                Places("prompt: own feature", coordinates[:1], on_top=True),
+                Places("prompt: average of the bank's answer", coordinates[1:2], on_top=True),
+                Places("prompt: single entry", single, report.labels[0, : len(single)], on_top=True),
+            ]
+        yield Picture("source of the prompts", places)
 
 
 def sample_ids(name: str, config: PromptOptions, cloud: Cloud, option: str) -> torch.Tensor:
@@ -236,7 +273,7 @@ def sample_ids(name: str, config: PromptOptions, cloud: Cloud, option: str) -> t
     Raises:
         ValueError: If there are none, of shape `(batch_size,)`.
     """
-    ids, shape = cloud.sample_ids, (len(cloud.points),)
+    ids, shape = cloud.sample_ids, (cloud.points.shape[0],)
     if ids is None or ids.shape != shape or ids.dtype.is_floating_point or ids.dtype == torch.bool:
         got = "none" if ids is None else f"{ids.dtype} of shape {tuple(ids.shape)}"
         raise ValueError(

@@ -1,0 +1,92 @@
+"""Published checkpoints that cannot be converted: how their tensors are recognised, and what can be done instead.
+
+Most of them hold the blocks of Point-MAE and something more. Without it the blocks would load, and compute something
+else than the model that was trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """Checkpoints of another model, or of a method on a model that is known.
+
+    Attributes:
+        name: The model or method, with its paper.
+        pattern: Research names that only its files have.
+        advice: What can be done instead.
+    """
+
+    name: str
+    pattern: re.Pattern
+    advice: str
+
+
+def _model(name: str, pattern: str, reason: str) -> Family:
+    return Family(name, re.compile(pattern), f"{reason} Convert a checkpoint of a model that this package has.")
+
+
+def _method(name: str, pattern: str) -> Family:
+    advice = (
+        f"What {name.split(' (')[0]} adds takes part in what the blocks compute, so the backbone alone is not the "
+        "model that was trained. Convert the pre-trained checkpoint that it was fine-tuned from."
+    )
+    return Family(f"a model fine-tuned with {name}", re.compile(pattern), advice)
+
+
+# Some methods share names with others: the first that matches is meant.
+FAMILIES = (
+    _model(
+        "ReCon (arXiv 2302.02318)",
+        r"\.(attn|mlp|norm[12])_contrast\.|^(img|text)_(token|pos)$",
+        "Its blocks are not those of Point-MAE: they have a cross attention for three more tokens, and residuals that "
+        "start behind the norms.",
+    ),
+    _model(
+        "Point-FEMAE (arXiv 2312.10726)",
+        r"^blocks\.blocks\.\d+\.cls(_norm)?\.",
+        "Between the blocks of Point-MAE it has convolutions over neighbouring tokens, and it has no class token.",
+    ),
+    _model(
+        "Point Transformer V3 or one of its kind: Sonata, Concerto, Utonia (arXiv 2312.10035, 2503.16429)",
+        r"(^|\.)embedding\.stem\.|(^|\.)enc\.enc\d+\.block\d+\.|^encoder\.stem\.stem\.|\.cpe(_conv)?\.",
+        "It works on voxels in several stages, not on groups of points.",
+    ),
+    _method("DAPT (arXiv 2403.01439)", r"(^|\.)tfts_(gamma|beta)_\d$|\.Adapter_MLP\."),
+    _method("IDPT (arXiv 2304.07221)", r"^blocks\.(cls|dgcnn_cls\d*)\.|^prompt_(cls_)?pos$"),
+    _method("PointLoRA (arXiv 2504.16023)", r"^lora_mask_predictor\.|^blocks\.prompt_(qkv|proj)_mlp\."),
+    _method("PPT (Positional Prompt Tuning, arXiv 2408.11567)", r"^blocks\.prompt_(pos_|all_)?mlp\."),
+    _method("PointGST (arXiv 2410.08114)", r"\.gft_adapter\."),
+    _method("GAPrompt (arXiv 2505.04119)", r"^(point_prompt|shift_net|shape_feature_mlp)\.|^prompt_cor$"),
+    _method("STAG (arXiv 2502.14142)", r"^blocks\.addparam_"),
+    _method("MoST (arXiv 2503.18368)", r"(^|\.)point_monarch\."),
+    _method(
+        "Point-PEFT (arXiv 2310.03059)", r"\.adapter1?\.ln[12]\.|\.ad_gate$|\.cp_adapters?\.|\.prompt_embeddings$"
+    ),
+    Family(
+        "a model with LoRA layers",
+        re.compile(r"(^|\.)lora_\w+|\.base_layer\."),
+        "Merge them into the weights first (in PEFT: `merge_and_unload()`), and save the model again.",
+    ),
+)
+
+
+def recognize_family(names: Iterable[str]) -> tuple[Family, str] | None:
+    """Recognise a checkpoint that cannot be converted.
+
+    Args:
+        names: Research names of its tensors.
+
+    Returns:
+        The family, and the name that gave it away; `None` if the file belongs to none of them.
+    """
+    names = list(names)
+    for family in FAMILIES:
+        for name in names:
+            if family.pattern.search(name):
+                return family, name
+    return None
