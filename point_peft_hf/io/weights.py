@@ -133,8 +133,8 @@ def _compare(where: str, expected: Mapping[str, Any], got: Mapping[str, Any], pr
         way_out = _WAY_OUT
         if any("_bank." in shape for shape in shapes):
             way_out = (
-                "A bank has the size that it was built with: call build_point_prior_bank(model, dataloader) before the "
-                "weights are loaded, or load the adapter with PeftModel.from_pretrained."
+                "A bank has the size that it was built with: call build_point_prior_bank(model, dataloader) before "
+                "the weights are loaded, or load the adapter with PeftModel.from_pretrained."
             )
         raise ValueError(f"{where}: {'; '.join(shapes[:3])}. {way_out}")
 
