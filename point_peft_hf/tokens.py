@@ -141,14 +141,17 @@ class Tokens:
         """Number of class tokens, the first ones of the sequence."""
         return self.spans[0].count if self.spans[0].owner == CLASS else 0
 
+    def ranges(self) -> list[tuple[Span, int, int]]:
+        """The spans with their first row and the row after their last, in order."""
+        ranges, start = [], 0
+        for span in self.spans:
+            ranges.append((span, start, start + span.count))
+            start += span.count
+        return ranges
+
     def places(self, owner: str) -> list[slice]:
         """Where the spans of an owner are in the sequence, in order."""
-        places, start = [], 0
-        for span in self.spans:
-            if span.owner == owner:
-                places.append(slice(start, start + span.count))
-            start += span.count
-        return places
+        return [slice(start, stop) for span, start, stop in self.ranges() if span.owner == owner]
 
     def of(self, owner: str, values: torch.Tensor | None = None) -> torch.Tensor:
         """Rows of an owner, of shape `(batch_size, count, size)`.
@@ -190,14 +193,13 @@ class Tokens:
             owner: "class", "patch" or the key of an adapter.
             update: Of shape `(batch_size, count, hidden_size)`, the spans of the owner one after the other.
         """
-        pieces, start, taken = [], 0, 0
-        for span in self.spans:
-            rows = self.features[:, start : start + span.count]
+        pieces, taken = [], 0
+        for span, start, stop in self.ranges():
+            rows = self.features[:, start:stop]
             if span.owner == owner:
                 rows = rows + update[:, taken : taken + span.count]
                 taken += span.count
             pieces.append(rows)
-            start += span.count
         return self.with_features(torch.cat(pieces, dim=1))
 
     def carrying(self, key: str, value: Any) -> Tokens:
@@ -235,14 +237,11 @@ class Tokens:
         """
         count, start = features.shape[1], self.features.shape[1] - self.num_patches
         merged = _spliced(self.features, features.to(self.features.dtype), start)
-        if self.positions is None and positions is not None:
-            self = replace(self, positions=torch.zeros_like(self.features))
-        if self.positions is not None:
-            empty = positions is None
-            rows = torch.zeros_like(features, requires_grad=False) if empty else positions.to(self.positions.dtype)
-            merged_positions = _spliced(self.positions, rows.to(self.positions.dtype), start)
-        else:
-            merged_positions = None
+        merged_positions = None
+        if self.positions is not None or positions is not None:
+            own = torch.zeros_like(self.features) if self.positions is None else self.positions
+            rows = torch.zeros_like(features) if positions is None else positions
+            merged_positions = _spliced(own, rows.to(own.dtype), start)
         return replace(
             self,
             features=merged,
@@ -259,14 +258,9 @@ class Tokens:
 
     def only(self, wanted: Callable[[Span], bool]) -> Tokens:
         """Return the tokens of some of the spans."""
-        places, start = [], 0
-        for span in self.spans:
-            if wanted(span):
-                places.append((start, start + span.count))
-            start += span.count
+        merged = _merged([(start, stop) for span, start, stop in self.ranges() if wanted(span)])
 
         def rows(values: torch.Tensor, dim: int = 1) -> torch.Tensor:
-            merged = _merged(places)
             pieces = [values.narrow(dim, first, last - first) for first, last in merged]
             return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=dim)
 

@@ -290,12 +290,7 @@ def _table(places: list[torch.Tensor] | tuple[torch.Tensor, ...]) -> torch.Tenso
 
 def placed_ranges(tokens: Tokens) -> list[tuple[int, int]]:
     """Where the tokens with a place are in the sequence; the patch tokens come last."""
-    ranges, start = [], 0
-    for span in tokens.spans:
-        if span.coordinates is not None:
-            ranges.append((start, start + span.count))
-        start += span.count
-    return ranges
+    return [(start, stop) for span, start, stop in tokens.ranges() if span.coordinates is not None]
 
 
 def create_bottleneck(config: GeometryOptions, hidden_size: int, slot_name: str) -> Bottleneck:
