@@ -228,11 +228,7 @@ class LayerSlot(AdapterSlot):
         self.layer = layer
         self.layer_index = layer_index
         self.has_bias = has_bias
-
-    @property
-    def is_in_block(self) -> bool:
-        """Whether the layer is part of a block."""
-        return self.layer_index is not None
+        self.is_in_block = layer_index is not None
 
     @property
     def layers(self) -> range:

@@ -166,10 +166,10 @@ class Tokens:
 
     def own(self) -> torch.Tensor:
         """Features of class and patch tokens alone, of shape `(batch_size, num_prefix + num_groups, hidden_size)`."""
-        if all(span.owner in (CLASS, PATCH) for span in self.spans):
+        own = self.num_prefix + self.num_patches
+        if own == self.features.shape[1]:
             return self.features
-        prefix = self.features[:, : self.num_prefix]
-        return torch.cat([prefix, self.patches], dim=1)
+        return torch.cat([self.features[:, : self.num_prefix], self.patches], dim=1)
 
     def embedded(self) -> torch.Tensor:
         """Features with their position embeddings: what a block works on."""
@@ -179,7 +179,17 @@ class Tokens:
 
     def with_features(self, features: torch.Tensor) -> Tokens:
         """Return these tokens with other features, of the same shape."""
-        return replace(self, features=features)
+        # Not `replace`, which takes several times as long: three times in each block.
+        return Tokens(
+            features,
+            self.positions,
+            self.spans,
+            self.cloud,
+            self.carry,
+            self.losses,
+            self.mask,
+            self.is_causal,
+        )
 
     def in_dtype(self, dtype: torch.dtype) -> Tokens:
         """Return these tokens with features and position embeddings in another dtype."""
@@ -252,13 +262,12 @@ class Tokens:
 
     def drop_passing(self) -> Tokens:
         """Return these tokens without those that live for one block only."""
-        if all(span.keeps for span in self.spans):
+        for span in self.spans:
+            if not span.keeps:
+                break
+        else:
             return self
-        return self.only(lambda span: span.keeps)
-
-    def only(self, wanted: Callable[[Span], bool]) -> Tokens:
-        """Return the tokens of some of the spans."""
-        merged = _merged([(start, stop) for span, start, stop in self.ranges() if wanted(span)])
+        merged = _merged([(start, stop) for span, start, stop in self.ranges() if span.keeps])
 
         def rows(values: torch.Tensor, dim: int = 1) -> torch.Tensor:
             pieces = [values.narrow(dim, first, last - first) for first, last in merged]
@@ -268,7 +277,7 @@ class Tokens:
             self,
             features=rows(self.features),
             positions=None if self.positions is None else rows(self.positions),
-            spans=tuple(span for span in self.spans if wanted(span)),
+            spans=tuple([span for span in self.spans if span.keeps]),
             mask=None if self.mask is None else rows(rows(self.mask, 2), 3),
         )
 

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 import point_peft_hf as pp
 from point_peft_hf.slots import ReadoutSlot
 from point_peft_hf.tokens import Cloud
-from point_peft_hf.tuners.base import SlotLayer, named_slots
+from point_peft_hf.tuners.base import SlotLayer, slots_by_name
 from point_peft_hf.tuners.point_prior_prompt import layer as layer_module
 
 TYPES = {"prompt": pp.PointPriorPromptConfig, "point_peft": pp.PointPeftConfig}
@@ -63,7 +63,7 @@ def tokens_query(backbone, points):
 
 
 def bank_stage(encoder):
-    return next(slot.stage for _, slot in named_slots(encoder) if isinstance(slot, ReadoutSlot))
+    return next(slot.stage for slot in slots_by_name(encoder).values() if isinstance(slot, ReadoutSlot))
 
 
 @pytest.mark.parametrize("training", [False, True])

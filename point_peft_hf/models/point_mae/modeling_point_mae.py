@@ -169,12 +169,14 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         tokens = self._with_class_token(features, centers, cloud)
         self.encoder.own_tokens(tokens)
         tokens, left = self.encoder(tokens, backbone, levels)
-        normed = tokens.with_features(self.through("layernorm", tokens.features))
+        normed = tokens.with_features(self.layernorm_slot(self.layernorm(tokens.features), tokens.features))
         pooled = normed.patches.amax(dim=1)
         if self.class_token is not None:
             pooled = torch.cat([normed.features[:, 0], pooled], dim=-1)
         pooled = self.readout_slot(pooled, tokens, (normed,))
-        left = [level.with_features(self.through("layernorm", level.features)) for level in left]
+        left = [
+            level.with_features(self.layernorm_slot(self.layernorm(level.features), level.features)) for level in left
+        ]
         return Encoded(tokens, normed, pooled, tuple(left))
 
     def encode_groups(self, neighborhoods: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
@@ -191,7 +193,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         cloud = Cloud(centers, centers)
         tokens = self._with_class_token(self.embed_groups(neighborhoods), centers, cloud)
         tokens, _ = self.encoder(tokens, Backbone(self))
-        return tokens.with_features(self.through("layernorm", tokens.features)).patches
+        return tokens.with_features(self.layernorm_slot(self.layernorm(tokens.features), tokens.features)).patches
 
     # -- As pre-trained -----------------------------------------------------------------------------------------------
 
@@ -224,7 +226,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
             Features of shape `(batch_size, hidden_size)`, without gradient.
         """
         tokens = self.frozen_tokens(points if isinstance(points, Cloud) else Cloud(points, points))
-        return self.summarize(tokens.with_features(self.through("layernorm", tokens.features, frozen=True)))
+        return self.summarize(tokens.with_features(original(self.layernorm)(tokens.features)))
 
     def summarize(self, tokens: Tokens) -> torch.Tensor:
         """What `frozen_features` makes of tokens after the final norm, of shape `(batch_size, hidden_size)`."""
