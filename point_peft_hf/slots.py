@@ -45,6 +45,8 @@ class Stage:
         total_layers: Number of blocks of the backbone.
         index: Number of the stage.
         count: Number of stages.
+        is_encoder: Whether its blocks are part of the encoder. Those of a decoder, which only pre-training needs, are
+            left alone by adapters, and `output_hidden_states` does not record them.
     """
 
     hidden_size: int
@@ -54,6 +56,7 @@ class Stage:
     total_layers: int | None = None
     index: int = 0
     count: int = 1
+    is_encoder: bool = True
 
     def __post_init__(self):
         if self.total_layers is None:
