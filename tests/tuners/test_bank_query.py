@@ -399,9 +399,9 @@ def test_what_prompts_were_drawn_from(backbone, make_config, points, retrieval, 
     report = pp.explain_retrieval(model, points)
     for name in ("indices", "sample_ids", "labels", "weights", "similarities"):
         assert getattr(report, name).shape == (4, 3)
-    # Each cloud is in the bank, and most like itself, but for clouds that are alike to rounding.
+    # Each cloud is in the bank, and most like itself, but for clouds that int8 cannot tell apart.
     for best, itself in zip(report.sample_ids[:, 0].tolist(), [9, 10, 11, 12], strict=True):
-        assert best == itself or bank.features[best] @ bank.features[itself] > 1 - 1e-6
+        assert best == itself or bank.features[best] @ bank.features[itself] > 0.999
     assert torch.equal(report.labels, bank.labels[report.indices])
     torch.testing.assert_close(report.similarities[:, 0], torch.ones(4), rtol=0, atol=0.02)
     assert bool((report.similarities.diff(dim=1) <= 0).all())
