@@ -31,6 +31,8 @@ from .models import (
 from .models.auto import CONFIGURATIONS
 from .ops import farthest_point_sample, group_points, knn_indices
 from .tuners import (
+    DAPTConfig,
+    DAPTModel,
     GeometryAdapterConfig,
     GeometryAdapterModel,
     PointPeftConfig,
@@ -58,6 +60,8 @@ __all__ = [
     "AutoModelForPointCloudClassification",
     "AutoModelForPointCloudSegmentation",
     "AutoPointPeftModel",
+    "DAPTConfig",
+    "DAPTModel",
     "GeometryAdapterConfig",
     "GeometryAdapterModel",
     "PointBertConfig",

@@ -45,6 +45,7 @@ class Stage:
         total_layers: Number of blocks of the backbone.
         index: Number of the stage.
         count: Number of stages.
+        num_prefix: Number of class tokens in front of the patch tokens.
     """
 
     hidden_size: int
@@ -54,6 +55,7 @@ class Stage:
     total_layers: int | None = None
     index: int = 0
     count: int = 1
+    num_prefix: int = 0
 
     def __post_init__(self):
         if self.total_layers is None:

@@ -2,6 +2,7 @@
 
 from .base import BranchLayer, SlotLayer, SlotTuner
 from .config import PointTunerConfig
+from .dapt import DAPTConfig, DAPTModel
 from .explain import Picture, Places, References
 from .geometry_adapter import GeometryAdapterConfig, GeometryAdapterModel
 from .mixing import active_adapters, add_adapters, load_adapters, save_adapters, set_adapters
@@ -21,6 +22,8 @@ from .targets import register_default_targets
 
 __all__ = [
     "BranchLayer",
+    "DAPTConfig",
+    "DAPTModel",
     "GeometryAdapterConfig",
     "GeometryAdapterModel",
     "Picture",
