@@ -5,6 +5,7 @@ from .config import PointTunerConfig
 from .dapt import DAPTConfig, DAPTModel
 from .explain import Picture, Places, References
 from .geometry_adapter import GeometryAdapterConfig, GeometryAdapterModel
+from .idpt import IDPTConfig, IDPTModel
 from .mixing import active_adapters, add_adapters, load_adapters, save_adapters, set_adapters
 from .point_peft import PointPeftConfig, PointPeftModel
 from .point_prior_prompt import (
@@ -26,6 +27,8 @@ __all__ = [
     "DAPTModel",
     "GeometryAdapterConfig",
     "GeometryAdapterModel",
+    "IDPTConfig",
+    "IDPTModel",
     "Picture",
     "Places",
     "PointPeftConfig",

@@ -63,13 +63,14 @@ TYPES = {
     "prompt": (pp.PointPriorPromptConfig, {"num_prompt_tokens": 4}),
     "point_peft": (pp.PointPeftConfig, {"num_prompt_tokens": 4}),
     "dapt": (pp.DAPTConfig, {"bottleneck_size": 8}),
+    "idpt": (pp.IDPTConfig, {"num_neighbors": 4}),
     **{name: (config_class, {}) for name, config_class in TOYS.TOYS.items()},
     "contributed": (EXAMPLE.TokenScaleConfig, {}),
 }
 # Types whose adapters act before they are trained: prompts join the attention.
-ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "dapt", *TOYS.ACTIVE_TOYS}
+ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "dapt", "idpt", *TOYS.ACTIVE_TOYS}
 # Types that read out something of their own, so that they need a head for it.
-OWN_HEAD = {"kept_token", "dapt"}
+OWN_HEAD = {"kept_token", "dapt", "idpt"}
 BANK_TYPES = [name for name, (config_class, _) in TYPES.items() if hasattr(config_class, "use_bank")]
 CASES = (*TYPES, *(f"{name}+bank" for name in BANK_TYPES))
 
