@@ -291,11 +291,13 @@ class ReadoutSlot(AdapterSlot):
         kind: "cloud": what a classification head reads. "points": what the head of a part segmentation knows of the
             whole cloud.
         pooled_size: Width of `pooled`.
+        num_levels: Number of depths whose tokens come as `levels`.
     """
 
-    def __init__(self, stage: Stage, kind: str, pooled_size: int):
+    def __init__(self, stage: Stage, kind: str, pooled_size: int, num_levels: int = 1):
         super().__init__(stage, pooled_size)
         self.kind = kind
+        self.num_levels = num_levels
         # Whether a head reads what passes here.
         self.is_read = True
 

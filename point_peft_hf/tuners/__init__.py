@@ -18,6 +18,7 @@ from .point_prior_prompt import (
     explain_retrieval,
     set_point_prior_bank,
 )
+from .ppt import PPTConfig, PPTModel
 from .registry import register_method
 from .targets import register_default_targets
 
@@ -29,6 +30,8 @@ __all__ = [
     "GeometryAdapterModel",
     "IDPTConfig",
     "IDPTModel",
+    "PPTConfig",
+    "PPTModel",
     "Picture",
     "Places",
     "PointPeftConfig",

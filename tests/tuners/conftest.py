@@ -64,13 +64,14 @@ TYPES = {
     "point_peft": (pp.PointPeftConfig, {"num_prompt_tokens": 4}),
     "dapt": (pp.DAPTConfig, {"bottleneck_size": 8}),
     "idpt": (pp.IDPTConfig, {"num_neighbors": 4}),
+    "ppt": (pp.PPTConfig, {"num_prompt_groups": 6, "prompt_group_size": 8, "bottleneck_size": 8}),
     **{name: (config_class, {}) for name, config_class in TOYS.TOYS.items()},
     "contributed": (EXAMPLE.TokenScaleConfig, {}),
 }
 # Types whose adapters act before they are trained: prompts join the attention.
-ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "dapt", "idpt", *TOYS.ACTIVE_TOYS}
+ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "dapt", "idpt", "ppt", *TOYS.ACTIVE_TOYS}
 # Types that read out something of their own, so that they need a head for it.
-OWN_HEAD = {"kept_token", "dapt", "idpt"}
+OWN_HEAD = {"kept_token", "dapt", "idpt", "ppt"}
 BANK_TYPES = [name for name, (config_class, _) in TYPES.items() if hasattr(config_class, "use_bank")]
 CASES = (*TYPES, *(f"{name}+bank" for name in BANK_TYPES))
 
@@ -138,6 +139,11 @@ class Case:
     def brings_modules(self) -> bool:
         """Whether an adapter of the type always brings a module of the backbone, so that only one can be active."""
         return self.type_name in {"saved_norm", *OWN_HEAD}
+
+    @property
+    def trains_embedding(self) -> bool:
+        """Whether the type trains the layers that embed groups."""
+        return self.type_name == "ppt"
 
     @property
     def without_head(self) -> dict:
