@@ -45,7 +45,9 @@ class Stage:
         total_layers: Number of blocks of the backbone.
         index: Number of the stage.
         count: Number of stages.
-        num_prefix: Number of class tokens in front of the patch tokens.
+        num_class: Number of class tokens in front of the patch tokens.
+        is_encoder: Whether its blocks are part of the encoder. Those of a decoder, which only pre-training needs, are
+            left alone by adapters, and `output_hidden_states` does not record them.
     """
 
     hidden_size: int
@@ -55,7 +57,8 @@ class Stage:
     total_layers: int | None = None
     index: int = 0
     count: int = 1
-    num_prefix: int = 0
+    num_class: int = 0
+    is_encoder: bool = True
 
     def __post_init__(self):
         if self.total_layers is None:

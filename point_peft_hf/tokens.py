@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+START = "start"
 CLASS = "class"
 PATCH = "patch"
 
@@ -22,7 +23,8 @@ class Span(NamedTuple):
     """Tokens that stand side by side in the sequence and belong together.
 
     Attributes:
-        owner: "class", "patch", or the key of the adapter that inserted them.
+        owner: "start" (some backbones have such a token), "class", "patch", or the key of the adapter that inserted
+            them.
         count: Number of tokens.
         keeps: Whether they stay for the following blocks of the stage; if not, they leave at the end of the block.
         coordinates: Their place in the unit of the cloud, of shape `(batch_size, count, 3)` or `(count, 3)`, or `None`
@@ -95,8 +97,8 @@ class Cloud:
 class Tokens:
     """The tokens of a stage.
 
-    The sequence is class token, then what adapters inserted, then patch tokens: in a backbone whose tokens only see
-    those in front of them, patch tokens see them all.
+    The sequence is start token (if the backbone has one), class token, then what adapters inserted, then patch tokens:
+    in a backbone whose tokens only see those in front of them, patch tokens see them all.
 
     Attributes:
         features: Of shape `(batch_size, sequence_length, hidden_size)`, without position embeddings.
@@ -138,8 +140,13 @@ class Tokens:
 
     @property
     def num_prefix(self) -> int:
-        """Number of class tokens, the first ones of the sequence."""
-        return self.spans[0].count if self.spans[0].owner == CLASS else 0
+        """Number of start and class tokens, the first ones of the sequence."""
+        count = 0
+        for span in self.spans:
+            if span.owner not in (START, CLASS):
+                break
+            count += span.count
+        return count
 
     def ranges(self) -> list[tuple[Span, int, int]]:
         """The spans with their first row and the row after their last, in order."""
@@ -165,7 +172,7 @@ class Tokens:
         return pieces[0] if len(pieces) == 1 else torch.cat([values[:, :0], *pieces], dim=1)
 
     def own(self) -> torch.Tensor:
-        """Features of class and patch tokens alone, of shape `(batch_size, num_prefix + num_groups, hidden_size)`."""
+        """Features of the backbone's own tokens, of shape `(batch_size, num_prefix + num_groups, hidden_size)`."""
         own = self.num_prefix + self.num_patches
         if own == self.features.shape[1]:
             return self.features
@@ -328,23 +335,25 @@ def start_tokens(
     centers: torch.Tensor,
     cloud: Cloud,
     positions: torch.Tensor | None = None,
-    num_prefix: int = 0,
+    num_class: int = 0,
+    num_start: int = 0,
     mask: torch.Tensor | None = None,
     is_causal: bool = False,
 ) -> Tokens:
     """The tokens that enter a stage.
 
     Args:
-        features: Of shape `(batch_size, num_prefix + num_groups, hidden_size)`: class tokens, then patch tokens.
+        features: Of shape `(batch_size, num_start + num_class + num_groups, hidden_size)`, in this order.
         centers: Centres of the patch tokens, of shape `(batch_size, num_groups, 3)`, in the unit of the cloud.
         cloud: The clouds.
         positions: Position embeddings, of the shape of `features`; `None` for none.
-        num_prefix: Number of class tokens.
+        num_class: Number of class tokens.
+        num_start: Number of start tokens.
         mask: Additive attention mask between these tokens, of shape `(batch_size or 1, 1, length, length)`.
         is_causal: Whether a token only sees itself and those in front of it.
     """
-    prefix = (Span(CLASS, num_prefix),) if num_prefix else ()
-    patches = Span(PATCH, features.shape[1] - num_prefix, coordinates=centers)
+    prefix = [Span(owner, count) for owner, count in ((START, num_start), (CLASS, num_class)) if count]
+    patches = Span(PATCH, features.shape[1] - num_start - num_class, coordinates=centers)
     return Tokens(features, positions, (*prefix, patches), cloud, mask=mask, is_causal=is_causal)
 
 

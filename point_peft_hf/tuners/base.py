@@ -597,11 +597,13 @@ def _check_modules_to_save(config: PointTunerConfig, model: nn.Module) -> None:
 
 
 def slots_by_name(model: nn.Module) -> dict[str, AdapterSlot]:
-    """The slots of a model, whatever layers are around them."""
+    """The slots of an encoder, whatever layers are around them."""
     slots = {}
     for name, module in model.named_modules():
         if isinstance(module, AdapterSlot | SlotLayer) and not name.endswith("base_layer"):
-            slots[name] = module.get_base_layer() if isinstance(module, SlotLayer) else module
+            slot = module.slot if isinstance(module, SlotLayer) else module
+            if slot.stage.is_encoder:
+                slots[name] = slot
     return slots
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -185,6 +186,9 @@ class PointTransformerLayer(TokenLayer):
         layer_index: Number of the block, counted from 0 over all stages.
     """
 
+    # Whether the first residual starts after its norm, not before.
+    starts_after_norm: ClassVar[bool] = False
+
     def __init__(self, config, stage: Stage, num_heads: int, drop_path_rate: float, layer_index: int):
         super().__init__()
         self.entry_slot = EntrySlot(stage, layer_index)
@@ -212,6 +216,7 @@ class PointTransformerLayer(TokenLayer):
         tokens = self.entry_slot(tokens)
         hidden_states = tokens.embedded()
         inputs = self.norm1_slot(self.norm1(hidden_states), hidden_states)
+        hidden_states = inputs if self.starts_after_norm else hidden_states
         output, _ = self.attention(inputs, tokens.mask, tokens.is_causal)
         update, tokens = self.attention_slot(output, inputs, tokens.with_features(hidden_states), self.drop_path)
         hidden_states = hidden_states + update
@@ -222,6 +227,7 @@ class PointTransformerLayer(TokenLayer):
     def _run_frozen(self, tokens: Tokens) -> Tokens:
         hidden_states = tokens.embedded()
         inputs = original(self.norm1)(hidden_states)
+        hidden_states = inputs if self.starts_after_norm else hidden_states
         hidden_states = hidden_states + self.attention.run_frozen(inputs, tokens.mask, tokens.is_causal)
         hidden_states = hidden_states + self.mlp.run_frozen(original(self.norm2)(hidden_states))
         return tokens.with_features(hidden_states)

@@ -147,7 +147,7 @@ class ReadoutLayer(SlotLayer):
         prompts = self._prompts(name, levels) if config.prompt_token else []
         if self.slot.kind == "points":
             return torch.cat([pooled, *prompts] if config.patch_pooling else prompts, dim=-1)
-        has_class_token = config.class_token and self.slot.stage.num_prefix
+        has_class_token = config.class_token and self.slot.stage.num_class
         parts = [pool(levels[-1], CLASS, "mean")] if has_class_token else []
         parts += [pool(levels[-1], key, "mean")] if config.prompt_token else []
         parts += [pool(levels[-1], PATCH, config.patch_pooling)] if config.patch_pooling else []
@@ -196,7 +196,7 @@ def readout_size(config: IDPTConfig, slot: ReadoutSlot) -> int:
     """
     size = slot.stage.hidden_size
     if slot.kind == "cloud":
-        parts = (config.class_token and slot.stage.num_prefix, config.prompt_token, config.patch_pooling)
+        parts = (config.class_token and slot.stage.num_class, config.prompt_token, config.patch_pooling)
         return size * sum(map(bool, parts))
     count = 0
     if config.prompt_token:

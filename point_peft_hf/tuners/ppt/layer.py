@@ -146,7 +146,7 @@ class ReadoutLayer(SlotLayer):
         key = self.key(name)
         if self.slot.kind == "points":
             return self._summary(key, levels)
-        owners = [CLASS] if self.slot.stage.num_prefix else []
+        owners = [CLASS] if self.slot.stage.num_class else []
         owners += [PATCH, key] if self.slot.stage.count == 1 else [PATCH]
         return torch.cat([pool(levels[-1], owner, "mean") for owner in owners], dim=-1)
 
@@ -166,7 +166,7 @@ def readout_size(slot: ReadoutSlot) -> int:
     stage = slot.stage
     if slot.kind == "points":
         return 2 * slot.num_levels * stage.hidden_size if stage.count == 1 else slot.hidden_size
-    return stage.hidden_size * (stage.num_prefix + (2 if stage.count == 1 else 1))
+    return stage.hidden_size * (stage.num_class + (2 if stage.count == 1 else 1))
 
 
 def shared_networks(layer: SlotLayer, name: str, tokens: Tokens) -> dict[str, SharedNetwork]:
