@@ -33,6 +33,8 @@ from .ops import farthest_point_sample, group_points, knn_indices
 from .tuners import (
     GeometryAdapterConfig,
     GeometryAdapterModel,
+    PointGSTConfig,
+    PointGSTModel,
     PointPeftConfig,
     PointPeftModel,
     PointPriorBank,
@@ -70,6 +72,8 @@ __all__ = [
     "PointGPTForPreTraining",
     "PointGPTForSegmentation",
     "PointGPTModel",
+    "PointGSTConfig",
+    "PointGSTModel",
     "PointM2AEConfig",
     "PointM2AEForClassification",
     "PointM2AEForPreTraining",

@@ -45,6 +45,7 @@ class Stage:
         total_layers: Number of blocks of the backbone.
         index: Number of the stage.
         count: Number of stages.
+        num_groups: Number of patch tokens, where it is known before the first pass.
     """
 
     hidden_size: int
@@ -54,6 +55,7 @@ class Stage:
     total_layers: int | None = None
     index: int = 0
     count: int = 1
+    num_groups: int | None = None
 
     def __post_init__(self):
         if self.total_layers is None:

@@ -16,6 +16,7 @@ from .point_prior_prompt import (
     explain_retrieval,
     set_point_prior_bank,
 )
+from .pointgst import PointGSTConfig, PointGSTModel
 from .registry import register_method
 from .targets import register_default_targets
 
@@ -25,6 +26,8 @@ __all__ = [
     "GeometryAdapterModel",
     "Picture",
     "Places",
+    "PointGSTConfig",
+    "PointGSTModel",
     "PointPeftConfig",
     "PointPeftModel",
     "PointPriorBank",

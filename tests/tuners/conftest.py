@@ -62,11 +62,14 @@ TYPES = {
     "geometry": (pp.GeometryAdapterConfig, {}),
     "prompt": (pp.PointPriorPromptConfig, {"num_prompt_tokens": 4}),
     "point_peft": (pp.PointPeftConfig, {"num_prompt_tokens": 4}),
+    "pointgst": (pp.PointGSTConfig, {"bottleneck_size": 6, "local_size": 4}),
     **{name: (config_class, {}) for name, config_class in TOYS.TOYS.items()},
     "contributed": (EXAMPLE.TokenScaleConfig, {}),
 }
 # Types whose adapters act before they are trained: prompts join the attention.
 ACTIVE_WHEN_FRESH = {"prompt", "point_peft", *TOYS.ACTIVE_TOYS}
+# Types whose published initialisation leaves the frozen function as it is.
+IDENTITY_AS_PUBLISHED = {"pointgst"}
 BANK_TYPES = [name for name, (config_class, _) in TYPES.items() if hasattr(config_class, "use_bank")]
 CASES = (*TYPES, *(f"{name}+bank" for name in BANK_TYPES))
 
@@ -124,6 +127,11 @@ class Case:
     def is_identity_when_fresh(self) -> bool:
         """Whether a fresh adapter leaves the frozen function as it is."""
         return self.type_name not in ACTIVE_WHEN_FRESH
+
+    @property
+    def is_identity_as_published(self) -> bool:
+        """Whether an adapter that is initialised as published leaves the frozen function as it is."""
+        return self.type_name in IDENTITY_AS_PUBLISHED
 
     @property
     def is_in_every_block(self) -> bool:
