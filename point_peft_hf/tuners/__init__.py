@@ -17,6 +17,7 @@ from .point_prior_prompt import (
     set_point_prior_bank,
 )
 from .pointgst import PointGSTConfig, PointGSTModel
+from .pointlora import PointLoRAConfig, PointLoRAModel
 from .registry import register_method
 from .targets import register_default_targets
 
@@ -28,6 +29,8 @@ __all__ = [
     "Places",
     "PointGSTConfig",
     "PointGSTModel",
+    "PointLoRAConfig",
+    "PointLoRAModel",
     "PointPeftConfig",
     "PointPeftModel",
     "PointPriorBank",

@@ -63,11 +63,12 @@ TYPES = {
     "prompt": (pp.PointPriorPromptConfig, {"num_prompt_tokens": 4}),
     "point_peft": (pp.PointPeftConfig, {"num_prompt_tokens": 4}),
     "pointgst": (pp.PointGSTConfig, {"bottleneck_size": 6, "local_size": 4}),
+    "pointlora": (pp.PointLoRAConfig, {"r": 2, "bottleneck_size": 6, "scales": [[24, 8, 6], [12, 8, 2]]}),
     **{name: (config_class, {}) for name, config_class in TOYS.TOYS.items()},
     "contributed": (EXAMPLE.TokenScaleConfig, {}),
 }
 # Types whose adapters act before they are trained: prompts join the attention.
-ACTIVE_WHEN_FRESH = {"prompt", "point_peft", *TOYS.ACTIVE_TOYS}
+ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "pointlora", *TOYS.ACTIVE_TOYS}
 # Types whose published initialisation leaves the frozen function as it is.
 IDENTITY_AS_PUBLISHED = {"pointgst"}
 BANK_TYPES = [name for name, (config_class, _) in TYPES.items() if hasattr(config_class, "use_bank")]
@@ -142,6 +143,11 @@ class Case:
     def brings_modules(self) -> bool:
         """Whether an adapter of the type always brings a module of the backbone, so that only one can be active."""
         return self.type_name in ("kept_token", "saved_norm")
+
+    @property
+    def trains_embedding(self) -> bool:
+        """Whether the type trains the layers that embed groups."""
+        return self.type_name == "pointlora"
 
     @property
     def without_head(self) -> dict:

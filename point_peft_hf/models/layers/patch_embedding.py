@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...layers import FreezableBatchNorm1d
-from .slotted import original
+from .slotted import current, original
 
 # Groups that are embedded at a time on a CPU: 64 groups of 32 points keep their activations in the cache of a core.
 CHUNK_SIZE = 64
@@ -42,7 +42,7 @@ class PatchEmbedding(nn.Module):
         batch_size, num_groups, group_size, in_size = neighborhoods.shape
         norm1 = original(self.first_norm1)
         groups = neighborhoods.reshape(batch_size * num_groups, group_size, in_size).to(norm1.weight.dtype)
-        layers = {name: original(layer) if frozen else layer for name, layer in self.named_children()}
+        layers = {name: (original if frozen else current)(layer) for name, layer in self.named_children()}
         embed = _embed_folded if _can_fold(layers, frozen) else _embed_plain
         return embed(groups, frozen=frozen, **layers).view(batch_size, num_groups, -1)
 

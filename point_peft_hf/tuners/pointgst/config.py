@@ -13,26 +13,26 @@ from ..config import PointTunerConfig
 class PointGSTConfig(PointTunerConfig):
     """Configuration of PointGST, the Point cloud Graph Spectral Tuning (arXiv 2410.08114; type POINTGST).
 
-    Beside the feed-forward network of every block, an adapter filters the patch tokens in the eigenvectors of two kinds
-    of graphs of their centres: one of the whole cloud, and one of each set of neighbouring centres. The defaults are
-    the published values, the same for ScanObjectNN and ModelNet40. A fresh adapter changes nothing.
+    Parallel to the feed-forward network of every block, an adapter filters the patch tokens in the eigenvectors of two
+    kinds of graphs of their centres: one graph of the whole cloud, and one of each set of neighbouring centres. The
+    defaults are the published values, the same for ScanObjectNN and ModelNet40. A fresh adapter changes nothing.
 
-    The eigenvectors depend on the centres of the cloud alone: `model.precompute(points)` gives them once for clouds
-    that are not augmented, and `model(points, precomputed=...)` takes these, or any others. Where a cloud is symmetric,
-    some of its eigenvectors can be turned into each other, and which ones are taken is left to rounding.
+    The eigenvectors depend on the centres of the cloud alone: `model.precompute(points)` computes them once for clouds
+    that are not augmented, and `model(points, precomputed=...)` takes these, or any others. Where a cloud is
+    symmetric, eigenvalues coincide, and which basis of their space is taken is left to rounding.
 
-    In a backbone of several stages every stage has its own graphs. That of the whole cloud takes an
-    eigendecomposition of a matrix with one row a token (6 ms for 128 tokens on one CPU core, 64 times that for 512), so
-    by default only the last stage has it.
+    In a backbone of several stages every stage has its own graphs. The graph of the whole cloud takes the
+    eigendecomposition of a matrix with one row a token (6 ms for 128 tokens on one CPU core, 64 times that for 512),
+    so by default only the last stage has it.
 
     Args:
         bottleneck_size: Width in which the tokens are filtered (`bottleneck_pattern` for single blocks).
         local_size: Centres of a local graph; it has to divide the number of tokens.
         transpose: Whether tokens are taken into the spectral domain by the transposed eigenvectors, as a graph Fourier
             transform does. The published code forgets the transposition, so checkpoints from it need `False`.
-        basis: "cloud": the eigenvectors of each cloud alone, computed in float64 and with signs that are
-            decided by a rule. "published": as in the published code, in float32, with the unit of length taken from the
-            whole batch, so that a prediction depends on the other clouds, and with any signs.
+        basis: "cloud": the eigenvectors of each cloud alone, computed in float64, with signs that follow a rule.
+            "published": as in the published code, in float32, with the unit of length taken from the whole batch, so
+            that a prediction depends on the other clouds, and with arbitrary signs.
         global_stages: Numbers of the stages with a graph of the whole cloud, counted from 0; default: the last one.
 
     Raises:

@@ -191,8 +191,8 @@ class PointGSTLayer(BranchLayer):
         count = self.slot.stage.count
         if config.global_stages is not None and not set(config.global_stages) <= set(range(count)):
             raise ValueError(
-                f"`global_stages`={config.global_stages} names a stage that the backbone does not have: its stages are "
-                f"{list(range(count))}."
+                f"`global_stages`={config.global_stages} names a stage that the backbone does not have: its stages "
+                f"are {list(range(count))}."
             )
 
     def _check_local_size(self, config: PointGSTConfig, num_groups: int) -> None:
