@@ -136,10 +136,17 @@ def test_stages_with_a_graph_of_the_cloud(make_backbone, train):
 
 
 def test_what_does_not_fit_the_backbone(make_backbone):
-    with pytest.raises(ValueError, match=r"`local_size`=5 does not divide the 16 tokens .* \[2, 4, 8, 16\]"):
+    with pytest.raises(ValueError, match=r"`local_size`=5 does not divide 16 tokens .* \[2, 4, 8, 16\]"):
         get_peft_model(make_backbone(), pp.PointGSTConfig(local_size=5))
     with pytest.raises(ValueError, match=r"`global_stages`=\[1\] names a stage that .*: its stages are \[0\]"):
         get_peft_model(make_backbone(), pp.PointGSTConfig(local_size=4, global_stages=[1]))
+
+
+def test_fewer_tokens_than_a_local_graph_has(make_backbone, points, logits):
+    small = get_peft_model(make_backbone(), pp.PointGSTConfig(**CONFIG | {"local_size": 16}))
+    large = get_peft_model(make_backbone(), pp.PointGSTConfig(**CONFIG | {"local_size": 32}))
+    large.load_state_dict(small.state_dict())
+    assert torch.equal(logits(large, points), logits(small, points))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ class PointGSTConfig(PointTunerConfig):
 
     Args:
         bottleneck_size: Width in which the tokens are filtered (`bottleneck_pattern` for single blocks).
-        local_size: Centres of a local graph; it has to divide the number of tokens.
+        local_size: Centres of a local graph. It has to divide the number of tokens; fewer tokens are one graph.
         transpose: Whether tokens are taken into the spectral domain by the transposed eigenvectors, as a graph Fourier
             transform does. The published code forgets the transposition, so checkpoints from it need `False`.
         basis: "cloud": the eigenvectors of each cloud alone, computed in float64, with signs that follow a rule.

@@ -124,7 +124,7 @@ class PointGSTLayer(BranchLayer):
     def create_parts(self, adapter_name: str, config: PointGSTConfig, slot_name: str) -> dict[str, nn.Module]:
         """Create the filter."""
         if self.slot.stage.num_groups is not None:
-            self._check_local_size(config, self.slot.stage.num_groups)
+            self._local_size(config, self.slot.stage.num_groups)
         self._check_stages(config)
         size = bottleneck_size(config, slot_name, config.bottleneck_size)
         spectral_filter = SpectralFilter(self.slot.hidden_size, size, self._has_global_graph(config))
@@ -143,7 +143,7 @@ class PointGSTLayer(BranchLayer):
         """Show the local graphs, and the slowest wave on the graph of the cloud."""
         tokens = result[1]
         spectrum, centers = self.spectrum(name, tokens), tokens.centers[0]
-        numbers = torch.arange(centers.shape[0], device=centers.device) // self.configs[name].local_size
+        numbers = torch.arange(len(centers), device=centers.device) // spectrum.local_basis.shape[-1]
         sets = torch.empty_like(numbers).scatter(0, spectrum.order[0], numbers)
         yield Picture("local graph that the token belongs to", values=sets, coordinates=centers, unit="number")
         if spectrum.basis is not None:
@@ -157,8 +157,8 @@ class PointGSTLayer(BranchLayer):
         config, centers = self.configs[name], tokens.centers.detach()
         compute = published_graph_basis if config.basis == "published" else graph_basis
         batch_size, num_groups, _ = centers.shape
-        self._check_local_size(config, num_groups)
-        local_shape = (batch_size, num_groups // config.local_size, config.local_size)
+        local_size = self._local_size(config, num_groups)
+        local_shape = (batch_size, num_groups // local_size, local_size, local_size)
 
         def known(part: str, function, shape: tuple[int, ...], depends_on_cloud: bool = True) -> torch.Tensor:
             value_name = f"{self.key(name)}.{part}.{self.slot.stage.index}"
@@ -172,12 +172,11 @@ class PointGSTLayer(BranchLayer):
             return value.to(centers.device)
 
         def local_basis() -> torch.Tensor:
-            sets = gather_points(centers, order).view(-1, config.local_size, 3)
-            return compute(sets).view(*local_shape, config.local_size)
+            return compute(gather_points(centers, order).view(-1, local_size, 3)).view(local_shape)
 
         is_own = config.basis == "cloud"
         order = known("order", lambda: morton_keys(centers).argsort(dim=1, stable=True), (batch_size, num_groups))
-        local = known("local_basis", local_basis, (*local_shape, config.local_size), is_own)
+        local = known("local_basis", local_basis, local_shape, is_own)
         basis = None
         if self._has_global_graph(config):
             basis = known("basis", lambda: compute(centers), (batch_size, num_groups, num_groups), is_own)
@@ -195,10 +194,13 @@ class PointGSTLayer(BranchLayer):
                 f"are {list(range(count))}."
             )
 
-    def _check_local_size(self, config: PointGSTConfig, num_groups: int) -> None:
-        if num_groups % config.local_size:
+    @staticmethod
+    def _local_size(config: PointGSTConfig, num_groups: int) -> int:
+        """Tokens of a local graph: as many as there are, where they are fewer than configured."""
+        size = min(config.local_size, num_groups)
+        if num_groups % size:
             possible = [size for size in range(2, num_groups + 1) if num_groups % size == 0]
             raise ValueError(
-                f"`local_size`={config.local_size} does not divide the {num_groups} tokens of stage "
-                f"{self.slot.stage.index} into local graphs. Use one of {possible}."
+                f"`local_size`={size} does not divide {num_groups} tokens into local graphs. Use one of {possible}."
             )
+        return size
