@@ -106,7 +106,7 @@ METHODS = {
 _PEFT_DEFAULTS = {"c3a": {"block_size": 16}, "road": {"group_size": 16}, "vblora": {"vector_length": 16}}
 _PROMPTS = "it puts tokens in front of those of a text"
 # Types of peft that cannot be trained here.
-_PEFT_REFUSED = {
+PEFT_REFUSED = {
     "adalora": "its ranks change by calls between the steps, which this training does not make",
     "adaption_prompt": "it knows the attention of language models alone",
     "cartridge": _PROMPTS,
@@ -127,7 +127,7 @@ def peft_types() -> dict[str, type[PeftConfig]]:
     return {
         member.value.lower(): config_class
         for member, config_class in PEFT_TYPE_TO_CONFIG_MAPPING.items()
-        if config_class.__module__.startswith("peft.") and member.value.lower() not in (*METHODS, *_PEFT_REFUSED)
+        if config_class.__module__.startswith("peft.") and member.value.lower() not in (*METHODS, *PEFT_REFUSED)
     }
 
 
@@ -146,8 +146,8 @@ def find_method(name: str) -> Method:
     if config_class := peft_types().get(name):
         described = f"{name} of peft, and the head"
         return Method(described, DEFAULT_LEARNING_RATE, config_class, _PEFT_DEFAULTS.get(name, {}))
-    if name in _PEFT_REFUSED:
-        raise ValueError(f"The method {name!r} of peft cannot be trained here: {_PEFT_REFUSED[name]}.")
+    if name in PEFT_REFUSED:
+        raise ValueError(f"The method {name!r} of peft cannot be trained here: {PEFT_REFUSED[name]}.")
     module_name, colon, class_name = name.partition(":")
     if not colon:
         raise ValueError(

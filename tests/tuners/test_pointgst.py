@@ -11,6 +11,7 @@ import point_peft_hf as pp
 from point_peft_hf.ops import gather_points, morton_keys
 from point_peft_hf.tuners.pointgst.basis import graph_basis, published_graph_basis
 from point_peft_hf.tuners.pointgst.layer import SpectralFilter, Spectrum
+from point_peft_hf.tuners.pointgst.published import read_published
 
 CONFIG = {"bottleneck_size": 6, "local_size": 4, "init_weights": False}
 
@@ -191,3 +192,37 @@ def test_pictures(make_backbone, points):
     model = get_peft_model(make_backbone(), pp.PointGSTConfig(**CONFIG)).eval()
     names = [picture.name for picture in inspect_cloud(model, points[0]).pictures]
     assert names == ["local graph that the token belongs to", "slowest wave on the graph of the tokens"]
+
+
+# -- Published files --------------------------------------------------------------------------------------------------
+
+
+def published_tensors(rank, layers=(0, 1)):
+    shapes = {"down": (rank, 24), "norm_ly1": (rank,), "norm_ly2": (rank,), "adapt1": (rank, rank), "up": (24, rank)}
+    tensors = {"blocks.blocks.0.norm1.weight": torch.ones(24)}
+    for layer in layers:
+        for part, shape in shapes.items():
+            tensors[f"blocks.blocks.{layer}.gft_adapter.{part}.weight"] = torch.randn(shape)
+            tensors[f"blocks.blocks.{layer}.gft_adapter.{part}.bias"] = torch.randn(shape[0])
+    return tensors
+
+
+def test_published_file():
+    tensors = published_tensors(5)
+    published = read_published(tensors, {"local": 7}, "point_mae")
+    assert (published.config.bottleneck_size, published.config.local_size) == (5, 7)
+    assert list(published.base) == ["blocks.blocks.0.norm1.weight"]
+    slot = "base_model.model.point_mae.encoder.layers.1.ffn_slot.pointgst_spectral_filter"
+    assert torch.equal(
+        published.weights[f"{slot}.local_norm_bias"], tensors["blocks.blocks.1.gft_adapter.norm_ly2.bias"]
+    )
+    assert len(published.weights) == 20
+    assert any("single clouds only" in text for text in published.switches)
+    assert read_published(tensors, {}, "point_mae").config.local_size == 32
+
+
+def test_published_file_that_is_none():
+    with pytest.raises(ValueError, match=r"of one rank in its blocks; this one has of the ranks \[3, 5\]"):
+        read_published(published_tensors(5) | published_tensors(3, (1,)), {}, "point_mae")
+    with pytest.raises(ValueError, match="this one has no `blocks.blocks.0.gft_adapter.down.bias`"):
+        read_published({"norm.weight": torch.ones(3)}, {}, "point_mae")
