@@ -48,6 +48,7 @@ class Stage:
         num_class: Number of class tokens in front of the patch tokens.
         is_encoder: Whether its blocks are part of the encoder. Those of a decoder, which only pre-training needs, are
             left alone by adapters, and `output_hidden_states` does not record them.
+        num_groups: Number of patch tokens, where it is known before the first pass.
     """
 
     hidden_size: int
@@ -59,6 +60,7 @@ class Stage:
     count: int = 1
     num_class: int = 0
     is_encoder: bool = True
+    num_groups: int | None = None
 
     def __post_init__(self):
         if self.total_layers is None:

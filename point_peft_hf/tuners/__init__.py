@@ -18,6 +18,8 @@ from .point_prior_prompt import (
     explain_retrieval,
     set_point_prior_bank,
 )
+from .pointgst import PointGSTConfig, PointGSTModel
+from .pointlora import PointLoRAConfig, PointLoRAModel
 from .ppt import PPTConfig, PPTModel
 from .registry import register_method
 from .targets import register_default_targets
@@ -34,6 +36,10 @@ __all__ = [
     "PPTModel",
     "Picture",
     "Places",
+    "PointGSTConfig",
+    "PointGSTModel",
+    "PointLoRAConfig",
+    "PointLoRAModel",
     "PointPeftConfig",
     "PointPeftModel",
     "PointPriorBank",
