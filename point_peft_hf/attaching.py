@@ -21,6 +21,7 @@ from torch import nn
 # Names that PEFT's own structure has in the keys of a state dict.
 _RESERVED_NAMES = frozenset({"base_layer", "base_model", "model", "modules_to_save", "original_module"})
 _CONTAINERS = (dict, list, set)
+_ADAPTER_WRAPPERS = (AuxiliaryTrainingWrapper, BaseTunerLayer)
 # What adapters put into the names of a backbone's own tensors.
 _WRAPPERS = re.compile(r"\b(?:original_module|base_layer)\.")
 
@@ -50,7 +51,9 @@ def all_or_nothing(model: nn.Module, config: Any = None) -> Iterator[None]:
         for parameter in module._parameters.values():
             if parameter is not None:
                 flags.append((parameter, parameter.requires_grad))
-        stack.extend(child for child in module._modules.values() if child is not None)
+        for child in module._modules.values():
+            if child is not None:
+                stack.append(child)
     fields = dict(vars(config)) if config is not None else {}
     try:
         yield
@@ -88,12 +91,12 @@ def check_adapter_name(model: nn.Module, adapter_name: str, modules_to_save: Ite
             f"The name of an adapter must be a text without '.', '/' and '\\', got {adapter_name!r}. It becomes the "
             "name of a module and of a folder."
         )
-    taken = set(_RESERVED_NAMES)
+    is_taken = adapter_name in _RESERVED_NAMES or hasattr(nn.ModuleDict, adapter_name) or adapter_name == "training"
     wanted = (*modules_to_save, *getattr(model, "task_module_names", ()))
     for name, _, owners in backbone_tensors(model):
-        if owners or _is_under(name, wanted):
-            taken.update(name.split("."))
-    if adapter_name in taken or hasattr(nn.ModuleDict, adapter_name) or adapter_name == "training":
+        if adapter_name in name.split(".") and (owners or _is_under(name, wanted)):
+            is_taken = True
+    if is_taken:
         raise ValueError(
             f"An adapter cannot be called {adapter_name!r}: a module or parameter that is saved with adapters has "
             "that name as well, and PEFT could not keep the two apart in a file. Use another `adapter_name`."
@@ -102,35 +105,43 @@ def check_adapter_name(model: nn.Module, adapter_name: str, modules_to_save: Ite
 
 def _is_under(tensor_name: str, modules: Collection[str]) -> bool:
     """Whether PEFT would save a tensor with one of the modules in `modules_to_save`, which are endings of names."""
-    path = tensor_name.split(".")[:-1]
-    return any(".".join(path[:depth]).endswith(tuple(modules)) for depth in range(1, len(path) + 1))
+    modules = tuple(modules)
+    end = tensor_name.find(".")
+    while end >= 0:
+        if tensor_name.endswith(modules, 0, end):
+            return True
+        end = tensor_name.find(".", end + 1)
+    return False
 
 
 def backbone_tensors(
-    module: nn.Module, left_out: Collection[str] = (), prefix: str = "", owners: Collection[str] = ()
-) -> Iterator[tuple[str, torch.Tensor, Collection[str]]]:
+    model: nn.Module, left_out: Collection[str] = ()
+) -> list[tuple[str, torch.Tensor, Collection[str]]]:
     """All parameters and saved statistics of a backbone under its adapters.
 
     Args:
-        module: The backbone.
+        model: The backbone.
         left_out: Names of modules that are left out wherever they are.
-        prefix: What the names begin with.
-        owners: Adapters that bring the module.
 
-    Yields:
+    Returns:
         Name and tensor as they are without adapters, and the adapters that bring a copy of their own.
     """
-    while isinstance(module, AuxiliaryTrainingWrapper | BaseTunerLayer):
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            owners, module = module._adapters, module.original_module
-        else:
-            module = module.get_base_layer()
-    for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-        if tensor is not None and name not in module._non_persistent_buffers_set:
-            yield prefix + name, tensor, owners
-    for name, child in module.named_children():
-        if name not in left_out:
-            yield from backbone_tensors(child, left_out, f"{prefix}{name}.", owners)
+    tensors: list[tuple[str, torch.Tensor, Collection[str]]] = []
+    stack: list[tuple[str, nn.Module, Collection[str]]] = [("", model, ())]
+    while stack:
+        prefix, module, owners = stack.pop()
+        while isinstance(module, _ADAPTER_WRAPPERS):
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                owners, module = module._adapters, module.original_module
+            else:
+                module = module.get_base_layer()
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and name not in module._non_persistent_buffers_set:
+                tensors.append((prefix + name, tensor, owners))
+        for name, child in reversed([*module.named_children()]):
+            if name not in left_out:
+                stack.append((f"{prefix}{name}.", child, owners))
+    return tensors
 
 
 # -- Active adapters -----------------------------------------------------------------------------------------------
@@ -248,9 +259,11 @@ def parts_without_checkpoint(model: nn.Module, adapter_names: Collection[str] | 
     """
     unloaded = getattr(model, "_not_in_checkpoint", ())
     parts: dict[str, list[str]] = {}
+    task = _task_modules(model)
     for name, _, owners in backbone_tensors(model) if unloaded else ():
         if name in unloaded and not (owners if adapter_names is None else set(owners) & set(adapter_names)):
-            parts.setdefault(_task_module(model, name) or name.rpartition(".")[0], []).append(name)
+            module = next(iter(task.intersection(name.split("."))), name.rpartition(".")[0])
+            parts.setdefault(module, []).append(name)
     return parts
 
 
@@ -260,10 +273,9 @@ def pretrained_parts(model: nn.Module) -> set[str]:
     return {"class_token"} if has_class_token else set()
 
 
-def _task_module(model: nn.Module, tensor_name: str) -> str | None:
-    """The declared module of the task that a tensor belongs to."""
-    names = set(tensor_name.split(".")) & set(getattr(model, "task_module_names", ())) - pretrained_parts(model)
-    return next(iter(names), None)
+def _task_modules(model: nn.Module) -> set[str]:
+    """The declared modules of the task that the pre-training does not have."""
+    return set(getattr(model, "task_module_names", ())) - pretrained_parts(model)
 
 
 def complete_modules_to_save(config: Any, model: nn.Module) -> None:
@@ -349,11 +361,11 @@ def unsaved_task_tensors(
         The tensors by name, by task module.
     """
     result: dict[str, dict[str, torch.Tensor]] = {}
+    task = _task_modules(model).difference(brought_by_others)
     for name, tensor, owners in backbone_tensors(model):
-        part = _task_module(model, name)
-        if part and part not in brought_by_others and not owners and not _is_under(name, modules_to_save):
-            if tensor.is_floating_point():
-                result.setdefault(part, {})[name] = tensor
+        part = next(iter(task.intersection(name.split("."))), None)
+        if part and not owners and tensor.is_floating_point() and not _is_under(name, modules_to_save):
+            result.setdefault(part, {})[name] = tensor
     return result
 
 
@@ -385,13 +397,13 @@ class RandomPartsGuard:
         Args:
             missing: Names of the tensors.
         """
-        missing = set(missing)
+        missing, task = set(missing), _task_modules(self)
         self._not_in_checkpoint = frozenset(
             name
             for name, tensor, _ in backbone_tensors(self)
             # Norms that start with ones and zeros are not random: they are the same each time.
             if name in missing
-            and (_task_module(self, name) or tensor.is_meta or bool((tensor != tensor.flatten()[:1]).any()))
+            and (task.intersection(name.split(".")) or tensor.is_meta or bool((tensor != tensor.flatten()[:1]).any()))
         )
 
     def __setattr__(self, name: str, value: Any) -> None:

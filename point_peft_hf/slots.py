@@ -45,6 +45,8 @@ class Stage:
         total_layers: Number of blocks of the backbone.
         index: Number of the stage.
         count: Number of stages.
+        is_encoder: Whether its blocks are part of the encoder. Those of a decoder, which only pre-training needs, are
+            left alone by adapters, and `output_hidden_states` does not record them.
         num_groups: Number of patch tokens, where it is known before the first pass.
     """
 
@@ -55,6 +57,7 @@ class Stage:
     total_layers: int | None = None
     index: int = 0
     count: int = 1
+    is_encoder: bool = True
     num_groups: int | None = None
 
     def __post_init__(self):
@@ -230,11 +233,7 @@ class LayerSlot(AdapterSlot):
         self.layer = layer
         self.layer_index = layer_index
         self.has_bias = has_bias
-
-    @property
-    def is_in_block(self) -> bool:
-        """Whether the layer is part of a block."""
-        return self.layer_index is not None
+        self.is_in_block = layer_index is not None
 
     @property
     def layers(self) -> range:

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+START = "start"
 CLASS = "class"
 PATCH = "patch"
 
@@ -22,7 +23,8 @@ class Span(NamedTuple):
     """Tokens that stand side by side in the sequence and belong together.
 
     Attributes:
-        owner: "class", "patch", or the key of the adapter that inserted them.
+        owner: "start" (some backbones have such a token), "class", "patch", or the key of the adapter that inserted
+            them.
         count: Number of tokens.
         keeps: Whether they stay for the following blocks of the stage; if not, they leave at the end of the block.
         coordinates: Their place in the unit of the cloud, of shape `(batch_size, count, 3)` or `(count, 3)`, or `None`
@@ -95,8 +97,8 @@ class Cloud:
 class Tokens:
     """The tokens of a stage.
 
-    The sequence is class token, then what adapters inserted, then patch tokens: in a backbone whose tokens only see
-    those in front of them, patch tokens see them all.
+    The sequence is start token (if the backbone has one), class token, then what adapters inserted, then patch tokens:
+    in a backbone whose tokens only see those in front of them, patch tokens see them all.
 
     Attributes:
         features: Of shape `(batch_size, sequence_length, hidden_size)`, without position embeddings.
@@ -138,8 +140,13 @@ class Tokens:
 
     @property
     def num_prefix(self) -> int:
-        """Number of class tokens, the first ones of the sequence."""
-        return self.spans[0].count if self.spans[0].owner == CLASS else 0
+        """Number of start and class tokens, the first ones of the sequence."""
+        count = 0
+        for span in self.spans:
+            if span.owner not in (START, CLASS):
+                break
+            count += span.count
+        return count
 
     def ranges(self) -> list[tuple[Span, int, int]]:
         """The spans with their first row and the row after their last, in order."""
@@ -165,11 +172,11 @@ class Tokens:
         return pieces[0] if len(pieces) == 1 else torch.cat([values[:, :0], *pieces], dim=1)
 
     def own(self) -> torch.Tensor:
-        """Features of class and patch tokens alone, of shape `(batch_size, num_prefix + num_groups, hidden_size)`."""
-        if all(span.owner in (CLASS, PATCH) for span in self.spans):
+        """Features of the backbone's own tokens, of shape `(batch_size, num_prefix + num_groups, hidden_size)`."""
+        own = self.num_prefix + self.num_patches
+        if own == self.features.shape[1]:
             return self.features
-        prefix = self.features[:, : self.num_prefix]
-        return torch.cat([prefix, self.patches], dim=1)
+        return torch.cat([self.features[:, : self.num_prefix], self.patches], dim=1)
 
     def embedded(self) -> torch.Tensor:
         """Features with their position embeddings: what a block works on."""
@@ -179,7 +186,17 @@ class Tokens:
 
     def with_features(self, features: torch.Tensor) -> Tokens:
         """Return these tokens with other features, of the same shape."""
-        return replace(self, features=features)
+        # Not `replace`, which takes several times as long: three times in each block.
+        return Tokens(
+            features,
+            self.positions,
+            self.spans,
+            self.cloud,
+            self.carry,
+            self.losses,
+            self.mask,
+            self.is_causal,
+        )
 
     def in_dtype(self, dtype: torch.dtype) -> Tokens:
         """Return these tokens with features and position embeddings in another dtype."""
@@ -252,13 +269,12 @@ class Tokens:
 
     def drop_passing(self) -> Tokens:
         """Return these tokens without those that live for one block only."""
-        if all(span.keeps for span in self.spans):
+        for span in self.spans:
+            if not span.keeps:
+                break
+        else:
             return self
-        return self.only(lambda span: span.keeps)
-
-    def only(self, wanted: Callable[[Span], bool]) -> Tokens:
-        """Return the tokens of some of the spans."""
-        merged = _merged([(start, stop) for span, start, stop in self.ranges() if wanted(span)])
+        merged = _merged([(start, stop) for span, start, stop in self.ranges() if span.keeps])
 
         def rows(values: torch.Tensor, dim: int = 1) -> torch.Tensor:
             pieces = [values.narrow(dim, first, last - first) for first, last in merged]
@@ -268,7 +284,7 @@ class Tokens:
             self,
             features=rows(self.features),
             positions=None if self.positions is None else rows(self.positions),
-            spans=tuple(span for span in self.spans if wanted(span)),
+            spans=tuple([span for span in self.spans if span.keeps]),
             mask=None if self.mask is None else rows(rows(self.mask, 2), 3),
         )
 
@@ -312,23 +328,25 @@ def start_tokens(
     centers: torch.Tensor,
     cloud: Cloud,
     positions: torch.Tensor | None = None,
-    num_prefix: int = 0,
+    num_class: int = 0,
+    num_start: int = 0,
     mask: torch.Tensor | None = None,
     is_causal: bool = False,
 ) -> Tokens:
     """The tokens that enter a stage.
 
     Args:
-        features: Of shape `(batch_size, num_prefix + num_groups, hidden_size)`: class tokens, then patch tokens.
+        features: Of shape `(batch_size, num_start + num_class + num_groups, hidden_size)`, in this order.
         centers: Centres of the patch tokens, of shape `(batch_size, num_groups, 3)`, in the unit of the cloud.
         cloud: The clouds.
         positions: Position embeddings, of the shape of `features`; `None` for none.
-        num_prefix: Number of class tokens.
+        num_class: Number of class tokens.
+        num_start: Number of start tokens.
         mask: Additive attention mask between these tokens, of shape `(batch_size or 1, 1, length, length)`.
         is_causal: Whether a token only sees itself and those in front of it.
     """
-    prefix = (Span(CLASS, num_prefix),) if num_prefix else ()
-    patches = Span(PATCH, features.shape[1] - num_prefix, coordinates=centers)
+    prefix = [Span(owner, count) for owner, count in ((START, num_start), (CLASS, num_class)) if count]
+    patches = Span(PATCH, features.shape[1] - num_start - num_class, coordinates=centers)
     return Tokens(features, positions, (*prefix, patches), cloud, mask=mask, is_causal=is_causal)
 
 

@@ -38,8 +38,7 @@ def test_add_product_keeps_the_dtype_of_the_target():
 
 def test_bottleneck_in_one_pass():
     torch.manual_seed(0)
-    bottleneck = Bottleneck(6, 2, dropout=0.0).double()
-    bottleneck.reset_parameters("random")
+    bottleneck = Bottleneck(6, 2, dropout=0.0, init_weights=False).double()
     torch.nn.init.normal_(bottleneck.up_bias)
     target, other = random(2, 3, 6), random(2, 3, 6)
     leaves = (target, *bottleneck.parameters())

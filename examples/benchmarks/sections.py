@@ -137,7 +137,7 @@ def _entering(
     cloud = encoder.point_slot(Cloud(points, points, memo=Memo(precomputed)), backbone)
     features = torch.randn(batch_size, 1 + shape.num_groups, setting.hidden_size, device=setting.device)
     centers = setting.clouds(batch_size, shape.num_groups)
-    return encoder.encoder.token_slot(start_tokens(features, centers, cloud, num_prefix=1), backbone)
+    return encoder.encoder.token_slot(start_tokens(features, centers, cloud, num_class=1), backbone)
 
 
 def _block_pass(model: nn.Module, setting: Setting, shape: Shape, batch_size: int) -> Callable[[], None]:

@@ -28,12 +28,15 @@ _FORMAT_FOLDERS |= {"pointclouds", "point_clouds", "points", "models"}
 
 def subfolders(path: Path) -> list[Path]:
     """List the subfolders that count."""
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not is_side_folder(entry.name))
+    return sorted(
+        path / entry.name for entry in _entries(path) if _is_folder(entry) and not is_side_folder(entry.name)
+    )
 
 
 def has_files(path: Path) -> bool:
     """Tell whether there are clouds in a folder itself; notes and tables above folders of clouds are none."""
-    clouds = [entry for entry in path.iterdir() if entry.is_file() and _is_cloud(entry)]
+    files = [path / entry.name for entry in _entries(path) if not _is_folder(entry)]
+    clouds = [file for file in files if _is_cloud(file) and file.is_file()]
     if any(entry.suffix.lower() not in _TEXT_OR_NOTES for entry in clouds):
         return True
     if not clouds or not any(holds_clouds(folder) for folder in subfolders(path)):
@@ -48,7 +51,7 @@ def holds_clouds(folder: Path) -> bool:
 
 def is_scene(folder: Path) -> bool:
     """Tell whether a folder is one cloud, an array of coordinates and arrays of attributes, as those of Pointcept."""
-    stems = {entry.stem.lower() for entry in folder.iterdir() if entry.suffix.lower() == ".npy"}
+    stems = {entry.name[:-4].lower() for entry in _entries(folder) if entry.name[-4:].lower() == ".npy"}
     return bool(stems & set(COORDINATES)) and any(map(is_attribute, stems))
 
 
@@ -60,6 +63,15 @@ def _is_cloud(path: Path) -> bool:
 def _is_beside(path: Path) -> bool:
     """Tell by its name whether a file lies beside clouds without being one."""
     return is_side_file(path.name) or path.suffix.lower() in _BESIDE
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    """List a folder: entries know whether they are folders, which costs `Path.iterdir` another look at the disk."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []  # for the listing of the clouds to report
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -180,14 +180,15 @@ def find_attributes(names: Iterable[str], only_of_coordinates: bool = False) -> 
     for name in names:
         lower = name.lower()
         match = _AS_ATTRIBUTE.fullmatch(lower)
-        if re.sub(r"\d+$", "", lower) in _ATTRIBUTES:
+        if lower.rstrip("0123456789") in _ATTRIBUTES:
             belongs = bool(coordinates)
         elif match and match.group(1) in coordinates:
             belongs = True
+        elif match and not only_of_coordinates:
+            stem = match.group(1)
+            belongs = any(partner in present for partner in (stem, *(f"{stem}_{word}" for word in COORDINATES)))
         else:
-            stem = match.group(1) if match and not only_of_coordinates else None
-            partners = {stem, *(f"{stem}_{word}" for word in COORDINATES)}
-            belongs = stem is not None and bool(partners & present)
+            belongs = False
         if belongs:
             found.add(name)
     return found

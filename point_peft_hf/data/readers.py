@@ -213,8 +213,10 @@ def choose_reader(path: Path) -> Reader:
 
 
 def _check_finite(points: np.ndarray, path: Path, what: str, way_out: str) -> None:
-    bad = ~np.isfinite(points).all(axis=1)
-    if bad.any():
+    finite = np.isfinite(points)
+    # A sum along rows of 3 takes ten times as long as one over all of them.
+    if not finite.all():
+        bad = ~finite.all(axis=1)
         raise PointCloudError(
             f"{path}: {int(bad.sum())} of {len(points)} {what} have NaN or infinite coordinates, "
             f"the first is number {int(bad.argmax())} (counted from 0){way_out}"

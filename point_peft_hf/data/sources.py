@@ -270,8 +270,8 @@ def _open_cache(
     settings = [_CACHE_VERSION, options.skip_bad_files]
     if isinstance(reader, partial):
         settings += [reader.func.__name__, sorted(reader.keywords.items()), list(map(str, reader.args))]
-    root = Path(os.path.abspath(root))
-    names = [os.path.relpath(file, root) for file in files]
+    prefix, root = os.path.join(root, ""), Path(os.path.abspath(root))
+    names = [os.fspath(file).removeprefix(prefix) for file in files]
     stats = [_stat(file) for file in files]
     if beside is not None:
         stats += [_stat_beside(file, beside) for file in files]

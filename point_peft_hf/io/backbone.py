@@ -104,13 +104,10 @@ def unsaved_fingerprints(
 
 def _digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     tensors = dict(sorted(tensors.items()))
-    if not tensors or any(tensor.is_meta for tensor in tensors.values()):
+    if not tensors or True in [tensor.is_meta for tensor in tensors.values()]:
         return {}
-    return {
-        name: _digest(tensors, dtype)
-        for name, dtype in PRECISIONS.items()
-        if all(tensor.dtype in (*_EXACT, dtype) for tensor in tensors.values())
-    }
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    return {name: _digest(tensors, dtype) for name, dtype in PRECISIONS.items() if dtypes <= {*_EXACT, dtype}}
 
 
 def common_precision(expected: Mapping[str, str], got: Mapping[str, str]) -> str | None:

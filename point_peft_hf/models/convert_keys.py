@@ -320,7 +320,7 @@ def _point_gpt(has_segmentation_head: bool) -> list[_Rule]:
         _renamed(r"generator_blocks\.ln_f", "generator.layernorm"),
         _renamed(r"generator_blocks\.increase_dim\.0", "generator.reconstruction_head"),
         # In every file, but only the part segmentation has a use for it.
-        _renamed("norm", "token_layernorm") if has_segmentation_head else _unused("norm"),
+        _renamed("norm", f"{base}.level_layernorm") if has_segmentation_head else _unused("norm"),
         _unused(r"blocks\.increase_dim"),
         _unused(r"generator_blocks\.sos"),
     ]

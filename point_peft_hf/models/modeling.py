@@ -182,7 +182,7 @@ class PointEncoderMixin:
         Raises:
             ValueError: If something is, with its name.
         """
-        left_out = () if getattr(self, "is_pretrained_with_class_token", False) else ("class_token",)
+        left_out = () if getattr(self, "is_pretrained_with_class_token", False) else self.task_module_names
         name = trained_weight(self, left_out)
         if name is not None:
             raise ValueError(
@@ -228,8 +228,13 @@ class PointClassificationMixin:
         logits = self.classifier(encoded.pooled)
         loss = None
         if labels is not None:
-            loss = sum(encoded.tokens.losses, classification_loss(logits, labels, self.config))
+            losses = (*encoded.tokens.losses, *self.further_losses(encoded))
+            loss = sum(losses, classification_loss(logits, labels, self.config))
         return PointClassifierOutput(loss=loss, logits=logits)
+
+    def further_losses(self, encoded: Encoded) -> tuple[torch.Tensor, ...]:
+        """Scalars that the backbone itself adds to the loss of the task."""
+        return ()
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: PointTransformerConfig) -> torch.Tensor:

@@ -1,16 +1,10 @@
 """Squared differences in one pass."""
 
+import functools
+
 import torch
-from torch import Tensor
 
-
-def squared_differences(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """Write (left - right)^2 into `out` and return it; the same to the bit as subtracting and then squaring.
-
-    Args:
-        left: Of any shape.
-        right: Of a shape that broadcasts with that of `left`.
-        out: Of the broadcast shape and the same dtype.
-    """
-    # The unreduced squared error is the one operator of PyTorch that does both; its functional form takes no `out`.
-    return torch.ops.aten.mse_loss.out(left, right, 0, out=out)
+# `squared_differences(left, right, out=out)` writes (left - right)^2, broadcast, into `out` and returns it: the same
+# to the bit as subtracting and then squaring. The unreduced squared error is the one operator of PyTorch that does
+# both; its functional form takes no `out`.
+squared_differences = functools.partial(torch.ops.aten.mse_loss.out, reduction=0)

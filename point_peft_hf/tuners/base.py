@@ -52,12 +52,15 @@ class SlotLayer(nn.Module, BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, prefix: str):
         super().__init__()
         self.base_layer = base_layer
+        # The slot under this layer. Not registered: it is part of the base layer.
+        self.__dict__["slot"] = base_layer.slot if isinstance(base_layer, SlotLayer) else base_layer
         self.prefix = prefix
-        # What PEFT knows the parts by.
-        self.adapter_layer_names = tuple(prefix + part for part in self.parts)
-        self.other_param_names = (*(prefix + part for part in self.buffer_parts), "configs")
         for part in (*self.parts, *self.buffer_parts):
             setattr(self, prefix + part, nn.ModuleDict())
+        # What PEFT knows the parts by.
+        names = tuple(self._modules)[1:]
+        self.adapter_layer_names = names[: len(self.parts)]
+        self.other_param_names = (*names[len(self.parts) :], "configs")
         self.configs: dict[str, PointTunerConfig] = {}
         self._disable_adapters = False
         self._active_adapter = []
@@ -108,8 +111,13 @@ class SlotLayer(nn.Module, BaseTunerLayer):
     def forward(self, value: Any, *inputs: Any) -> Any:
         """Run the slot, then the adapters at work."""
         result = self.base_layer(value, *inputs)
-        for name in self.working_adapters():
-            result = self.in_own_dtype(name, self.adapt, result, *inputs)
+        for name in () if self._disable_adapters else self._active_adapter:
+            if name not in self.configs:
+                continue
+            if getattr(result.features if isinstance(result, Tokens) else result, "dtype", None) in _HALF:
+                result = self.in_own_dtype(name, self.adapt, result, *inputs)
+            else:
+                result = self.adapt(name, result, *inputs)
         return result
 
     def in_own_dtype(self, name: str, adapt: Callable, result: Any, *inputs: Any) -> Any:
@@ -117,23 +125,13 @@ class SlotLayer(nn.Module, BaseTunerLayer):
 
         PEFT keeps adapters in float32 on a backbone in half precision.
         """
-        dtype = _dtype_of(result)
-        if dtype not in _HALF or torch.is_autocast_enabled(self.weight_device.type):
+        dtype = result.features.dtype if isinstance(result, Tokens) else result.dtype
+        if torch.is_autocast_enabled(self.slot.weight.device.type):
             return adapt(name, result, *inputs)
         parameters = (p for part in self.parts for p in _parameters(self.part(part, name)))
         own = next((p.dtype for p in parameters), getattr(self.configs[name], "_adapter_dtype", None) or dtype)
         adapted = adapt(name, _cast(result, own), *(_cast(value, own) for value in inputs))
         return _cast(adapted, dtype)
-
-    @property
-    def weight_device(self) -> torch.device:
-        """The device of the slot."""
-        return self.slot.weight.device
-
-    @property
-    def slot(self) -> AdapterSlot:
-        """The slot under this layer."""
-        return self.get_base_layer()
 
     def key(self, adapter_name: str) -> str:
         """What an adapter's state, tokens and shared values go by: unique among all adapters of a model."""
@@ -148,13 +146,7 @@ class SlotLayer(nn.Module, BaseTunerLayer):
         """Names of the adapters that act in the next forward pass."""
         if self._disable_adapters:
             return ()
-        names = self._active_adapter
-        if isinstance(names, str):
-            names = (names,)
-        for name in names:
-            if name not in self.configs:
-                return [known for known in names if known in self.configs]
-        return names
+        return [name for name in self._active_adapter if name in self.configs]
 
     # -- For PEFT -----------------------------------------------------------------------------------------------------
 
@@ -176,13 +168,13 @@ class SlotLayer(nn.Module, BaseTunerLayer):
             config: Its configuration.
             slot_name: Full name of the slot.
         """
+        # What is not active is not trained.
+        is_trained = adapter_name in self._active_adapter and not config.inference_mode
         for part, module in self.create_parts(adapter_name, config, slot_name).items():
-            # What is not active is not trained.
-            module.train(self.training).requires_grad_(False)
+            module.train(self.training).requires_grad_(is_trained and part in self.parts)
             self._modules[self.prefix + part][adapter_name] = module
         self.configs[adapter_name] = config
         self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         """Choose the active adapters, and train them and no others; see PEFT's method of this name.
@@ -191,11 +183,11 @@ class SlotLayer(nn.Module, BaseTunerLayer):
         `set_requires_grad` has changed since.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        for name in {*self.active_adapters, *names, *self._set_by_hand}:
-            for part in self.parts:
-                module = self.part(part, name)
-                if module is not None:
-                    module.requires_grad_(name in names and not inference_mode)
+        for part in self.adapter_layer_names:
+            modules = self._modules[part]._modules
+            for name in {*self._active_adapter, *names, *self._set_by_hand}:
+                if name in modules:
+                    modules[name].requires_grad_(name in names and not inference_mode)
         self._active_adapter = names
         self._set_by_hand = set()
 
@@ -245,22 +237,22 @@ class BranchLayer(SlotLayer):
         self, output: torch.Tensor, inputs: torch.Tensor, tokens: Tokens, drop_path: Callable[[torch.Tensor], Any]
     ) -> tuple[torch.Tensor, Tokens]:
         """Run the adapters at work around the slot."""
-        names = self.working_adapters()
+        names, is_half = self.working_adapters(), output.dtype in _HALF
         for name in names:
-            output, tokens = self.in_own_dtype(name, self.adapt_output, output, inputs, tokens)
+            if is_half:
+                output, tokens = self.in_own_dtype(name, self.adapt_output, output, inputs, tokens)
+            else:
+                output, tokens = self.adapt_output(name, output, inputs, tokens)
         update, tokens = self.base_layer(output, inputs, tokens, drop_path)
         for name in names:
-            update, tokens = self.in_own_dtype(name, self.adapt_update, update, inputs, tokens)
+            if is_half:
+                update, tokens = self.in_own_dtype(name, self.adapt_update, update, inputs, tokens)
+            else:
+                update, tokens = self.adapt_update(name, update, inputs, tokens)
         return update, tokens
 
 
 _HALF = (torch.float16, torch.bfloat16)
-
-
-def _dtype_of(value: Any) -> torch.dtype | None:
-    if isinstance(value, Tokens):
-        return value.features.dtype
-    return value.dtype if isinstance(value, torch.Tensor) else None
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
@@ -329,7 +321,7 @@ class SlotTuner(AdapterLifecycle):
 
     def _prepare_model(self, peft_config: PointTunerConfig, model: nn.Module) -> None:
         # All that can be wrong is found here, before anything is attached.
-        slots = dict(named_slots(model))
+        slots = slots_by_name(model)
         if not slots:
             raise ValueError(
                 f"{type(model).__name__} has no slots that an adapter of type {peft_config.peft_type.value} could "
@@ -368,7 +360,7 @@ class SlotTuner(AdapterLifecycle):
                 f"{peft_config.peft_type.value} has a use for. Leave both out for the default."
             )
         elif peft_config.target_modules is None:
-            peft_config.target_modules = set(map(_short_name, selected))
+            peft_config.target_modules = _short_names(selected)
         return selected
 
     def _check_targets(self, peft_config: PointTunerConfig, model: nn.Module, slots: dict[str, AdapterSlot]) -> None:
@@ -390,7 +382,8 @@ class SlotTuner(AdapterLifecycle):
     def _check_target_module_exists(self, peft_config: PointTunerConfig, key: str) -> bool | _ExcludedModule:
         if key in self._selected:
             return True
-        return _ExcludedModule() if matching(peft_config.exclude_modules, (key,)) else False
+        excluded = peft_config.exclude_modules
+        return _ExcludedModule() if excluded and matching(excluded, (key,)) else False
 
     def _check_readout(self, peft_config: PointTunerConfig, model: nn.Module) -> None:
         """Check that an adapter that reads out something else brings a head for it."""
@@ -575,11 +568,11 @@ class SlotTuner(AdapterLifecycle):
             return
         # PEFT casts the parameters of an adapter to float32, but not its buffers (the statistics of a BatchNorm).
         for layer in self._own_layers():
-            for part in layer.parts if adapter_name in layer.configs else ():
-                module = layer.part(part, adapter_name)
+            for part in layer.adapter_layer_names:
+                module = layer._modules[part]._modules.get(adapter_name)
                 for inner in module.modules() if module is not None else ():
                     for name, buffer in inner.named_buffers(recurse=False):
-                        if buffer.dtype in (torch.float16, torch.bfloat16):
+                        if buffer.dtype in _HALF:
                             setattr(inner, name, buffer.float())
 
 
@@ -591,22 +584,27 @@ def bottleneck_size(config: PointTunerConfig, slot_name: str, default: int) -> i
 
 def _check_modules_to_save(config: PointTunerConfig, model: nn.Module) -> None:
     """Check that `modules_to_save` names modules of the model, which PEFT would go on without."""
-    names = [name for name, _ in model.named_modules() if name]
-    unknown = [wanted for wanted in config.modules_to_save or () if not any(n.endswith(wanted) for n in names)]
+    unknown = set(config.modules_to_save or ())
+    for name, _ in model.named_modules() if unknown else ():
+        if name.endswith(tuple(unknown)):
+            unknown = {wanted for wanted in unknown if not name.endswith(wanted)}
     # For its own task types PEFT adds names of heads that a model may have.
     if unknown and config.task_type is None:
         raise ValueError(
-            f"`modules_to_save` has {unknown}, but {type(model).__name__} has no such modules. Those that it declares "
-            f"as part of the task are {list(getattr(model, 'task_module_names', ()))}."
+            f"`modules_to_save` has {sorted(unknown)}, but {type(model).__name__} has no such modules. Those that it "
+            f"declares as part of the task are {list(getattr(model, 'task_module_names', ()))}."
         )
 
 
-def named_slots(model: nn.Module) -> Iterator[tuple[str, AdapterSlot]]:
-    """The slots of a model by name, whatever layers are around them."""
+def slots_by_name(model: nn.Module) -> dict[str, AdapterSlot]:
+    """The slots of an encoder, whatever layers are around them."""
+    slots = {}
     for name, module in model.named_modules():
-        slot = module.get_base_layer() if isinstance(module, SlotLayer) else module
-        if isinstance(slot, AdapterSlot) and not name.endswith("base_layer"):
-            yield name, slot
+        if isinstance(module, AdapterSlot | SlotLayer) and not name.endswith("base_layer"):
+            slot = module.slot if isinstance(module, SlotLayer) else module
+            if slot.stage.is_encoder:
+                slots[name] = slot
+    return slots
 
 
 def head_name(model: nn.Module) -> str | None:
@@ -619,10 +617,13 @@ def _base_model(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
-def _short_name(name: str) -> str:
-    """The end of a slot's name that says which slot it is: one of a list is told by its number as well."""
-    *_, last = name.split(".")
-    return ".".join(name.split(".")[-2:]) if last.isdecimal() else last
+def _short_names(names: Iterable[str]) -> set[str]:
+    """The ends of the names of slots that say which slots they are: one of a list is told by its number as well."""
+    short = set()
+    for name in names:
+        rest, _, last = name.rpartition(".")
+        short.add(f"{rest.rpartition('.')[2]}.{last}" if last.isdecimal() else last)
+    return short
 
 
 def _parameters_to_buffers(module: nn.Module) -> None:

@@ -9,12 +9,6 @@ from torch.nn import functional as F
 from ..layers import add_product
 
 
-def quick_gelu(hidden_states: torch.Tensor) -> torch.Tensor:
-    """Return x * sigmoid(1.702 x), the approximation of GELU that the published method uses."""
-    # The same as a SiLU, which keeps one tensor for the backward pass, not three.
-    return F.silu(1.702 * hidden_states) / 1.702
-
-
 class Bottleneck(nn.Module):
     """Linear down, QuickGELU, dropout, linear up; no residual connection of its own.
 
@@ -24,23 +18,20 @@ class Bottleneck(nn.Module):
         hidden_size: Width of the tokens.
         bottleneck_size: Width in between.
         dropout: Dropout rate in between.
+        init_weights: `True`: the way up is 0, so the output is; otherwise random, as published.
 
     Shapes:
         - input: `(..., hidden_size)`
         - output: as the input
     """
 
-    def __init__(self, hidden_size: int, bottleneck_size: int, dropout: float):
+    def __init__(self, hidden_size: int, bottleneck_size: int, dropout: float, init_weights: bool | str = True):
         super().__init__()
         self.down_weight = nn.Parameter(torch.empty(bottleneck_size, hidden_size))
         self.down_bias = nn.Parameter(torch.empty(bottleneck_size))
         self.up_weight = nn.Parameter(torch.empty(hidden_size, bottleneck_size))
         self.up_bias = nn.Parameter(torch.empty(hidden_size))
         self.dropout = nn.Dropout(dropout)
-
-    @torch.no_grad()
-    def reset_parameters(self, init_weights: bool | str = True) -> None:
-        """Initialise: Xavier weights and almost zero biases; for `True` the way up is 0, so the output is."""
         nn.init.xavier_uniform_(self.down_weight)
         nn.init.normal_(self.down_bias, std=1e-6)
         if init_weights is True:
@@ -72,4 +63,6 @@ class Bottleneck(nn.Module):
 
     def _inner(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = F.linear(hidden_states.to(self.down_weight.dtype), self.down_weight, self.down_bias)
-        return self.dropout(quick_gelu(hidden_states))
+        # QuickGELU, x * sigmoid(1.702 x), the approximation of GELU that the published method uses: as a SiLU it
+        # keeps one tensor for the backward pass, not three.
+        return self.dropout(F.silu(1.702 * hidden_states) / 1.702)

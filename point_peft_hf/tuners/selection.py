@@ -37,15 +37,13 @@ def select_slots(
         ValueError: If a name matches no slot, or if no block is left.
     """
     _check_names(config, slots)
-    usable = {
-        name: tuple(
-            layer for layer in layer_classes if isinstance(slot, layer.slot_class) and layer.wants(config, slot)
-        )
-        for name, slot in slots.items()
-    }
-    usable = {name: layers for name, layers in usable.items() if layers}
+    usable: dict[str, list[type[SlotLayer]]] = {}
+    for name, slot in slots.items():
+        for layer in layer_classes:
+            if isinstance(slot, layer.slot_class) and layer.wants(config, slot):
+                usable.setdefault(name, []).append(layer)
     inside = [name for name in usable if slots[name].is_in_block]
-    chosen = [name for name in inside if _is_targeted(config, name) and _is_in_layers(config, slots[name])]
+    chosen = _chosen(config, {name: slots[name] for name in inside})
     if config.layers_to_transform is not None and not chosen:
         numbers = sorted({slots[name].layers[0] for name in inside})
         use = f"attaches to the blocks {numbers}" if numbers else "attaches to no block, so leave it out"
@@ -64,14 +62,13 @@ def select_slots(
 
     selected = {}
     for name, layers in usable.items():
-        if slots[name].is_in_block:
-            layers = layers if name in chosen else ()
-        elif _matches(config.exclude_modules, name):
-            layers = ()
-        else:
-            layers = tuple(layer for layer in layers if serves(layer, name))
+        if not slots[name].is_in_block:
+            is_excluded = _matches(config.exclude_modules, name)
+            layers = [] if is_excluded else [layer for layer in layers if serves(layer, name)]
+        elif name not in chosen:
+            continue
         if layers:
-            selected[name] = layers
+            selected[name] = tuple(layers)
     return selected
 
 
@@ -80,14 +77,16 @@ def matching(targets: Collection[str] | str | None, names: Collection[str]) -> l
     return [name for name in names if _matches(targets, name)]
 
 
-def _is_targeted(config: PointTunerConfig, name: str) -> bool:
-    is_targeted = config.target_modules is None or _matches(config.target_modules, name)
-    return is_targeted and not _matches(config.exclude_modules, name)
-
-
-def _is_in_layers(config: PointTunerConfig, slot: AdapterSlot) -> bool:
+def _chosen(config: PointTunerConfig, slots: Mapping[str, AdapterSlot]) -> set[str]:
+    """The slots in the blocks that are chosen by name and by number of the block."""
+    names = set(slots) if config.target_modules is None else set(matching(config.target_modules, slots))
+    if config.exclude_modules:
+        names.difference_update(matching(config.exclude_modules, slots))
     wanted = config.layers_to_transform
-    return wanted is None or slot.layers[0] in ([wanted] if isinstance(wanted, int) else wanted)
+    if wanted is not None:
+        numbers = [wanted] if isinstance(wanted, int) else wanted
+        names = {name for name in names if slots[name].layers[0] in numbers}
+    return names
 
 
 def _matches(targets: Collection[str] | str | None, name: str) -> bool:

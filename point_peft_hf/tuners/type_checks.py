@@ -22,7 +22,7 @@ def check_types(config: Any) -> None:
     declared = _declared_types(type(config))
     for field in fields(config):
         value = getattr(config, field.name)
-        if not _fits(value, declared[field.name]):
+        if value is not field.default and not _fits(value, declared[field.name]):
             wanted = _name(declared[field.name])
             raise ValueError(f"`{field.name}` must be {wanted}, got {value!r} ({type(value).__name__}).")
 

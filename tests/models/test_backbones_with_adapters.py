@@ -10,6 +10,7 @@ from point_peft_hf import (
     PointPriorPromptConfig,
     build_point_prior_bank,
 )
+from point_peft_hf.models.layers.transformer import TokenLayer
 
 CONFIGS = {
     "geometry": lambda **kwargs: GeometryAdapterConfig(**kwargs),
@@ -114,6 +115,23 @@ def test_gradient_checkpointing(adapt, points, use_reentrant):
         gradients.append({name: p.grad for name, p in copied.named_parameters() if p.requires_grad})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_places_of_tokens_need_no_gradient_under_checkpointing(adapt, points, use_reentrant):
+    model = adapt()
+    give_bank(model, points)
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    places = []
+    for module in model.modules():
+        if isinstance(module, TokenLayer):
+            module.register_forward_hook(
+                lambda module, args, tokens: places.extend(span.coordinates for span in tokens.spans)
+            )
+    model.train()(points, labels=torch.tensor([0, 1, 2, 3])).loss.backward()
+    places = [place for place in places if place is not None]
+    assert places
+    assert not any(place.requires_grad for place in places)
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ def test_positions_by_hand():
 
 def test_mask_by_hand():
     hidden = torch.tensor([False, True, False])
-    seen = (causal_mask(3, hidden.device, hidden)[0, 0] == 0).int().tolist()
+    seen = (causal_mask(hidden)[0, 0] == 0).int().tolist()
     # The last does not see the one in the middle, which sees itself.
     assert seen == [[1, 0, 0], [1, 1, 0], [1, 0, 1]]
 
@@ -61,11 +61,9 @@ def test_mask_by_hand():
 def test_tokens_see_only_those_in_front(points):
     model = make(PointGPTModel)
     neighborhoods, centers = model.group(points)
-    mask = causal_mask(18, centers.device)
-    tokens = model.patch_embedding(neighborhoods)
-    before = model.run_blocks(tokens, centers, mask)[-1]
-    tokens[:, 9] += 1
-    after = model.run_blocks(tokens, centers, mask)[-1]
+    before = model.encode_groups(neighborhoods, centers)
+    neighborhoods[:, 9] *= 2
+    after = model.encode_groups(neighborhoods, centers)
     changed = (before != after).any(dim=-1).all(dim=0)
     assert changed.tolist() == [False] * 11 + [True] * 7
 
@@ -133,17 +131,17 @@ def test_pre_training(points):
         model(points, mask=torch.zeros(4, 16, dtype=torch.bool))
 
 
+@torch.no_grad()
 def test_a_group_is_not_predicted_from_itself(points):
     model = make(PointGPTForPreTraining)
     visible = torch.zeros(16, dtype=torch.bool)
     before = model(points, mask=visible).reconstruction
-    with torch.no_grad():
-        # Group 7 has other points now, around the same centre.
-        group = model.point_gpt.group
-        model.point_gpt.group = lambda points: (other, group(points)[1])
-        other = group(points)[0].clone()
-        other[:, 7] *= 2
-        after = model(points, mask=visible).reconstruction
+    # Group 7 has other points now, around the same centre.
+    group = model.point_gpt.group
+    model.point_gpt.group = lambda points: (other, group(points)[1])
+    other = group(points)[0].clone()
+    other[:, 7] *= 2
+    after = model(points, mask=visible).reconstruction
     changed = (before != after).flatten(2).any(dim=-1).all(dim=0)
     assert changed.tolist() == [False] * 8 + [True] * 8
 

@@ -68,7 +68,7 @@ def model(reference_dir):
 
 def run(model, values, x):
     center = values["center"]
-    return model.encoder(start_tokens(x, center, Cloud(center, center), num_prefix=1), model)[0].features
+    return model.encoder(start_tokens(x, center, Cloud(center, center), num_class=1), model)[0].features
 
 
 def parameter_of(model, name):
@@ -84,7 +84,7 @@ def test_forward_with_running_statistics(model, values):
 
 def test_neighborhoods(model, values):
     center = values["center"]
-    tokens = start_tokens(values["x"], center, Cloud(center, center), num_prefix=1)
+    tokens = start_tokens(values["x"], center, Cloud(center, center), num_class=1)
     neighborhoods = model.encoder.layers[0].output_slot._neighborhoods("default", tokens)
     assert torch.equal(neighborhoods.center_indices, values["local_center_idx"])
     assert torch.equal(neighborhoods.neighbor_indices.sort().values, values["local_knn_idx"].sort().values)

@@ -77,7 +77,7 @@ def test_classifier(size, layout, convert, values):
     encoded = model.point_gpt(points, output_hidden_states=True)
     for index in range(model.config.num_hidden_layers):
         assert_close(encoded.hidden_states[index + 1], expected[f"cls.block{index}"])
-    assert_close(model.point_gpt.encode(points).last_hidden_state, expected["cls.ln_f"])
+    assert_close(model.point_gpt.final_norm(model.point_gpt.encode(points).tokens).features, expected["cls.ln_f"])
     assert_close(encoded.last_hidden_state, expected["cls.hidden"])
     assert_close(encoded.pooler_output, expected["cls.pooled"])
     # The class token sees the start token only.
@@ -97,9 +97,8 @@ def test_generation_of_a_classifier(size, layout, convert, values):
     )
     expected = values(f"pointgpt_{size}_classifier")
     encoded = model.point_gpt.encode(expected["points"])
-    states = torch.cat([encoded.last_hidden_state[:, :1], encoded.last_hidden_state[:, 2:-1]], dim=1)
-    centers = encoded.group_centers
-    predicted = model.generator(states, centers, causal_mask(centers.shape[1], centers.device))
+    states = model.point_gpt.final_norm(encoded.tokens).features
+    predicted = model.generator(torch.cat([states[:, :1], states[:, 2:-1]], dim=1), encoded.tokens.centers)
     assert_close(predicted.flatten(0, 1), expected["gen.points"])
     loss = model.generation_loss(encoded)
     assert_close(loss, expected["gen.loss"])
@@ -120,7 +119,7 @@ def test_pre_training(size, layout, convert, values):
     assert type(model) is point_peft_hf.PointGPTForPreTraining
     blocked = expected["pre.attn_mask"]
     hidden = blocked.tril(-1).any(dim=0)
-    mask = causal_mask(len(blocked), blocked.device, hidden)
+    mask = causal_mask(hidden)
     assert torch.equal(mask[0, 0] < 0, blocked)
     output = model(expected["points"], mask=hidden)
     assert torch.equal(output.group_centers, expected["center"])
@@ -152,7 +151,7 @@ def test_part_segmentation(convert, values):
     assert_close(logits, expected["seg.scores"])
     (logits * expected["R"]).sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    assert_close(gradients["token_layernorm.weight"], expected["grad.norm.weight"])
+    assert_close(gradients["point_gpt.level_layernorm.weight"], expected["grad.norm.weight"])
     assert_close(gradients["point_gpt.class_token.token"], expected["grad.cls_token"])
     attention = [f"point_gpt.encoder.layers.3.attention.{name}_proj.weight" for name in "qkv"]
     assert_close(

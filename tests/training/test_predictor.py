@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,18 @@ def test_points_that_are_not_finite(adapter, tiny_task):
         predictor.predict_classes([cloud, broken], batch_size=2)
     first, second = predictor.predict_classes([cloud, broken], batch_size=2, drop_invalid=True)
     assert first == second
+
+
+def test_several_threads(adapter, tiny_task):
+    predictor = Predictor.from_pretrained(str(adapter))
+    clouds = [cloud["points"].numpy() for cloud in (tiny_task.test[index] for index in range(4))]
+    expected = [predictor.predict(cloud, top=99) for cloud in clouds]
+    with ThreadPoolExecutor(8) as pool:
+        for number, ranked in enumerate(
+            pool.map(lambda number: predictor.predict(clouds[number % 4], 99), range(200))
+        ):
+            wanted = dict(expected[number % 4])
+            assert dict(ranked) == pytest.approx(wanted, abs=1e-5)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
 import point_peft_hf as pp
+from point_peft_hf.models.layers import PointTransformerLayer
 from point_peft_hf.slots import ReadoutSlot
 from point_peft_hf.tokens import Cloud
-from point_peft_hf.tuners.base import SlotLayer, named_slots
+from point_peft_hf.tuners.base import SlotLayer, slots_by_name
 from point_peft_hf.tuners.point_prior_prompt import layer as layer_module
 
 TYPES = {"prompt": pp.PointPriorPromptConfig, "point_peft": pp.PointPeftConfig}
@@ -63,7 +64,7 @@ def tokens_query(backbone, points):
 
 
 def bank_stage(encoder):
-    return next(slot.stage for _, slot in named_slots(encoder) if isinstance(slot, ReadoutSlot))
+    return next(slot.stage for slot in slots_by_name(encoder).values() if isinstance(slot, ReadoutSlot))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -161,7 +162,7 @@ def test_queries_that_are_known_are_passed_in(backbone, make_config, points, log
     known = backbone.precompute(points)
     (name,) = known
     assert name == bank_layer(model).key("default") + ".query"
-    calls = count_calls(*(m for m in backbone.modules() if type(m).__name__ == "PointTransformerLayer"))
+    calls = count_calls(*(m for m in backbone.modules() if isinstance(m, PointTransformerLayer)))
     with torch.no_grad():
         assert torch.equal(model(points, precomputed=known).logits, expected)
         assert len(calls) == backbone.config.num_hidden_layers

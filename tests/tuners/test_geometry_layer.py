@@ -38,8 +38,8 @@ def make_layers(dtype=torch.float32, **fields):
     return shared, output
 
 
-def enter(shared, features, centers=CENTERS, num_prefix=0):
-    return shared(start_tokens(features, centers, Cloud(centers, centers), num_prefix=num_prefix), None)
+def enter(shared, features, centers=CENTERS, num_class=0):
+    return shared(start_tokens(features, centers, Cloud(centers, centers), num_class=num_class), None)
 
 
 def without_bottleneck(output):
@@ -100,7 +100,7 @@ def test_prefix_tokens_take_no_part():
     shared, output = make_layers()
     without_bottleneck(output)
     features = torch.randn(1, 9, WIDTH)
-    with_prefix = output(enter(shared, features, num_prefix=1)).features
+    with_prefix = output(enter(shared, features, num_class=1)).features
     without = output(enter(shared, features[:, 1:])).features
     assert torch.equal(with_prefix[:, 0], features[:, 0])
     torch.testing.assert_close(with_prefix[:, 1:], without)

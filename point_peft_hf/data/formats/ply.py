@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ _STRUCT = {
 }
 _CORNER_NAMES = ("vertex_indices", "vertex_index", "vertex_indexes", "vertices", "indices")
 _MAX_HEADER = 1 << 20
+_END_HEADER = re.compile(rb"(?<=[\r\n])[ \t]*end_header(?=\s|$)", re.IGNORECASE)
 
 
 @dataclass
@@ -45,7 +47,9 @@ class _Element:
 
     @property
     def vertex_columns(self) -> list[int | None]:
-        return [*(self.column((axis,)) for axis in "xyz"), *([] if self.label is None else [self.label])]
+        names = [item.name.lower() for item in self.properties]
+        columns = [names.index(axis) if axis in names else None for axis in "xyz"]
+        return columns if self.label is None else [*columns, self.label]
 
     @property
     def has_lists(self) -> bool:
@@ -59,9 +63,6 @@ class _Element:
         if self.name == "face" and not named and len(lists) == 1:
             named = lists
         return named[0] if named and self.name != "vertex" else None
-
-    def column(self, names: tuple[str, ...]) -> int | None:
-        return next((index for index, item in enumerate(self.properties) if item.name.lower() in names), None)
 
 
 def read_ply(path: Path, labels: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
@@ -84,10 +85,11 @@ def read_ply(path: Path, labels: bool = False) -> tuple[np.ndarray, np.ndarray |
         data = to_utf8(data)
     kind, elements, body, line = _read_header(data, path)
     vertex = next((element for element in elements if element.name == "vertex"), None)
-    if vertex is None or any(vertex.column((axis,)) is None for axis in "xyz"):
+    columns = [None] if vertex is None else vertex.vertex_columns
+    if None in columns:
         found = {element.name: [item.name for item in element.properties] for element in elements}
         raise PointCloudError(f"{path}: no element 'vertex' with properties x, y and z; its header has {found}")
-    if any(vertex.properties[column].count_type for column in vertex.vertex_columns):
+    if any(vertex.properties[column].count_type for column in columns):
         raise PointCloudError(f"{path}: the properties x, y and z must be one number each, got lists")
     for element in elements:
         if element.name == "face" and element.count and element.corners is None:
@@ -107,19 +109,14 @@ def _read_header(data: bytes, path: Path) -> tuple[str, list[_Element], int, int
         raise PointCloudError(f"{path}: a .ply file starts with 'ply', this one with {shorten(data[:12])}")
     break_at = 3 + len(data[3:8]) - len(data[3:8].lstrip(b" \t"))
     mark = next((mark for mark in (b"\r\n", b"\r", b"\n") if data.startswith(mark, break_at)), b"\n")
-    lines: list[str] = []
-    offset = 0
-    while not lines or lines[-1].split()[:1] != ["end_header"]:
-        end = data.find(mark, offset, _MAX_HEADER)
-        if end < 0 and data[offset : offset + 10].lower() == b"end_header":
-            end = len(data)
-        if end < 0:
-            raise PointCloudError(f"{path}: the header has no 'end_header'; truncated?")
-        lines.append(data[offset:end].decode("latin-1"))
-        lines[-1] = lines[-1] if lines[-1].lstrip().lower()[:10] != "end_header" else "end_header"
-        offset = end + len(mark)
+    end = _END_HEADER.search(data, 0, _MAX_HEADER)
+    if end is None:
+        raise PointCloudError(f"{path}: the header has no 'end_header'; truncated?")
+    offset = data.find(mark, end.end())
+    offset = len(data) if offset < 0 else offset + len(mark)
+    lines = data[: end.start()].decode("latin-1").split(mark.decode())
     kind, elements = "", []
-    for number, line in enumerate(lines[1:-1], start=2):
+    for number, line in enumerate(lines[1:], start=2):
         words = line.split()
         keyword = words[0].lower() if words else "comment"
         try:

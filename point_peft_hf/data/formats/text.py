@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ _COMMENTS = ("#", "//")
 _DELIMITERS = (";", "\t", ",", "|")
 _UNIT = re.compile(r"(?<=[^\s,;|\"'])\s*(\[[^\]]*\]|\([^)]*\))")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
+_PUNCTUATION = re.compile(r"[\"',;|\t]")
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 _EXCEL = re.compile(r"\s*\"?sep=(.)\"?\s*", re.IGNORECASE)
 _HEAD = 65536
@@ -55,6 +57,8 @@ def _find_delimiter(line: str) -> str | None:
 
 
 def _split(line: str, delimiter: str | None = None) -> tuple[str | None, list[str]]:
+    if delimiter is None and not _PUNCTUATION.search(line):
+        return None, line.split()
     delimiter = delimiter or _find_delimiter(line)
     return delimiter, _cut(line, delimiter)
 
@@ -139,7 +143,7 @@ def _make_plan(lines: list[str], path: Path) -> _Plan:
     excel = _EXCEL.fullmatch(lines[0]) if lines else None
     forced = excel[1] if excel else None
     numbers = (i for i in range(1 if excel else 0, len(lines)) if _is_row(lines[i]))
-    ahead = [i for i, _ in zip(numbers, range(_LOOK_AHEAD), strict=False)]
+    ahead = list(islice(numbers, 3))
     if not ahead:
         raise PointCloudError(f"{path}: holds no row of numbers, only comments and blank lines; is it complete?")
     promised = None
@@ -147,8 +151,9 @@ def _make_plan(lines: list[str], path: Path) -> _Plan:
     if len(tokens) == 1 and tokens[0].isdecimal() and len(ahead) > 1 and len(_split(lines[ahead[1]], forced)[1]) >= 3:
         promised = int(tokens[0][:20])
         ahead.pop(0)
-    rows = [_split(lines[i], forced) for i in ahead]
-    named = _is_header([tokens for _, tokens in rows], path, rows[0][0])
+    rows = [_split(lines[i], forced) for i in ahead[:2]]
+    others = (_split(lines[i], forced)[1] for i in chain(ahead[1:], islice(numbers, _LOOK_AHEAD)))
+    named = _is_header(rows[0][1], others, path, rows[0][0])
     if named and len(rows) == 1:
         raise PointCloudError(f"{path}: holds a header, {shorten(lines[ahead[0]])}, and no row of numbers")
     first = ahead[1] if named else ahead[0]
@@ -174,22 +179,25 @@ def _make_plan(lines: list[str], path: Path) -> _Plan:
     return _Plan(first, columns, delimiter, len(tokens), promised, names)
 
 
-def _is_header(rows: list[list[str]], path: Path, delimiter: str | None) -> bool:
+def _is_header(first: list[str], others: Iterator[list[str]], path: Path, delimiter: str | None) -> bool:
     """Tell whether the first row names the columns; an error where it can be names as well as a point."""
-    first, others = rows[0], rows[1:]
     words = [place for place, token in enumerate(first) if token and not is_number(token)]
     if words:
         if len(words) == sum(map(bool, first)):
             return True
-        fits = bool(others) and len(others[0]) == len(first) and all(is_number(others[0][place]) for place in words)
+        second = next(others, [])
+        fits = len(second) == len(first) and all(is_number(second[place]) for place in words)
         return fits and find_axes([clean_name(token) for token in first]) is not None
     filled = first[1:] if first[0] == "" else first
     start = next((start for start in (0, 1) if filled == [str(start + place) for place in range(len(filled))]), None)
-    if start is None or len(filled) < 3 + start or not others:
+    if start is None or len(filled) < 3 + start:
+        return False
+    rows = list(others)
+    if not rows:
         return False
     if first[0] == "":
         return True  # the name of the index of pandas
-    fractions = all(re.search(r"[.,eE]", token) for row in others for token in row[:3])
+    fractions = all(re.search(r"[.,eE]", token) for row in rows for token in row[:3])
     if start == 0 and fractions and delimiter is not None:
         return True
     if not fractions and (start == 1 or delimiter is None):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import nn
 
 from ...slots import Backbone, Stage, TokenSlot
@@ -24,18 +26,20 @@ class PointTransformerEncoder(nn.Module):
         config: Configuration of the backbone.
         stage: What its blocks work on.
         num_heads: Attention heads of a block.
+        drop_path_rate: Stochastic depth of the last block of the backbone; default: as configured.
     """
 
-    def __init__(self, config, stage: Stage, num_heads: int):
+    layer_class: ClassVar[type[PointTransformerLayer]] = PointTransformerLayer
+
+    def __init__(self, config, stage: Stage, num_heads: int, drop_path_rate: float | None = None):
         super().__init__()
+        rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
         self.token_slot = TokenSlot(stage)
         self.layers = nn.ModuleList(
-            PointTransformerLayer(
-                config, stage, num_heads, config.drop_path_rate * index / max(stage.total_layers - 1, 1), index
-            )
+            self.layer_class(config, stage, num_heads, rate * index / max(stage.total_layers - 1, 1), index)
             for index in stage.layers
         )
-        self.own_tokens = OwnTokens()
+        self.own_tokens = OwnTokens() if stage.is_encoder else None
 
     def forward(self, tokens: Tokens, backbone: Backbone, levels: tuple[int, ...] = ()) -> tuple[Tokens, list[Tokens]]:
         """Run the blocks.
@@ -52,7 +56,8 @@ class PointTransformerEncoder(nn.Module):
         left = {}
         for depth, layer in enumerate(self.layers):
             tokens = layer(tokens)
-            self.own_tokens(tokens)
+            if self.own_tokens is not None:
+                self.own_tokens(tokens)
             if depth in levels:
                 left[depth] = tokens
         return tokens, [left[depth] for depth in levels]

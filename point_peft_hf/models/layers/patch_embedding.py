@@ -14,12 +14,13 @@ CHUNK_SIZE = 64
 class PatchEmbedding(nn.Module):
     """Embed each group of points as one token, by a mini-PointNet (Point-BERT, arXiv 2111.14819, section 3.1).
 
-    Per point Linear - BatchNorm - ReLU - Linear, the maximum over the group put in front of every point's features,
-    once more Linear - BatchNorm - ReLU - Linear, and the maximum over the group.
+    Per point linear layers with BatchNorm - ReLU between, the maximum over the group put in front of every point's
+    features, once more Linear - BatchNorm - ReLU - Linear, and the maximum over the group.
 
     Args:
         in_size: Features of a point (3 for coordinates).
-        hidden_sizes: Widths after the first, second and third linear layer.
+        hidden_sizes: Widths of the layers before the first maximum (two as published, three in the larger PointGPT),
+            and of the one after it.
         out_size: Width of a token.
 
     Shapes:
@@ -27,42 +28,49 @@ class PatchEmbedding(nn.Module):
         - output: `(batch_size, num_groups, out_size)`
     """
 
-    def __init__(self, in_size: int, hidden_sizes: tuple[int, int, int], out_size: int):
+    def __init__(self, in_size: int, hidden_sizes: tuple[int, ...], out_size: int):
         super().__init__()
-        first, second, third = hidden_sizes
-        self.first_linear1 = nn.Linear(in_size, first)
-        self.first_norm1 = FreezableBatchNorm1d(first)
-        self.first_linear2 = nn.Linear(first, second)
-        self.second_linear1 = nn.Linear(2 * second, third)
-        self.second_norm1 = FreezableBatchNorm1d(third)
-        self.second_linear2 = nn.Linear(third, out_size)
+        *first, second = hidden_sizes
+        for number, (size_in, size) in enumerate(zip([in_size, *first], first, strict=False), start=1):
+            self.add_module(f"first_linear{number}", nn.Linear(size_in, size))
+            if number < len(first):
+                self.add_module(f"first_norm{number}", FreezableBatchNorm1d(size))
+        self.second_linear1 = nn.Linear(2 * first[-1], second)
+        self.second_norm1 = FreezableBatchNorm1d(second)
+        self.second_linear2 = nn.Linear(second, out_size)
 
     def forward(self, neighborhoods: torch.Tensor, frozen: bool = False) -> torch.Tensor:
         """Embed the groups, or embed them as the module was pre-trained to (`frozen`)."""
         batch_size, num_groups, group_size, in_size = neighborhoods.shape
-        norm1 = original(self.first_norm1)
-        groups = neighborhoods.reshape(batch_size * num_groups, group_size, in_size).to(norm1.weight.dtype)
+        dtype = original(self.second_norm1).weight.dtype
+        groups = neighborhoods.reshape(batch_size * num_groups, group_size, in_size).to(dtype)
         layers = {name: (original if frozen else current)(layer) for name, layer in self.named_children()}
         embed = _embed_folded if _can_fold(layers, frozen) else _embed_plain
-        return embed(groups, frozen=frozen, **layers).view(batch_size, num_groups, -1)
+        # Layer and norm alternate: the first part, and the three layers of the second.
+        *first, second_linear1, second_norm1, second_linear2 = layers.values()
+        return embed(groups, first, second_linear1, second_norm1, second_linear2, frozen).view(
+            batch_size, num_groups, -1
+        )
 
 
 def _can_fold(layers: dict[str, nn.Module], frozen: bool) -> bool:
-    """Whether the BatchNorms are fixed, no adapter sits in between, and the weights are at hand."""
+    """Whether weights and BatchNorms are fixed and at hand, and no adapter sits in between."""
     for name, layer in layers.items():
         is_norm = "norm" in name
         if type(layer) is not (FreezableBatchNorm1d if is_norm else nn.Linear) or layer.weight.is_meta:
             return False
         if is_norm and not (frozen or layer.uses_running_stats):
             return False
+        # Where weights are trained, in the order of operations in which the published models are: the maximum of two
+        # points that are as good as equal falls on the same one, and so does the gradient.
+        if layer.weight.requires_grad and torch.is_grad_enabled():
+            return False
     return True
 
 
 def _embed_plain(
     groups: torch.Tensor,
-    first_linear1: nn.Module,
-    first_norm1: nn.Module,
-    first_linear2: nn.Module,
+    first: list[nn.Module],
     second_linear1: nn.Module,
     second_norm1: nn.Module,
     second_linear2: nn.Module,
@@ -71,8 +79,9 @@ def _embed_plain(
     """Embed groups of shape `(num_groups, group_size, in_size)` as `(num_groups, out_size)`, layer by layer."""
     num_groups, group_size, in_size = groups.shape
     options = {"frozen": True} if frozen else {}
-    features = first_linear1(groups.reshape(-1, in_size))  # (num_groups * group_size, first)
-    features = first_linear2(F.relu(first_norm1(features, **options)))
+    features = first[0](groups.reshape(-1, in_size))  # (num_groups * group_size, first)
+    for norm, linear in zip(first[1::2], first[2::2], strict=True):
+        features = linear(F.relu(norm(features, **options)))
     pooled = features.view(num_groups, group_size, -1).amax(dim=1)
     if type(second_linear1) is nn.Linear and not second_linear1.weight.is_meta:
         # The same as below, but with the group's maximum multiplied once a group instead of once a point.
@@ -88,9 +97,7 @@ def _embed_plain(
 
 def _embed_folded(
     groups: torch.Tensor,
-    first_linear1: nn.Linear,
-    first_norm1: FreezableBatchNorm1d,
-    first_linear2: nn.Linear,
+    first: list[nn.Module],
     second_linear1: nn.Linear,
     second_norm1: FreezableBatchNorm1d,
     second_linear2: nn.Linear,
@@ -98,21 +105,24 @@ def _embed_folded(
 ) -> torch.Tensor:
     """The same function with fewer products.
 
-    BatchNorms are folded in, the group's maximum is multiplied once a group, and the second and the third linear
-    layer, which nothing but that maximum comes between, are one layer for the features of the points.
+    BatchNorms are folded in, the group's maximum is multiplied once a group, and the last layer before that maximum
+    and the first one after it, which nothing else comes between, are one layer for the features of the points.
     """
-    scale1, shift1 = first_norm1.folded_scale_and_shift()
+    folded = []
+    for linear, norm in zip(first[:-1:2], first[1::2], strict=True):
+        scale, shift = norm.folded_scale_and_shift()
+        folded.append((linear.weight * scale[:, None], linear.bias * scale + shift))
     scale2, shift2 = second_norm1.folded_scale_and_shift()
-    weight1 = first_linear1.weight * scale1[:, None]
-    bias1 = first_linear1.bias * scale1 + shift1
     weight_pooled, weight_point = (second_linear1.weight * scale2[:, None]).chunk(2, dim=1)
     bias2 = second_linear1.bias * scale2 + shift2
-    weight2, first_bias2 = first_linear2.weight, first_linear2.bias
+    weight2, first_bias2 = first[-1].weight, first[-1].bias
     weight_point, bias2 = weight_point @ weight2, bias2 + weight_point @ first_bias2
 
     def embed(chunk: torch.Tensor) -> torch.Tensor:
         num_groups, group_size, in_size = chunk.shape
-        hidden = F.linear(chunk.reshape(-1, in_size), weight1, bias1).relu_()
+        hidden = chunk.reshape(-1, in_size)
+        for weight, bias in folded:
+            hidden = F.linear(hidden, weight, bias).relu_()
         pooled = F.linear(hidden, weight2).view(num_groups, group_size, -1).amax(dim=1) + first_bias2
         features = F.linear(hidden, weight_point).view(num_groups, group_size, -1)
         features = features.add_(F.linear(pooled, weight_pooled, bias2)[:, None]).relu_()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
@@ -36,7 +35,7 @@ def current(module: nn.Module) -> nn.Module:
 
 
 class SlottedModule(nn.Module):
-    """A module that runs its layers through their slots, or without any adapter where it is asked to."""
+    """A module with layers that have slots: it runs `self.norm_slot(self.norm(inputs), inputs)`."""
 
     def add_layer(
         self, name: str, layer: nn.Module, stage: Stage, layer_index: int | None = None, hidden_size: int | None = None
@@ -53,19 +52,6 @@ class SlottedModule(nn.Module):
         self.add_module(name, layer)
         has_bias = getattr(layer, "bias", None) is not None
         self.add_module(f"{name}_slot", LayerSlot(stage, name, layer_index, hidden_size, has_bias))
-
-    def through(self, name: str, inputs: torch.Tensor, frozen: bool = False) -> torch.Tensor:
-        """Run a layer and its slot.
-
-        Args:
-            name: Name of the layer.
-            inputs: What goes in.
-            frozen: Whether to run the layer as it was pre-trained.
-        """
-        modules = self._modules
-        if frozen:
-            return original(modules[name])(inputs)
-        return modules[f"{name}_slot"](modules[name](inputs), inputs)
 
 
 def is_pretrained(module: nn.Module) -> bool:

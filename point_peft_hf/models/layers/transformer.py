@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ...layers import DropPath
 from ...slots import BranchSlot, EntrySlot, OutputSlot, Stage
 from ...tokens import Tokens
-from .slotted import SlottedModule
+from .slotted import SlottedModule, original
 
 
 def eager_attention_forward(
@@ -70,36 +71,49 @@ class PointAttention(SlottedModule):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, is_causal: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend among the tokens; `attention_mask` is added to the scores."""
-        return self.attend(hidden_states, attention_mask, is_causal)
+        query = self.q_proj_slot(self.q_proj(hidden_states), hidden_states)
+        key = self.k_proj_slot(self.k_proj(hidden_states), hidden_states)
+        value = self.v_proj_slot(self.v_proj(hidden_states), hidden_states)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        output, weights = self._attend(query, key, value, attention_mask, is_causal, dropout)
+        return self.out_proj_slot(self.out_proj(output), output), weights
 
-    def attend(
+    def run_frozen(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, is_causal: bool
+    ) -> torch.Tensor:
+        """Attend as it was pre-trained to."""
+        query = original(self.q_proj)(hidden_states)
+        key = original(self.k_proj)(hidden_states)
+        value = original(self.v_proj)(hidden_states)
+        output, _ = self._attend(query, key, value, attention_mask, is_causal, 0.0)
+        return original(self.out_proj)(output)
+
+    def _attend(
         self,
-        hidden_states: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         is_causal: bool,
-        frozen: bool = False,
+        dropout: float,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend among the tokens; see [`SlottedModule.through`] for `frozen`."""
-        batch_size, sequence_length, _ = hidden_states.shape
-        heads = (batch_size, sequence_length, -1, self.head_dim)
-        query, key, value = (
-            self.through(name, hidden_states, frozen).view(heads).transpose(1, 2)
-            for name in ("q_proj", "k_proj", "v_proj")
-        )
+        """Weigh values of shape `(batch_size, sequence_length, hidden_size)`, head by head; see `forward`."""
         if attention_mask is not None:
             attention_mask = attention_mask.to(query.dtype)
+        heads = (*query.shape[:2], -1, self.head_dim)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         output, weights = attend(
             self,
-            query,
-            key,
-            value,
+            # (batch_size, num_heads, sequence_length, head_dim)
+            query.view(heads).transpose(1, 2),
+            key.view(heads).transpose(1, 2),
+            value.view(heads).transpose(1, 2),
             attention_mask,
             scaling=self.scaling,
-            dropout=self.config.attention_dropout if self.training and not frozen else 0.0,
+            dropout=dropout,
             is_causal=is_causal,
         )
-        return self.through("out_proj", output.reshape(batch_size, sequence_length, -1), frozen), weights
+        return output.reshape(query.shape), weights
 
 
 class PointMLP(SlottedModule):
@@ -119,9 +133,14 @@ class PointMLP(SlottedModule):
         self.activation = ACT2FN[config.hidden_act]
         self.add_layer("fc2", nn.Linear(intermediate_size, size), stage, layer_index)
 
-    def forward(self, hidden_states: torch.Tensor, frozen: bool = False) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Map tokens of shape `(batch_size, sequence_length, hidden_size)` to the same shape."""
-        return self.through("fc2", self.activation(self.through("fc1", hidden_states, frozen)), frozen)
+        inner = self.activation(self.fc1_slot(self.fc1(hidden_states), hidden_states))
+        return self.fc2_slot(self.fc2(inner), inner)
+
+    def run_frozen(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Map tokens as it was pre-trained to."""
+        return original(self.fc2)(self.activation(original(self.fc1)(hidden_states)))
 
 
 class TokenLayer(SlottedModule, GradientCheckpointingLayer):
@@ -138,15 +157,22 @@ class TokenLayer(SlottedModule, GradientCheckpointingLayer):
     def _checkpoint_tokens(self, forward: Callable[[Tokens], Tokens], tokens: Tokens, *args) -> Tokens:
         tensors, rebuild = tokens.to_tensors()
         # What the block returns is only known when it has run.
-        rebuild_output: list[Callable] = []
+        finish: list[Callable[[tuple], Tokens]] = []
 
-        def run(*tensors):
-            output, restore = forward(rebuild(tensors), *args).to_tensors()
-            rebuild_output[:] = [restore]
-            return tuple(output)
+        def run(*inputs):
+            leaves, restore = forward(rebuild(inputs), *args).to_tensors()
+            # What the block leaves as it is goes around it: as its output, the places of tokens would need a gradient.
+            sources = [next((n for n, given in enumerate(inputs) if given is leaf), None) for leaf in leaves]
 
-        output = self._checkpoint(run, *tensors)
-        return rebuild_output[0](output)
+            def restore_all(outputs: tuple) -> Tokens:
+                new = iter(outputs)
+                return restore([next(new) if source is None else tensors[source] for source in sources])
+
+            finish[:] = [restore_all]
+            return tuple(leaf for leaf, source in zip(leaves, sources, strict=True) if source is None)
+
+        outputs = self._checkpoint(run, *tensors)
+        return finish[0](outputs)
 
 
 class PointTransformerLayer(TokenLayer):
@@ -159,6 +185,9 @@ class PointTransformerLayer(TokenLayer):
         drop_path_rate: Rate with which each of the two residual branches is dropped in training.
         layer_index: Number of the block, counted from 0 over all stages.
     """
+
+    # Whether the first residual starts after its norm, not before.
+    starts_after_norm: ClassVar[bool] = False
 
     def __init__(self, config, stage: Stage, num_heads: int, drop_path_rate: float, layer_index: int):
         super().__init__()
@@ -186,17 +215,19 @@ class PointTransformerLayer(TokenLayer):
             return self._run_frozen(tokens)
         tokens = self.entry_slot(tokens)
         hidden_states = tokens.embedded()
-        inputs = self.through("norm1", hidden_states)
+        inputs = self.norm1_slot(self.norm1(hidden_states), hidden_states)
+        hidden_states = inputs if self.starts_after_norm else hidden_states
         output, _ = self.attention(inputs, tokens.mask, tokens.is_causal)
         update, tokens = self.attention_slot(output, inputs, tokens.with_features(hidden_states), self.drop_path)
         hidden_states = hidden_states + update
-        inputs = self.through("norm2", hidden_states)
+        inputs = self.norm2_slot(self.norm2(hidden_states), hidden_states)
         update, tokens = self.ffn_slot(self.mlp(inputs), inputs, tokens.with_features(hidden_states), self.drop_path)
         return self.output_slot(tokens.with_features(hidden_states + update)).drop_passing()
 
     def _run_frozen(self, tokens: Tokens) -> Tokens:
         hidden_states = tokens.embedded()
-        inputs = self.through("norm1", hidden_states, True)
-        hidden_states = hidden_states + self.attention.attend(inputs, tokens.mask, tokens.is_causal, True)[0]
-        hidden_states = hidden_states + self.mlp(self.through("norm2", hidden_states, True), True)
+        inputs = original(self.norm1)(hidden_states)
+        hidden_states = inputs if self.starts_after_norm else hidden_states
+        hidden_states = hidden_states + self.attention.run_frozen(inputs, tokens.mask, tokens.is_causal)
+        hidden_states = hidden_states + self.mlp.run_frozen(original(self.norm2)(hidden_states))
         return tokens.with_features(hidden_states)

@@ -7,28 +7,20 @@ the code, which the released weights belong to.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import nn
-from transformers.utils import can_return_tuple
 
-from ...ops import gather_points, greedy_path, group_points, validate_points
-from ..layers import ClassificationHead, ClassToken, SegmentationHead, TokenFusion
-from ..modeling import PointPreTrainedModel, classification_loss
-from ..modeling_outputs import (
-    PointClassifierOutput,
-    PointModelOutput,
-    PointSegmentationOutput,
-)
-from ..segmentation import check_category_ids, segmentation_loss
+from ...ops import gather_points, greedy_path
+from ...slots import Backbone
+from ...tokens import Cloud, Tokens, start_tokens
+from ..layers import ClassificationHead, ClassToken, original
+from ..modeling import Encoded, PointClassificationMixin, PointPreTrainedModel
+from ..point_mae.modeling_point_mae import SingleStageEncoder, SingleStageSegmentation
 from .configuration_point_gpt import PointGPTConfig
 from .layers import (
     PointGPTBlocks,
     PointGPTGenerator,
-    PointGPTPatchEmbedding,
     PointGPTPositionEmbedding,
-    causal_mask,
     generation_loss,
 )
 
@@ -41,168 +33,100 @@ class PointGPTPreTrainedModel(PointPreTrainedModel):
     base_model_prefix = "point_gpt"
     _no_split_modules = ["PointGPTLayer"]
     # Files hold the generator and the heads of what they were made for.
-    _keys_to_ignore_on_load_unexpected = [r"^generator", r"^classifier", r"^segmentation_head", r"^token_layernorm"]
-
-    def _wants_hidden_states(self, value: bool | None) -> bool:
-        return self.config.output_hidden_states if value is None else value
+    _keys_to_ignore_on_load_unexpected = [r"^generator", r"^classifier", r"^segmentation_head", r"level_layernorm"]
 
 
-class PointGPTEncoded(NamedTuple):
-    """What the encoder makes of clouds.
-
-    Attributes:
-        hidden_states: Tokens that entered the first block, and that left each block, each of shape
-            `(batch_size, 2 + num_groups, hidden_size)`: start token, class token, patch tokens.
-        last_hidden_state: The last of them after the final norm.
-        neighborhoods: Points of the groups relative to their centres, of shape
-            `(batch_size, num_groups, group_size, 3)`.
-        group_centers: The centres, of shape `(batch_size, num_groups, 3)`.
-    """
-
-    hidden_states: tuple[torch.Tensor, ...]
-    last_hidden_state: torch.Tensor
-    neighborhoods: torch.Tensor
-    group_centers: torch.Tensor
-
-
-class PointGPTModel(PointGPTPreTrainedModel):
+class PointGPTModel(SingleStageEncoder, PointGPTPreTrainedModel):
     """The encoder: points -> groups in the order of a path -> tokens -> causal blocks.
 
-    Patch tokens see the start token, the class token and the patch tokens in front of them; the class token sees only
-    the start token, so its half of the pooled features is the same for every cloud.
+    Patch tokens see the start token, the class token, what adapters inserted, and the patch tokens in front of them.
+    The class token sees only the start token, so its half of the pooled features is the same for every cloud.
 
     Args:
         config: Configuration.
         use_class_token: Whether a class token follows the start token; pre-training has none.
-        use_readout: Whether there is the norm of the read-out; without, the pooled features are those after the final
-            norm.
+        reads: "cloud": a head reads the tokens after the final norm and one more norm. "levels": it reads those that
+            leave some of the blocks, after a norm of their own. `None`: those after the final norm.
     """
 
-    task_module_names = ("class_token", "readout_layernorm")
+    encoder_class = PointGPTBlocks
+    task_module_names = ("class_token", "readout_layernorm", "level_layernorm")
 
-    def __init__(self, config: PointGPTConfig, use_class_token: bool = True, use_readout: bool = True):
+    def __init__(self, config: PointGPTConfig, use_class_token: bool = True, reads: str | None = "cloud"):
         super().__init__(config)
-        size = config.hidden_size
-        self.patch_embedding = PointGPTPatchEmbedding(tuple(config.patch_hidden_sizes), size)
-        self.position_embedding = PointGPTPositionEmbedding(size)
-        self.start_token = ClassToken(size)
-        self.class_token = ClassToken(size) if use_class_token else None
-        self.encoder = PointGPTBlocks(
-            config, config.num_hidden_layers, config.num_attention_heads, config.drop_path_rate
-        )
-        self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self._build(config, use_class_token)
+        self.start_token = ClassToken(config.hidden_size)
         # New in fine-tuning, like the class token.
-        self.readout_layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps) if use_readout else None
+        self.readout_layernorm = self._build_norm() if reads == "cloud" else None
+        self.level_layernorm = self._build_norm() if reads == "levels" else None
         self.post_init()
 
-    def group(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Group the clouds, and order the groups along a path from centre to centre.
+    def _build_norm(self) -> nn.LayerNorm:
+        return nn.LayerNorm(self.config.hidden_size, eps=self.config.layer_norm_eps)
 
-        Args:
-            points: Clouds of shape `(batch_size, num_points, 3)`.
+    def _build_position_embedding(self, config: PointGPTConfig) -> PointGPTPositionEmbedding:
+        return PointGPTPositionEmbedding(config.hidden_size)
 
-        Returns:
-            Groups relative to their centre, of shape `(batch_size, num_groups, group_size, 3)`, and the centres.
-
-        Raises:
-            ValueError: If the clouds are no float tensor of that shape, not finite or too small.
-        """
-        config = self.config
-        validate_points(points, minimum=max(config.num_groups, config.group_size))
-        points = points if points.dtype == torch.float64 else points.float()
-        neighborhoods, centers = group_points(
-            points, config.num_groups, config.group_size, skip_near_origin=config.skip_near_origin
-        )
+    def group(
+        self, points: torch.Tensor, num_groups: int | None = None, group_size: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Group the clouds as Point-MAE does, and order the groups along a path from centre to centre."""
+        neighborhoods, centers = super().group(points, num_groups, group_size)
         order = greedy_path(centers)
         return gather_points(neighborhoods.flatten(2), order).unflatten(2, (-1, 3)), gather_points(centers, order)
 
-    def run_blocks(
-        self, tokens: torch.Tensor, group_centers: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        """Put start token and, if there is one, class token in front, and run the blocks.
-
-        Args:
-            tokens: Embedded groups, of shape `(batch_size, num_groups, hidden_size)`.
-            group_centers: Their centres.
-            attention_mask: Additive mask for the whole sequence.
-
-        Returns:
-            The tokens that entered the first block and that left each block.
-        """
-        start, start_position = self.start_token(len(tokens))
-        rows = [start, tokens]
+    def _with_prefix(
+        self,
+        features: torch.Tensor,
+        centers: torch.Tensor,
+        cloud: Cloud,
+        frozen: bool = False,
+        mask: torch.Tensor | None = None,
+    ) -> Tokens:
+        """The tokens that enter the blocks; `mask` takes the place of seeing all in front."""
+        batch_size, is_causal = len(features), mask is None
+        start, class_token = self.start_token, None if frozen else self.class_token
+        token, position = (original(start) if frozen else start)(batch_size)
+        rows = [token, features]
         # Computed in the dtype of the coordinates.
-        positions = [start_position, self.position_embedding(group_centers).to(tokens.dtype)]
-        if self.class_token is not None:
-            token, position = self.class_token(len(tokens))
+        positions = [position, self.position_embedding(centers).to(features.dtype)]
+        if class_token is not None:
+            token, position = class_token(batch_size)
             rows.insert(1, token)
             # Crossed, as in the released models: the start token has the position of the class token.
             positions.insert(0, position)
-        return self.encoder(torch.cat(rows, dim=1), torch.cat(positions, dim=1), attention_mask)
+        features, positions = torch.cat(rows, dim=1), torch.cat(positions, dim=1)
+        return start_tokens(features, centers, cloud, positions, len(rows) - 2, 1, mask, is_causal)
 
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Number of tokens in front of the patch tokens."""
-        return 1 if self.class_token is None else 2
+    def _norm_for_readout(self, tokens: Tokens) -> Tokens:
+        normed = self.final_norm(tokens)
+        if self.readout_layernorm is None:
+            return normed
+        return normed.with_features(self.readout_layernorm(normed.features))
 
-    def encode(self, points: torch.Tensor) -> PointGPTEncoded:
-        """Encode clouds.
+    def _norm_level(self, tokens: Tokens) -> Tokens:
+        return tokens.with_features(self.level_layernorm(tokens.features))
 
-        Args:
-            points: Clouds of shape `(batch_size, num_points, 3)`.
-
-        Raises:
-            ValueError: If the clouds are no float tensor of that shape, not finite or too small.
-        """
-        neighborhoods, centers = self.group(points)
-        mask = causal_mask(self.num_prefix_tokens + self.config.num_groups, centers.device)
-        hidden_states = self.run_blocks(self.patch_embedding(neighborhoods), centers, mask)
-        return PointGPTEncoded(hidden_states, self.layernorm(hidden_states[-1]), neighborhoods, centers)
-
-    def read_out(self, last_hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a classification head reads.
+    def encode_groups(
+        self, neighborhoods: torch.Tensor, centers: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Encode groups without the others of their cloud.
 
         Args:
-            last_hidden_state: Tokens after the final norm, of shape `(batch_size, 2 + num_groups, hidden_size)`.
+            neighborhoods: Points of the groups relative to their centres, of shape
+                `(batch_size, num_groups, group_size, 3)`, in the order of the path.
+            centers: Their centres, of shape `(batch_size, num_groups, 3)`.
+            mask: Additive attention mask for the whole sequence; default: a token sees itself and those in front.
 
         Returns:
-            The tokens after one more norm, and the pooled features [class token, maximum over the patch tokens], of
-            shape `(batch_size, 2 * hidden_size)`; without a class token the maximum alone.
+            All tokens after the final norm, the start token first.
         """
-        tokens = last_hidden_state if self.readout_layernorm is None else self.readout_layernorm(last_hidden_state)
-        prefix = self.num_prefix_tokens
-        pooled = [*tokens[:, 1:prefix].unbind(dim=1), tokens[:, prefix:].amax(dim=1)]
-        return tokens, torch.cat(pooled, dim=-1)
-
-    @can_return_tuple
-    def forward(
-        self, points: torch.Tensor, output_hidden_states: bool | None = None, **kwargs
-    ) -> PointModelOutput | tuple:
-        """Encode clouds.
-
-        Args:
-            points: Clouds of shape `(batch_size, num_points, 3)`, with at least `num_groups` and `group_size` points.
-            output_hidden_states: Whether to return the tokens at every block; default: as in the configuration.
-            **kwargs: `return_dict`; other keys, which trainers pass along, are ignored.
-
-        Returns:
-            The tokens after the norm of the read-out (start token, class token, patch tokens), the pooled features,
-            and the centres in the order of the tokens.
-
-        Raises:
-            ValueError: If the clouds are no float tensor of that shape, not finite or too small.
-        """
-        encoded = self.encode(points)
-        tokens, pooled = self.read_out(encoded.last_hidden_state)
-        return PointModelOutput(
-            last_hidden_state=tokens,
-            pooler_output=pooled,
-            hidden_states=encoded.hidden_states if self._wants_hidden_states(output_hidden_states) else None,
-            group_centers=encoded.group_centers,
-        )
+        tokens = self._with_prefix(self.embed_groups(neighborhoods), centers, Cloud(centers, centers), mask=mask)
+        tokens, _ = self.encoder(tokens, Backbone(self))
+        return self.final_norm(tokens).features
 
 
-class PointGPTForClassification(PointGPTPreTrainedModel):
+class PointGPTForClassification(PointClassificationMixin, PointGPTPreTrainedModel):
     """PointGPT with a classification head on [class token, maximum over the patch tokens].
 
     With `generation_loss_weight`, a generator predicts the points of each group from those in front of it, which helps
@@ -213,55 +137,27 @@ class PointGPTForClassification(PointGPTPreTrainedModel):
     """
 
     task_module_names = ("classifier", "class_token", "readout_layernorm")
-    _keys_to_ignore_on_load_unexpected = [r"^generator", r"^segmentation_head", r"^token_layernorm"]
+    _keys_to_ignore_on_load_unexpected = [r"^generator", r"^segmentation_head", r"level_layernorm"]
 
     def __init__(self, config: PointGPTConfig):
         super().__init__(config)
         self.point_gpt = PointGPTModel(config)
-        self.classifier = ClassificationHead(
-            2 * config.hidden_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout
-        )
+        self.classifier = self.build_head(2 * config.hidden_size)
         self.generator = PointGPTGenerator(config) if config.generation_loss_weight else None
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        points: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
-    ) -> PointClassifierOutput | tuple:
-        """Classify clouds.
+    def build_head(self, in_size: int) -> ClassificationHead:
+        """A new head for features of shape `(batch_size, in_size)`."""
+        config = self.config
+        return ClassificationHead(in_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout)
 
-        Args:
-            points: As for the encoder.
-            labels: Class indices of shape `(batch_size,)`, for the loss.
-            output_hidden_states: As for the encoder.
-            **kwargs: As for the encoder.
+    def further_losses(self, encoded: Encoded) -> tuple[torch.Tensor, ...]:
+        """The weighted generation loss, if it has a weight."""
+        if self.generator is None:
+            return ()
+        return (self.config.generation_loss_weight * self.generation_loss(encoded),)
 
-        Returns:
-            Logits of shape `(batch_size, num_labels)`, and the loss if `labels` are given: cross-entropy, and
-            `generation_loss_weight` times the generation loss.
-
-        Raises:
-            ValueError: If the clouds or the labels do not fit the model.
-        """
-        encoded = self.point_gpt.encode(points)
-        _, pooled = self.point_gpt.read_out(encoded.last_hidden_state)
-        logits = self.classifier(pooled)
-        loss = None
-        if labels is not None:
-            loss = classification_loss(logits, labels, self.config)
-            if self.generator is not None:
-                loss = loss + self.config.generation_loss_weight * self.generation_loss(encoded)
-        return PointClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=encoded.hidden_states if self._wants_hidden_states(output_hidden_states) else None,
-        )
-
-    def generation_loss(self, encoded: PointGPTEncoded) -> torch.Tensor:
+    def generation_loss(self, encoded: Encoded) -> torch.Tensor:
         """How well each group is predicted from those in front of it; in fine-tuning, where it is in the cloud.
 
         Args:
@@ -270,75 +166,28 @@ class PointGPTForClassification(PointGPTPreTrainedModel):
         Returns:
             The loss, a scalar.
         """
-        states, centers = encoded.last_hidden_state, encoded.group_centers
+        neighborhoods, centers = encoded.tokens.cloud.memo.values["backbone.groups"], encoded.tokens.centers
         # Without the class token, and without the last group, which predicts nothing.
-        states = torch.cat([states[:, :1], states[:, 2:-1]], dim=1)
-        predicted = self.generator(states, centers, causal_mask(centers.shape[1], centers.device))
-        return generation_loss(predicted, encoded.neighborhoods + centers.unsqueeze(2))
+        states = self.point_gpt.final_norm(encoded.tokens)
+        predicted = self.generator(torch.cat([states.features[:, :1], states.patches[:, :-1]], dim=1), centers)
+        return generation_loss(predicted, neighborhoods + centers.unsqueeze(2))
 
 
-class PointGPTForSegmentation(PointGPTPreTrainedModel):
+class PointGPTForSegmentation(SingleStageSegmentation, PointGPTPreTrainedModel):
     """PointGPT with a part segmentation head on the tokens of several depths.
 
     Args:
         config: Configuration; `num_labels` is the number of parts. Published with 128 groups of 32 for 2048 points.
     """
 
-    task_module_names = ("segmentation_head", "class_token", "token_layernorm")
+    task_module_names = ("segmentation_head", "class_token", "level_layernorm")
     _keys_to_ignore_on_load_unexpected = [r"^generator", r"^classifier", r"readout_layernorm"]
 
     def __init__(self, config: PointGPTConfig):
         super().__init__(config)
-        self.point_gpt = PointGPTModel(config, use_readout=False)
-        # The head reads the tokens of each depth after this norm.
-        self.token_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        sizes = [config.hidden_size] * len(config.feature_layers)
-        self.segmentation_head = SegmentationHead(
-            TokenFusion(sizes, config.segmentation_token_size),
-            config.segmentation_propagation_sizes,
-            config.segmentation_hidden_sizes,
-            config.num_labels,
-            config.num_categories,
-            config.segmentation_dropout,
-        )
+        self.point_gpt = PointGPTModel(config, reads="levels")
+        self._build(config)
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        points: torch.Tensor,
-        labels: torch.Tensor | None = None,
-        category_ids: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
-    ) -> PointSegmentationOutput | tuple:
-        """Score the parts of clouds.
-
-        Args:
-            points: As for the encoder.
-            labels: Part of each point, of shape `(batch_size, num_points)`, for the loss; points with -100 do not
-                count.
-            category_ids: Category of each object, of shape `(batch_size,)`, for a model with `num_categories`.
-            output_hidden_states: As for the encoder.
-            **kwargs: As for the encoder.
-
-        Returns:
-            Logits of shape `(batch_size, num_points, num_labels)`, and the loss if `labels` are given.
-
-        Raises:
-            ValueError: If the clouds, the labels or the categories do not fit the model.
-        """
-        if category_ids is not None:
-            category_ids = check_category_ids(category_ids, points, self.config)
-        encoded = self.point_gpt.encode(points)
-        layers = self.config.feature_layers
-        features = [self.token_layernorm(encoded.hidden_states[layer + 1][:, 2:]) for layer in layers]
-        logits = self.segmentation_head(features, [encoded.group_centers], points, category_ids)
-        return PointSegmentationOutput(
-            loss=None if labels is None else segmentation_loss(logits, labels, self.config),
-            logits=logits,
-            hidden_states=encoded.hidden_states if self._wants_hidden_states(output_hidden_states) else None,
-        )
 
 
 __all__ = [

@@ -23,12 +23,12 @@ class PointGPTForPreTraining(PointGPTPreTrainedModel):
         r"readout_layernorm",
         r"^classifier",
         r"^segmentation_head",
-        r"^token_layernorm",
+        r"level_layernorm",
     ]
 
     def __init__(self, config: PointGPTConfig):
         super().__init__(config)
-        self.point_gpt = PointGPTModel(config, use_class_token=False, use_readout=False)
+        self.point_gpt = PointGPTModel(config, use_class_token=False, reads=None)
         self.generator = PointGPTGenerator(config)
         self.post_init()
 
@@ -59,11 +59,10 @@ class PointGPTForPreTraining(PointGPTPreTrainedModel):
                 f"`mask` must be a bool tensor of shape (num_groups,) = ({num_groups},), got {mask.dtype} of shape "
                 f"{tuple(mask.shape)}."
             )
-        attention_mask = causal_mask(num_groups, centers.device, mask)
+        attention_mask = causal_mask(mask)
         # The last group predicts nothing, so it is not encoded.
-        tokens = self.point_gpt.patch_embedding(neighborhoods)[:, :-1]
-        hidden_states = self.point_gpt.run_blocks(tokens, centers[:, :-1], attention_mask)[-1]
-        predicted = self.generator(self.point_gpt.layernorm(hidden_states), centers, attention_mask)
+        states = self.point_gpt.encode_groups(neighborhoods[:, :-1], centers[:, :-1], attention_mask)
+        predicted = self.generator(states, centers, attention_mask)
         return PointReconstructionOutput(
             loss=generation_loss(predicted, neighborhoods),
             reconstruction=predicted,

@@ -202,7 +202,7 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
             tokens, _ = encoder(tokens.continuing(carry, losses), backbone)
             left.append(tokens)
             features, cloud, carry, losses = tokens.patches, tokens.cloud, tokens.carry, tokens.losses
-        normed = tokens.with_features(self.through("layernorm", tokens.features))
+        normed = tokens.with_features(self.layernorm_slot(self.layernorm(tokens.features), tokens.features))
         pooled = self._pool(normed.patches)
         pooled = self.readout_slot(pooled, tokens, (normed,))
         left[-1] = normed
@@ -275,7 +275,7 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
         """
         cloud = points if isinstance(points, Cloud) else Cloud(points, points)
         tokens = self.frozen_tokens(cloud, is_local=False)
-        return self.summarize(tokens.with_features(self.through("layernorm", tokens.features, frozen=True)))
+        return self.summarize(tokens.with_features(original(self.layernorm)(tokens.features)))
 
     def summarize(self, tokens: Tokens) -> torch.Tensor:
         """What `frozen_features` makes of tokens after the final norm, of shape `(batch_size, hidden_size)`."""
@@ -287,7 +287,7 @@ def build_stages(config: PointM2AEConfig) -> list[Stage]:
     stages, first, count = [], 0, len(config.depths)
     sizes = zip(config.hidden_sizes, config.group_sizes, config.depths, config.num_groups, strict=True)
     for index, (size, group_size, depth, num_groups) in enumerate(sizes):
-        stages.append(Stage(size, group_size, depth, first, sum(config.depths), index, count, num_groups))
+        stages.append(Stage(size, group_size, depth, first, sum(config.depths), index, count, num_groups=num_groups))
         first += depth
     return stages
 

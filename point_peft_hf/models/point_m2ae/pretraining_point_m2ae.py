@@ -161,7 +161,9 @@ class PointM2AEForPreTraining(PointM2AEPreTrainedModel):
         group_sizes = config.group_sizes[::-1]
         self.decoder_position_embeddings = nn.ModuleList(PositionEmbedding(size, size) for size in hidden_sizes)
         self.decoder_stages = nn.ModuleList(
-            PointTransformerEncoder(config, Stage(size, group_size, depth), config.num_attention_heads)
+            PointTransformerEncoder(
+                config, Stage(size, group_size, depth, is_encoder=False), config.num_attention_heads
+            )
             for size, depth, group_size in zip(hidden_sizes, config.decoder_depths, group_sizes, strict=False)
         )
         self.token_propagations = nn.ModuleList(

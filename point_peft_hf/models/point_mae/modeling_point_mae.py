@@ -6,6 +6,7 @@ From the top: points -> groups -> tokens -> blocks -> read-out (`PointMAEModel.e
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -51,6 +52,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
     # Whether the class token comes from pre-training; only then it has a say in the features of the pre-trained
     # encoder.
     is_pretrained_with_class_token = False
+    encoder_class: ClassVar[type[PointTransformerEncoder]] = PointTransformerEncoder
 
     def _build(self, config: SingleStageConfig, use_class_token: bool) -> None:
         size = config.hidden_size
@@ -58,14 +60,17 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         self.point_slot = PointSlot(stage)
         self.patch_embedding = self._build_patch_embedding(config)
         self.patch_embedding_slot = LayerSlot(stage, "patch_embedding")
-        self.position_embedding = PositionEmbedding(config.position_hidden_size, size)
+        self.position_embedding = self._build_position_embedding(config)
         self.class_token = ClassToken(size) if use_class_token else None
-        self.encoder = PointTransformerEncoder(config, stage, config.num_attention_heads)
+        self.encoder = self.encoder_class(config, stage, config.num_attention_heads)
         self.add_layer("layernorm", nn.LayerNorm(size, eps=config.layer_norm_eps), stage)
         self.readout_slot = ReadoutSlot(stage, "cloud", 2 * size if use_class_token else size)
 
     def _build_patch_embedding(self, config: SingleStageConfig) -> PatchEmbedding:
         return PatchEmbedding(3, tuple(config.patch_hidden_sizes), config.hidden_size)
+
+    def _build_position_embedding(self, config: SingleStageConfig) -> nn.Module:
+        return PositionEmbedding(config.position_hidden_size, config.hidden_size)
 
     # -- Points to groups to tokens -----------------------------------------------------------------------------------
 
@@ -121,7 +126,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         features = self.patch_embedding_slot(self.embed_groups(neighborhoods), neighborhoods)
         return features, self.position_embedding(centers), centers
 
-    def _with_class_token(
+    def _with_prefix(
         self, features: torch.Tensor, centers: torch.Tensor, cloud: Cloud, frozen: bool = False
     ) -> Tokens:
         """The tokens that enter the blocks."""
@@ -134,7 +139,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
             return start_tokens(features, centers, cloud, positions)
         token, position = class_token(features.shape[0])
         features, positions = torch.cat([token, features], dim=1), torch.cat([position, positions], dim=1)
-        return start_tokens(features, centers, cloud, positions, num_prefix=1)
+        return start_tokens(features, centers, cloud, positions, num_class=1)
 
     # -- The whole way ------------------------------------------------------------------------------------------------
 
@@ -163,19 +168,31 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         cloud = self.point_slot(cloud, backbone)
         neighborhoods, centers = self.group(cloud.points)
         embedded = self.embed_groups(neighborhoods)
+        cloud.memo.values["backbone.groups"] = neighborhoods
         if cloud.points is points:
             cloud.memo.values["backbone.embedded"] = neighborhoods, centers, embedded
         features = self.patch_embedding_slot(embedded, neighborhoods)
-        tokens = self._with_class_token(features, centers, cloud)
+        tokens = self._with_prefix(features, centers, cloud)
         self.encoder.own_tokens(tokens)
         tokens, left = self.encoder(tokens, backbone, levels)
-        normed = tokens.with_features(self.through("layernorm", tokens.features))
+        normed = self._norm_for_readout(tokens)
         pooled = normed.patches.amax(dim=1)
         if self.class_token is not None:
-            pooled = torch.cat([normed.features[:, 0], pooled], dim=-1)
+            pooled = torch.cat([normed.features[:, normed.num_prefix - 1], pooled], dim=-1)
         pooled = self.readout_slot(pooled, tokens, (normed,))
-        left = [level.with_features(self.through("layernorm", level.features)) for level in left]
-        return Encoded(tokens, normed, pooled, tuple(left))
+        return Encoded(tokens, normed, pooled, tuple(self._norm_level(level) for level in left))
+
+    def final_norm(self, tokens: Tokens) -> Tokens:
+        """The tokens after the final norm."""
+        return tokens.with_features(self.layernorm_slot(self.layernorm(tokens.features), tokens.features))
+
+    def _norm_for_readout(self, tokens: Tokens) -> Tokens:
+        """The tokens as a classification head reads them."""
+        return self.final_norm(tokens)
+
+    def _norm_level(self, tokens: Tokens) -> Tokens:
+        """The tokens that left a block as the head of a part segmentation reads them."""
+        return self.final_norm(tokens)
 
     def encode_groups(self, neighborhoods: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
         """Encode groups without the others of their cloud, as masked autoencoding does with the visible ones.
@@ -189,9 +206,9 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
             part in the attention and is left out here.
         """
         cloud = Cloud(centers, centers)
-        tokens = self._with_class_token(self.embed_groups(neighborhoods), centers, cloud)
+        tokens = self._with_prefix(self.embed_groups(neighborhoods), centers, cloud)
         tokens, _ = self.encoder(tokens, Backbone(self))
-        return tokens.with_features(self.through("layernorm", tokens.features)).patches
+        return self.final_norm(tokens).patches
 
     # -- As pre-trained -----------------------------------------------------------------------------------------------
 
@@ -210,7 +227,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         neighborhoods, centers, features = known or (*self.group(cloud.source), None)
         if features is None or not all(map(is_pretrained, self._embedding_modules())):
             features = self.embed_groups(neighborhoods, frozen=True)
-        tokens = self._with_class_token(features.detach(), centers, cloud, frozen=True)
+        tokens = self._with_prefix(features.detach(), centers, cloud, frozen=True)
         return self.encoder.run_frozen(tokens, depth)
 
     @torch.no_grad()
@@ -224,7 +241,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
             Features of shape `(batch_size, hidden_size)`, without gradient.
         """
         tokens = self.frozen_tokens(points if isinstance(points, Cloud) else Cloud(points, points))
-        return self.summarize(tokens.with_features(self.through("layernorm", tokens.features, frozen=True)))
+        return self.summarize(tokens.with_features(original(self.layernorm)(tokens.features)))
 
     def summarize(self, tokens: Tokens) -> torch.Tensor:
         """What `frozen_features` makes of tokens after the final norm, of shape `(batch_size, hidden_size)`."""
@@ -245,9 +262,11 @@ class PointMAEModel(SingleStageEncoder, PointMAEPreTrainedModel):
     def __init__(self, config: PointMAEConfig, use_class_token: bool = True):
         super().__init__(config)
         self._build(config, use_class_token)
-        if config.position_embedding == "sincos":
-            self.position_embedding = SinePositionEmbedding(config.position_hidden_size, config.hidden_size)
         self.post_init()
+
+    def _build_position_embedding(self, config: PointMAEConfig) -> nn.Module:
+        kind = SinePositionEmbedding if config.position_embedding == "sincos" else PositionEmbedding
+        return kind(config.position_hidden_size, config.hidden_size)
 
 
 class PointMAEForClassification(PointClassificationMixin, PointMAEPreTrainedModel):
@@ -319,7 +338,7 @@ class PointMAEForPreTraining(PointMAEPreTrainedModel):
         self.point_mae = PointMAEModel(config, use_class_token=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.decoder_position_embedding = PositionEmbedding(config.position_hidden_size, config.hidden_size)
-        stage = Stage(config.hidden_size, config.group_size, config.decoder_num_hidden_layers)
+        stage = Stage(config.hidden_size, config.group_size, config.decoder_num_hidden_layers, is_encoder=False)
         self.decoder = PointTransformerEncoder(config, stage, config.decoder_num_attention_heads)
         self.decoder_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.reconstruction_head = nn.Linear(config.hidden_size, 3 * config.group_size)

@@ -122,7 +122,7 @@ class OutputLayer(SlotLayer):
 
     def _neighborhoods(self, name: str, tokens: Tokens) -> LocalNeighborhoods:
         """The neighbourhoods; blocks with the same tokens share them."""
-        layout = "".join(f"/{span.owner}:{span.count}:{span.coordinates is not None}" for span in tokens.spans)
+        layout = "".join([f"/{span.owner}:{span.count}:{span.coordinates is not None}" for span in tokens.spans])
         return tokens.cloud.memo.once(
             f"{self.key(name)}.neighborhoods.{self.slot.stage.index}{layout}",
             lambda: self.find_neighborhoods(name, tokens),
@@ -295,6 +295,5 @@ def placed_ranges(tokens: Tokens) -> list[tuple[int, int]]:
 
 def create_bottleneck(config: GeometryOptions, hidden_size: int, slot_name: str) -> Bottleneck:
     """Create and initialise a bottleneck of the width that is configured for a slot."""
-    bottleneck = Bottleneck(hidden_size, bottleneck_size(config, slot_name, config.bottleneck_size), config.dropout)
-    bottleneck.reset_parameters(config.init_weights)
-    return bottleneck
+    width = bottleneck_size(config, slot_name, config.bottleneck_size)
+    return Bottleneck(hidden_size, width, config.dropout, config.init_weights)

@@ -10,18 +10,6 @@ from ..base import SlotLayer
 from .config import PointPeftConfig
 
 
-class BiasShift(nn.Module):
-    """A learnable shift.
-
-    Args:
-        hidden_size: Width of the tokens.
-    """
-
-    def __init__(self, hidden_size: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(hidden_size))
-
-
 class BiasLayer(SlotLayer):
     """Around a [`~point_peft_hf.slots.LayerSlot`]: shifts the bias of the layer in front of it."""
 
@@ -35,7 +23,7 @@ class BiasLayer(SlotLayer):
 
     def create_parts(self, adapter_name: str, config: PointPeftConfig, slot_name: str) -> dict[str, nn.Module]:
         """Create the shift, 0 unless `init_weights=False`."""
-        shift = BiasShift(self.slot.hidden_size)
+        shift = nn.ParameterDict({"weight": torch.zeros(self.slot.hidden_size)})
         if config.init_weights is False:
             nn.init.normal_(shift.weight, std=0.02)
         return {"bias": shift}

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ...slots import ReadoutSlot
 from ...tokens import Cloud
-from ..base import named_slots
+from ..base import slots_by_name
 from .bank import PointPriorBank, backbone_fingerprint, bank_layers, check_same_backbone, set_point_prior_bank
 from .config import PromptOptions
 from .partial import Collected, PartialBank, digest_of_clouds
@@ -182,7 +182,7 @@ def query_features(model: nn.Module, query: str) -> Callable[[torch.Tensor], tor
             f"{type(encoder).__name__} has no method `frozen_tokens(cloud, depth)`, which `query='tokens'` needs. Use "
             "'encoder'."
         )
-    depth = next(slot.stage for _, slot in named_slots(encoder) if isinstance(slot, ReadoutSlot)).first_layer
+    depth = next(slot.stage for slot in slots_by_name(encoder).values() if isinstance(slot, ReadoutSlot)).first_layer
     return lambda points: encoder.frozen_tokens(Cloud(points, points), depth).patches.mean(dim=1)
 
 

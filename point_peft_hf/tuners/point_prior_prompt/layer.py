@@ -227,8 +227,7 @@ class PromptLayer(SlotLayer):
         nn.init.trunc_normal_(created["prompt_embedding"].weight, std=0.02)
         if config.use_bank and self.slot.stage.is_last:
             width = bottleneck_size(config, slot_name, config.prompt_bottleneck_size)
-            created["prompt_bottleneck"] = Bottleneck(hidden_size, width, config.dropout)
-            created["prompt_bottleneck"].reset_parameters(config.init_weights)
+            created["prompt_bottleneck"] = Bottleneck(hidden_size, width, config.dropout, config.init_weights)
         return created
 
     def adapt(self, name: str, tokens: Tokens) -> Tokens:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ...slots import EntrySlot, ReadoutSlot
-from ..base import SlotTuner, named_slots
+from ..base import SlotTuner, slots_by_name
 from ..registry import register_method
 from .config import PointPriorPromptConfig, PromptOptions
 from .layer import BankLayer, BankUpdateLayer, PromptCoordinatesLayer, PromptLayer
@@ -17,7 +17,7 @@ class PromptTunerMixin:
     """Refuses backbones that cannot give what a bank needs, and prompts that its features never reach."""
 
     def _prepare_model(self, peft_config: PromptOptions, model: nn.Module) -> None:
-        stages = {slot.stage.index for _, slot in named_slots(model) if isinstance(slot, EntrySlot)}
+        stages = {slot.stage.index for slot in slots_by_name(model).values() if isinstance(slot, EntrySlot)}
         peft_config.resolve_prompt_depth(has_stages=len(stages) > 1)
         super()._prepare_model(peft_config, model)
         prompted = [slot for slot in self._slots.values() if isinstance(slot, EntrySlot)]
@@ -29,7 +29,9 @@ class PromptTunerMixin:
                 f"{type(model).__name__} is none. Use 'none'."
             )
         if not any(slot.stage.is_last for slot in prompted):
-            users = [s.layer_index for _, s in named_slots(model) if isinstance(s, EntrySlot) and s.stage.is_last]
+            users = [
+                s.layer_index for s in slots_by_name(model).values() if isinstance(s, EntrySlot) and s.stage.is_last
+            ]
             raise ValueError(
                 f"Only the blocks {users} of this backbone use a bank, and prompts are in the blocks "
                 f"{[slot.layer_index for slot in prompted]}. Pass `prompt_depth=None` (got "
