@@ -46,22 +46,26 @@ def test_the_honest_form_predicts_the_same(method):
     assert (model(values["points"]).logits - values["eval.logits"]).abs().max() < 1e-5
 
 
-def test_gradients(method, check_gradients):
-    # In float64: two points of one group of the file differ by 5e-7 in one channel, and which of them is the maximum
-    # depends on the order of a sum in float32.
-    model, values = method.model(torch.float64).train(), method.values
-    output = model(values["points"].double(), labels=values["labels"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients(method, check_gradients, dtype):
+    model, values = method.model(dtype).train(), method.values
+    output = model(values["points"].to(dtype), labels=values["labels"])
     output.loss.backward()
-    assert (output.logits - values["frozen_bn.logits"]).abs().max() < 1e-6
-    assert (output.loss - values["frozen_bn.loss"]).abs() < 1e-6
+    assert (output.logits - values["frozen_bn.logits"]).abs().max() < 1e-5
+    assert (output.loss - values["frozen_bn.loss"]).abs() < 1e-5
     zero = method.notes["notes"]["frozen_bn.grad_zero_in_exact_arithmetic"]
     left_out = method.named({name: torch.zeros_like(method.tensors[name]) for name in zero})
-    check_gradients(model, method.under("frozen_bn.grad."), left_out, 1e-5)
+    expected = method.under("frozen_bn.grad.")
+    if dtype == torch.float32:
+        # Two points of a group of the file differ by 5e-7 in one channel. Which of them is the maximum, and gets the
+        # gradient, depends on the order of a sum; in float64 it does not.
+        left_out = [*left_out, *(name for name in expected if ".first_" in name)]
+    check_gradients(model, expected, left_out, 2e-5)
     expected = method.under("frozen_bn.buffer_after.")
     buffers = {name.replace(".modules_to_save.default", ""): buffer for name, buffer in model.named_buffers()}
     assert len(expected) == 6
     for name, buffer in expected.items():
-        torch.testing.assert_close(buffers[name], buffer.double(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(buffers[name], buffer.to(dtype), rtol=0, atol=1e-6)
 
 
 def test_factors_of_shared_mlps(method):
