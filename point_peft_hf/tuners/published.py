@@ -60,8 +60,8 @@ def split_published(
         targets = [targets] if isinstance(targets, str) else targets
         if len(targets) > 1 and (tensor.ndim == 0 or tensor.shape[0] % len(targets)):
             raise ValueError(
-                f"{name!r} should hold {len(targets)} parts, one below the other, but has shape {tuple(tensor.shape)}. The "
-                "file is damaged or of another method."
+                f"{name!r} should hold {len(targets)} parts, one below the other, but has shape "
+                f"{tuple(tensor.shape)}. The file is damaged or of another method."
             )
         parts = tensor.chunk(len(targets)) if len(targets) > 1 else [tensor]
         weights.update((f"base_model.model.{model_type}.{t}", part) for t, part in zip(targets, parts, strict=True))
