@@ -107,7 +107,7 @@ _PEFT_DEFAULTS = {"c3a": {"block_size": 16}, "road": {"group_size": 16}, "vblora
 _PROMPTS = "it puts tokens in front of those of a text"
 # Types of peft that cannot be trained here.
 PEFT_REFUSED = {
-    "adalora": "its ranks change by calls between the steps, which this training does not make",
+    "adalora": "its ranks change in training, so that the best epoch cannot be gone back to",
     "adaption_prompt": "it knows the attention of language models alone",
     "cartridge": _PROMPTS,
     "cpt": _PROMPTS,
