@@ -273,6 +273,13 @@ class Tokens:
             lasting_positions=None if lasting is None else (merged_positions, lasting),
         )
 
+    def without(self, *owners: str) -> Tokens:
+        """Return these tokens without those of some adapters, and without those that live for one block only."""
+        if not any(self.places(owner) for owner in owners):
+            return self
+        spans = tuple(span._replace(keeps=span.keeps and span.owner not in owners) for span in self.spans)
+        return replace(self, spans=spans).drop_passing()
+
     def drop_passing(self) -> Tokens:
         """Return these tokens without those that live for one block only."""
         for span in self.spans:
