@@ -17,6 +17,7 @@ from .point_prior_prompt import (
     set_point_prior_bank,
 )
 from .registry import register_method
+from .stag import STAGConfig, STAGModel
 from .targets import register_default_targets
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "PointTunerConfig",
     "References",
     "RetrievalReport",
+    "STAGConfig",
+    "STAGModel",
     "SlotLayer",
     "SlotTuner",
     "active_adapters",

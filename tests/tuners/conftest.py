@@ -63,11 +63,12 @@ TYPES = {
     "geometry": (pp.GeometryAdapterConfig, {}),
     "prompt": (pp.PointPriorPromptConfig, {"num_prompt_tokens": 4}),
     "point_peft": (pp.PointPeftConfig, {"num_prompt_tokens": 4}),
+    "stag": (pp.STAGConfig, {"rank": 6, "num_neighbors": 4}),
     **{name: (config_class, {}) for name, config_class in TOYS.TOYS.items()},
     "contributed": (EXAMPLE.TokenScaleConfig, {}),
 }
-# Types whose adapters act before they are trained: prompts join the attention.
-ACTIVE_WHEN_FRESH = {"prompt", "point_peft", *TOYS.ACTIVE_TOYS}
+# Types whose adapters act before they are trained: prompts join the attention, or the read-out is another one.
+ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "stag", *TOYS.ACTIVE_TOYS}
 BANK_TYPES = [name for name, (config_class, _) in TYPES.items() if hasattr(config_class, "use_bank")]
 CASES = (*TYPES, *(f"{name}+bank" for name in BANK_TYPES))
 
@@ -129,17 +130,17 @@ class Case:
     @property
     def is_in_every_block(self) -> bool:
         """Whether the type has something in each block."""
-        return self.type_name not in ("moved_points", "kept_token", "second_set", "sparse", "shared")
+        return self.type_name not in ("moved_points", "kept_token", "second_set", "sparse", "shared", "stag")
 
     @property
     def brings_modules(self) -> bool:
         """Whether an adapter of the type always brings a module of the backbone, so that only one can be active."""
-        return self.type_name in ("kept_token", "saved_norm")
+        return self.type_name in ("kept_token", "saved_norm", "stag")
 
     @property
     def without_head(self) -> dict:
         """Fields that leave out the head, where the type does not need one of its own."""
-        return {} if self.type_name == "kept_token" else {"modules_to_save": []}
+        return {} if self.type_name in ("kept_token", "stag") else {"modules_to_save": []}
 
     def config(self, **fields):
         config_class, defaults = TYPES[self.type_name]
