@@ -121,7 +121,7 @@ class STAGConfig(PointTunerConfig):
         }
         if min(read, default=stage.layers.stop) > min(convolved):
             raise ValueError(
-                f"The first graph convolution, at block {min(convolved)}, has nothing to work on: `accumulation_layers` "
-                f"must have a block up to that one, got {accumulation}."
+                f"The first graph convolution, at block {min(convolved)}, has nothing to work on: "
+                f"`accumulation_layers` must have a block up to that one, got {accumulation}."
             )
         return Plan(read, convolved)

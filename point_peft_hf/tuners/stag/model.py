@@ -9,6 +9,7 @@ from ..base import SlotTuner, head_name
 from ..registry import register_method
 from .config import STAGConfig
 from .layer import AccumulationLayer, GraphLayer, MeanReadout, SideNetworkLayer
+from .published import read_published
 
 
 @register_method("stag", STAGConfig)
@@ -21,6 +22,7 @@ class STAGModel(SlotTuner):
         >>> model = get_peft_model(PointMAEForClassification(PointMAEConfig(num_labels=15)), STAGConfig())
     """
 
+    read_published = staticmethod(read_published)
     layer_classes = (SideNetworkLayer, AccumulationLayer, GraphLayer, MeanReadout)
 
     def _prepare_model(self, peft_config: STAGConfig, model: nn.Module) -> None:
@@ -31,10 +33,10 @@ class STAGModel(SlotTuner):
         for kind, wanted in ((EntrySlot, plan and plan.accumulation), (OutputSlot, plan and plan.graph)):
             if plan is None or {slot.layer_index for slot in slots if isinstance(slot, kind)} != set(wanted):
                 raise ValueError(
-                    "The blocks of a STAG adapter depend on each other: it attaches to the token slot, and to the slots "
-                    f"of all blocks that it reads or convolves at, but `target_modules`={peft_config.target_modules!r} "
-                    f"and `exclude_modules`={peft_config.exclude_modules!r} leave some of them out, or the backbone has "
-                    "none. Choose blocks by `accumulation_layers`, `graph_layers` or `layers_to_transform`."
+                    "A STAG adapter needs the token slot, and the entry and output slots of all its blocks, but with "
+                    f"`target_modules`={peft_config.target_modules!r} and `exclude_modules`="
+                    f"{peft_config.exclude_modules!r} it does not get them from this backbone. Choose blocks by "
+                    "`accumulation_layers`, `graph_layers` or `layers_to_transform`."
                 )
 
     def readout_size(self, peft_config: STAGConfig, slot: ReadoutSlot) -> int:
