@@ -19,6 +19,7 @@ from .point_prior_prompt import (
 from .pointgst import PointGSTConfig, PointGSTModel
 from .pointlora import PointLoRAConfig, PointLoRAModel
 from .registry import register_method
+from .stag import STAGConfig, STAGModel
 from .targets import register_default_targets
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
     "PointTunerConfig",
     "References",
     "RetrievalReport",
+    "STAGConfig",
+    "STAGModel",
     "SlotLayer",
     "SlotTuner",
     "active_adapters",

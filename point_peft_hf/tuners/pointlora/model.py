@@ -11,6 +11,7 @@ from ..base import SlotLayer, SlotTuner
 from ..registry import register_method
 from .config import PointLoRAConfig
 from .layer import BlockLayer, ProjectionLayer, ReadoutLayer, TokenLayer
+from .published import read_published
 
 # What of the backbone is trained as well: the patch embedding of points up to its first maximum, and where positions
 # are embedded.
@@ -29,6 +30,7 @@ class PointLoRAModel(SlotTuner):
         >>> model = get_peft_model(PointMAEForClassification(PointMAEConfig(num_labels=15)), PointLoRAConfig())
     """
 
+    read_published = staticmethod(read_published)
     layer_classes = (TokenLayer, BlockLayer, ProjectionLayer, ReadoutLayer)
 
     def _default_modules_to_save(self, peft_config: PointLoRAConfig, model: nn.Module) -> list[str] | None:
