@@ -27,6 +27,10 @@ from .models import (
     PointMAEForPreTraining,
     PointMAEForSegmentation,
     PointMAEModel,
+    ReConConfig,
+    ReConForClassification,
+    ReConForSegmentation,
+    ReConModel,
 )
 from .models.auto import CONFIGURATIONS
 from .ops import farthest_point_sample, group_points, knn_indices
@@ -100,6 +104,10 @@ __all__ = [
     "PointMAEForPreTraining",
     "PointMAEForSegmentation",
     "PointMAEModel",
+    "ReConConfig",
+    "ReConForClassification",
+    "ReConForSegmentation",
+    "ReConModel",
     "PointPeftConfig",
     "PointPeftModel",
     "PointPriorBank",

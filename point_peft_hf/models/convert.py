@@ -36,6 +36,7 @@ from .point_mae import (
     PointMAEForSegmentation,
     PointMAEModel,
 )
+from .recon import ReConForClassification, ReConModel
 
 REPORT_NAME = "conversion_report.json"
 
@@ -58,6 +59,7 @@ MODEL_CLASSES = {
     "point_mae": ModelClasses(
         PointMAEModel, PointMAEForClassification, PointMAEForPreTraining, PointMAEForSegmentation
     ),
+    "recon": ModelClasses(ReConModel, ReConForClassification),
 }
 
 
@@ -117,9 +119,9 @@ def convert_checkpoint(
 
     Args:
         checkpoint: A `.pth` or `.safetensors` file of a research repository (Point-BERT, Point-MAE, Point-M2AE, ACT,
-            PCP-MAE, PointGPT) or of torch-pointcloud, or a folder with `model.safetensors`.
+            PCP-MAE, PointGPT, ReCon) or of torch-pointcloud, or a folder with `model.safetensors`.
         output_dir: Folder to write `config.json`, `model.safetensors` and `conversion_report.json` into.
-        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
+        model_type: "point_bert", "point_gpt", "point_mae", "point_m2ae" or "recon".
         config: Fields of the configuration that no tensor tells, if they are not the published ones: a dictionary or a
             JSON file. Widths, depth and classes are read from the tensors.
 

@@ -58,6 +58,7 @@ BACKBONES = {
     "point_bert": (pp.PointBertForClassification, pp.PointBertConfig, {**SINGLE_STAGE, "patch_embedding_size": 32}),
     "point_m2ae": (pp.PointM2AEForClassification, pp.PointM2AEConfig, STAGES),
     "point_gpt": (pp.PointGPTForClassification, pp.PointGPTConfig, SINGLE_STAGE),
+    "recon": (pp.ReConForClassification, pp.ReConConfig, SINGLE_STAGE),
 }
 TYPES = {
     "geometry": (pp.GeometryAdapterConfig, {}),
