@@ -189,12 +189,15 @@ def _convert_with_adapter(
         _write_folder(classes.encoder, kept, converted.config_fields, folder / BACKBONE)
         model = model_class(model_class.config_class.from_pretrained(folder / BACKBONE))
         model.load_state_dict(kept, strict=False)
+        state = model.state_dict()
         # Where it is going to be.
         model.name_or_path = model.config.name_or_path = str(output_dir / BACKBONE)
         save_adapter(attach_adapter(model, adapter, saved, name), folder / ADAPTER)
         brought = {
             key: tensor for key, tensor in converted.tensors.items() if key in kept or KEY_PREFIX + key in saved
         }
+        # A model for part segmentation has no class token.
+        expected = {key: shape for key, shape in expected.items() if key in state}
         report = _report(name, model_type, model_class, brought, converted.sources, expected, adapter.base)
         report.assumed, report.method = converted.assumed, method
         complete_report(report, tensors, adapter, settings)
