@@ -56,6 +56,9 @@ _RESEARCH_FIELDS = {
         "cls_dim": "num_labels",
     },
 }
+_RESEARCH_FIELDS["recon"] = {
+    name: field for name, field in _RESEARCH_FIELDS["point_mae"].items() if not name.startswith("decoder")
+}
 _SAME_FIELDS = ("group_size", "group_sizes", "mlp_ratio", "drop_path_rate", "mask_ratio", "layer_norm_eps")
 _RESEARCH_MARKS = ("trans_dim", "encoder_dims", "num_group")
 
@@ -129,6 +132,8 @@ def _infer_single_stage(model_type: str, shapes: Mapping[str, tuple[int, ...]]) 
     }
     if model_type == "point_bert":
         sizes["patch_embedding_size"] = size_of(shapes, "reduce_dim.weight", 1)
+        return sizes
+    if model_type == "recon":
         return sizes
     if size_of(shapes, "pos_embed.0.weight", 1) != 3:
         # PCP-MAE.
@@ -221,7 +226,9 @@ def published_settings(model_type: str, sizes: Mapping[str, Any], name: str = ""
     settings = {"num_attention_heads": 6, "num_groups": 64, "group_size": 32}
     if model_type == "point_gpt":
         settings["num_attention_heads"] = _GPT_HEADS.get(sizes["hidden_size"], 6)
-    if model_type in ("point_mae", "point_gpt") and (is_scan or "shapenetpart" in name or "num_categories" in sizes):
+    if model_type in ("point_mae", "point_gpt", "recon") and (
+        is_scan or "shapenetpart" in name or "num_categories" in sizes
+    ):
         settings["num_groups"] = 128
     for part, num_groups in _DENSE_GROUPS.items():
         if re.search(rf"(?<![a-z0-9]){part}(?![a-z0-9])", name):
@@ -284,5 +291,5 @@ def backbone_fields(settings: Mapping[str, Any], model_type: str, config_class: 
         Fields of the configuration.
     """
     own = {*config_class.__dataclass_fields__, "num_labels"} - {*PreTrainedConfig.__dataclass_fields__, "model_type"}
-    known = {**{name: name for name in own}, "segmentation_layers": "feature_layers", **_research_fields(model_type)}
+    known = {**{name: name for name in own}, **_research_fields(model_type)}
     return {known[name]: settings[name] for name in settings if name in known}

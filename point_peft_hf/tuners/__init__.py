@@ -2,8 +2,10 @@
 
 from .base import BranchLayer, SlotLayer, SlotTuner
 from .config import PointTunerConfig
+from .dapt import DAPTConfig, DAPTModel
 from .explain import Picture, Places, References
 from .geometry_adapter import GeometryAdapterConfig, GeometryAdapterModel
+from .idpt import IDPTConfig, IDPTModel
 from .mixing import active_adapters, add_adapters, load_adapters, save_adapters, set_adapters
 from .point_peft import PointPeftConfig, PointPeftModel
 from .point_prior_prompt import (
@@ -18,14 +20,21 @@ from .point_prior_prompt import (
 )
 from .pointgst import PointGSTConfig, PointGSTModel
 from .pointlora import PointLoRAConfig, PointLoRAModel
+from .ppt import PPTConfig, PPTModel
 from .registry import register_method
 from .stag import STAGConfig, STAGModel
 from .targets import register_default_targets
 
 __all__ = [
     "BranchLayer",
+    "DAPTConfig",
+    "DAPTModel",
     "GeometryAdapterConfig",
     "GeometryAdapterModel",
+    "IDPTConfig",
+    "IDPTModel",
+    "PPTConfig",
+    "PPTModel",
     "Picture",
     "Places",
     "PointGSTConfig",

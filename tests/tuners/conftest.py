@@ -58,19 +58,25 @@ BACKBONES = {
     "point_bert": (pp.PointBertForClassification, pp.PointBertConfig, {**SINGLE_STAGE, "patch_embedding_size": 32}),
     "point_m2ae": (pp.PointM2AEForClassification, pp.PointM2AEConfig, STAGES),
     "point_gpt": (pp.PointGPTForClassification, pp.PointGPTConfig, SINGLE_STAGE),
+    "recon": (pp.ReConForClassification, pp.ReConConfig, SINGLE_STAGE),
 }
 TYPES = {
     "geometry": (pp.GeometryAdapterConfig, {}),
     "prompt": (pp.PointPriorPromptConfig, {"num_prompt_tokens": 4}),
     "point_peft": (pp.PointPeftConfig, {"num_prompt_tokens": 4}),
+    "dapt": (pp.DAPTConfig, {"bottleneck_size": 8}),
+    "idpt": (pp.IDPTConfig, {"num_neighbors": 4}),
+    "ppt": (pp.PPTConfig, {"num_prompt_groups": 6, "prompt_group_size": 8, "bottleneck_size": 8}),
+    "stag": (pp.STAGConfig, {"rank": 6, "num_neighbors": 4}),
     "pointgst": (pp.PointGSTConfig, {"bottleneck_size": 6, "local_size": 4}),
     "pointlora": (pp.PointLoRAConfig, {"r": 2, "bottleneck_size": 6, "scales": [[24, 8, 6], [12, 8, 2]]}),
-    "stag": (pp.STAGConfig, {"rank": 6, "num_neighbors": 4}),
     **{name: (config_class, {}) for name, config_class in TOYS.TOYS.items()},
     "contributed": (EXAMPLE.TokenScaleConfig, {}),
 }
 # Types whose adapters act before they are trained: prompts join the attention, or the read-out is another one.
-ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "pointlora", "stag", *TOYS.ACTIVE_TOYS}
+ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "dapt", "idpt", "ppt", "pointlora", "stag", *TOYS.ACTIVE_TOYS}
+# Types that read out something of their own, so that they need a head for it.
+OWN_HEAD = {"kept_token", "dapt", "idpt", "ppt", "stag"}
 # Types whose published initialisation leaves the frozen function as it is.
 IDENTITY_AS_PUBLISHED = {"pointgst"}
 BANK_TYPES = [name for name, (config_class, _) in TYPES.items() if hasattr(config_class, "use_bank")]
@@ -139,22 +145,22 @@ class Case:
     @property
     def is_in_every_block(self) -> bool:
         """Whether the type has something in each block."""
-        return self.type_name not in ("moved_points", "kept_token", "second_set", "sparse", "shared", "stag")
+        return self.type_name not in {"moved_points", "second_set", "sparse", "shared", *OWN_HEAD}
 
     @property
     def brings_modules(self) -> bool:
         """Whether an adapter of the type always brings a module of the backbone, so that only one can be active."""
-        return self.type_name in ("kept_token", "saved_norm", "stag")
+        return self.type_name in {"saved_norm", *OWN_HEAD}
 
     @property
     def trains_embedding(self) -> bool:
         """Whether the type trains the layers that embed groups."""
-        return self.type_name == "pointlora"
+        return self.type_name in ("pointlora", "ppt")
 
     @property
     def without_head(self) -> dict:
         """Fields that leave out the head, where the type does not need one of its own."""
-        return {} if self.type_name in ("kept_token", "stag") else {"modules_to_save": []}
+        return {} if self.type_name in OWN_HEAD else {"modules_to_save": []}
 
     def config(self, **fields):
         config_class, defaults = TYPES[self.type_name]
