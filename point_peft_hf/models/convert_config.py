@@ -284,5 +284,5 @@ def backbone_fields(settings: Mapping[str, Any], model_type: str, config_class: 
         Fields of the configuration.
     """
     own = {*config_class.__dataclass_fields__, "num_labels"} - {*PreTrainedConfig.__dataclass_fields__, "model_type"}
-    known = {**{name: name for name in own}, "segmentation_layers": "feature_layers", **_research_fields(model_type)}
+    known = {**{name: name for name in own}, **_research_fields(model_type)}
     return {known[name]: settings[name] for name in settings if name in known}
