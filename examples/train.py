@@ -23,7 +23,6 @@ from accelerate import PartialState
 from accelerate.utils import release_memory
 
 from point_peft_hf.training import (
-    METHODS,
     FinetuneArguments,
     Finetuning,
     TrainingStopped,
@@ -75,7 +74,7 @@ def main() -> None:
     if is_main_process:
         print(f"\n{results_table(records)}\n")
         # Whoever loads an adapter has to know its type.
-        own_type = "" if args.method in METHODS else f" --method {args.method}"
+        own_type = f" --method {args.method}" if ":" in args.method else ""
         print(
             f"Saved to {output_dir.parent}/. To predict: python examples/predict.py FILE --adapter "
             f"{output_dir}{own_type}"

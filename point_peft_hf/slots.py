@@ -47,6 +47,7 @@ class Stage:
         count: Number of stages.
         is_encoder: Whether its blocks are part of the encoder. Those of a decoder, which only pre-training needs, are
             left alone by adapters, and `output_hidden_states` does not record them.
+        num_groups: Number of patch tokens, where it is known before the first pass.
     """
 
     hidden_size: int
@@ -57,6 +58,7 @@ class Stage:
     index: int = 0
     count: int = 1
     is_encoder: bool = True
+    num_groups: int | None = None
 
     def __post_init__(self):
         if self.total_layers is None:

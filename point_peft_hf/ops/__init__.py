@@ -4,7 +4,7 @@ from .chamfer import chamfer_distance
 from .grouping import gather_points, group_points
 from .interpolation import interpolate_features, inverse_distance_weights
 from .neighbors import knn_indices
-from .ordering import greedy_path
+from .ordering import greedy_path, morton_keys
 from .sampling import farthest_point_sample
 from .validation import validate_points
 
@@ -17,5 +17,6 @@ __all__ = [
     "interpolate_features",
     "inverse_distance_weights",
     "knn_indices",
+    "morton_keys",
     "validate_points",
 ]

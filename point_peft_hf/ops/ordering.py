@@ -1,4 +1,4 @@
-"""An order of points."""
+"""Orders of points."""
 
 import torch
 from torch import Tensor
@@ -33,3 +33,23 @@ def greedy_path(points: Tensor) -> Tensor:
         current = distances[rows, current].masked_fill(taken, torch.inf).argmin(dim=1)
         path.append(current)
     return torch.stack(path, dim=1)
+
+
+def morton_keys(points: Tensor, cells: float = 100.0) -> Tensor:
+    """Place of points on a Morton curve through a grid; sorting by it keeps points together that are near each other.
+
+    As in the released code of PointGST (arXiv 2410.08114): cells are counted from 0 toward both sides, so the one in
+    the middle is twice as wide, negative coordinates count as two's complement of 16 bits, and y has the highest of
+    each three bits, then x, then z.
+
+    Args:
+        points: Coordinates, shape (..., 3).
+        cells: Cells of the grid per unit of length.
+
+    Returns:
+        Keys, int64, shape (...).
+    """
+    bits = torch.arange(16, device=points.device)
+    codes = (points[..., [2, 0, 1]] * cells).to(torch.int64) & 0xFFFF  # (..., 3): z, x, y
+    spread = (codes.unsqueeze(-1) >> bits & 1) << (3 * bits + torch.arange(3, device=points.device).unsqueeze(-1))
+    return spread.flatten(-2).sum(dim=-1)

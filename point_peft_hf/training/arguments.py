@@ -31,8 +31,9 @@ class FinetuneArguments:
     method: str = field(
         default="point_peft",
         metadata={
-            "help": f"One of {', '.join(METHODS)}, or package.module:Config, the configuration class of a type of "
-            f"your own (its default learning rate: {DEFAULT_LEARNING_RATE:g})."
+            "help": f"One of {', '.join(METHODS)}; a type of peft by its name (boft, hira, ...); or "
+            "package.module:Config, the configuration class of a type of your own (default learning rate of both: "
+            f"{DEFAULT_LEARNING_RATE:g})."
         },
     )
     model: str = field(default=DEFAULT_BACKBONE, metadata={"help": "Backbone: a name, a folder or a Hub repository."})

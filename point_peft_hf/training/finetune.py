@@ -34,6 +34,7 @@ from .checkpoints import load_model, register_adapter_checkpoints
 from .interruption import StopRequest, TrainingDiverged, TrainingInterrupted, TrainingStopped
 from .methods import METHODS, load_backbone, load_processor, prepare_method, uses_bank
 from .optimization import parameter_groups, warmup_cosine
+from .precomputed import PrecomputedValues
 from .record import check_tracker, data_fingerprint, describe_environment
 from .resources import PeakMemory, count_parameters, folder_bytes
 from .run_folder import Progress, RunFolder
@@ -43,6 +44,7 @@ from .voting import judge_by_votes
 
 # Fewer optimizer steps than this are said to be few: with them no method gets far from where it starts.
 FEW_STEPS = 50
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 class Finetuning:
@@ -72,8 +74,7 @@ class Finetuning:
         check_tracker(args.report_to)
         self.args = args
         self.output_dir = Path(args.output_dir) / args.method_name
-        sharded = (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if AcceleratorState._shared_state and AcceleratorState().distributed_type not in sharded:
+        if AcceleratorState._shared_state and AcceleratorState().distributed_type not in SHARDED:
             # A run before this one in the same process may have had another precision.
             AcceleratorState._reset_state()
         self.accelerator = Accelerator(
@@ -139,6 +140,9 @@ class Finetuning:
         self.model, self.optimizer, self.train_loader, self.validation_loader = accelerator.prepare(
             model, optimizer, train_loader, self._evaluation_loader(self.task.validation)
         )
+        # What adapters compute of a cloud is computed once where it comes with the same points in every epoch.
+        is_fixed = args.augmentation == "none" and self.processor.sampling != "random"
+        self.known = {"train": self._precomputed() if is_fixed else None, "validation": self._precomputed()}
         self.total_steps = math.ceil(len(self.train_loader) / args.gradient_accumulation_steps) * args.epochs
         warmup_steps = max(int(self.total_steps * args.warmup_share), 1)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -146,6 +150,11 @@ class Finetuning:
         )
         accelerator.register_for_checkpointing(self.scheduler)
         register_adapter_checkpoints(accelerator)
+
+    def _precomputed(self) -> PrecomputedValues | None:
+        # A part of a sharded model cannot be run on its own.
+        is_whole = self.accelerator.distributed_type not in SHARDED
+        return PrecomputedValues(self.model, self.accelerator) if is_whole else None
 
     def _evaluation_loader(self, dataset: torch.utils.data.Dataset, segmentation: bool | None = None) -> DataLoader:
         return evaluation_loader(
@@ -244,7 +253,7 @@ class Finetuning:
         losses = []
         for batch in skip_first_batches(self.train_loader, progress.batches):
             with accelerator.accumulate(self.model):
-                outputs = self.model(**batch)
+                outputs = self.model(**batch, **self._ahead("train", batch))
                 losses.append(self._check_and_count(outputs, batch))
                 accelerator.backward(outputs.loss * self._weight_of_batch())
                 norm = self._clip_gradients(batch) if accelerator.sync_gradients else None
@@ -263,6 +272,11 @@ class Finetuning:
                 measured = {"loss": sum(losses) / len(losses), "gradient_norm": norm, "learning_rate": learning_rate}
                 self._after_step(measured)
                 losses.clear()
+
+    def _ahead(self, split: str, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """What the model need not compute again of a batch, as its argument."""
+        values = known.of(batch) if (known := self.known.get(split)) is not None else None
+        return {} if values is None else {"precomputed": values}
 
     def _weight_of_batch(self) -> float:
         """Let the last group of accumulated batches of an epoch be their mean, as the others are, if it is smaller."""
@@ -332,7 +346,7 @@ class Finetuning:
         """Look at the validation split, keep the model if it is the best so far, and save a checkpoint."""
         args, progress = self.args, self.progress
         epoch, seconds = progress.epoch, progress.seconds
-        scores = self._evaluate(self.validation_loader) if len(self.task.validation) else {}
+        scores = self._evaluate(self.validation_loader, "validation") if len(self.task.validation) else {}
         row = {
             "epoch": epoch,
             **progress.means(),
@@ -353,11 +367,12 @@ class Finetuning:
         self.folder.tell(f"{text}, {seconds:.1f} s")
 
     @torch.no_grad()
-    def _evaluate(self, loader: DataLoader) -> dict[str, float]:
+    def _evaluate(self, loader: DataLoader, split: str = "test") -> dict[str, float]:
         self.model.eval()
         metrics = self.task.metrics()
         for batch in loader:
-            judged = self.task.judge(self.model(**self.task.inputs(batch)), batch)
+            outputs = self.model(**self.task.inputs(batch), **self._ahead(split, batch))
+            judged = self.task.judge(outputs, batch)
             # A last batch that is filled up for the sake of other processes is cut back here.
             metrics.update(*self.accelerator.gather_for_metrics(judged))
         return metrics.compute()

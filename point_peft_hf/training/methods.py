@@ -19,7 +19,13 @@ from ..data import PointCloudProcessor
 from ..io.backbone import fingerprint
 from ..models import AutoModelForPointCloudClassification
 from ..pretrained import backbone_folder
-from ..tuners import GeometryAdapterConfig, PointPeftConfig, PointPriorPromptConfig
+from ..tuners import (
+    GeometryAdapterConfig,
+    PointGSTConfig,
+    PointLoRAConfig,
+    PointPeftConfig,
+    PointPriorPromptConfig,
+)
 from ..tuners.config import PointTunerConfig
 
 
@@ -90,26 +96,64 @@ METHODS = {
     "geometry": Method("Geometry-aware Adapter, and the head", 4e-3, GeometryAdapterConfig),
     "prompt": Method("Point-prior Prompt, and the head", 4e-3, PointPriorPromptConfig),
     "point_peft": Method("Point-PEFT: geometry, prompts, biases, final norm, and the head", 4e-3, PointPeftConfig),
+    "pointgst": Method("PointGST: filters in the eigenvectors of graphs, and the head", 4e-3, PointGSTConfig),
+    "pointlora": Method(
+        "PointLoRA: low-rank updates, selected tokens, half of the embedding, and the head", 4e-3, PointLoRAConfig
+    ),
 }
+
+# Types of peft that need fields to fit a backbone: 16 divides the widths of all published ones.
+_PEFT_DEFAULTS = {"c3a": {"block_size": 16}, "road": {"group_size": 16}, "vblora": {"vector_length": 16}}
+_PROMPTS = "it puts tokens in front of those of a text"
+# Types of peft that cannot be trained here.
+PEFT_REFUSED = {
+    "adalora": "its ranks change in training, so that the best epoch cannot be gone back to",
+    "adaption_prompt": "it knows the attention of language models alone",
+    "cartridge": _PROMPTS,
+    "cpt": _PROMPTS,
+    "multitask_prompt_tuning": _PROMPTS,
+    "p_tuning": _PROMPTS,
+    "poly": "it mixes tasks, whose numbers a forward pass has to be given",
+    "prefix_tuning": _PROMPTS,
+    "prompt_tuning": _PROMPTS,
+    "shadow": "it runs a second decoder on the tokens of a text, and blocks that map plain features",
+    "trainable_tokens": "it trains rows of a vocabulary",
+    "xlora": "it mixes LoRA adapters of a language model",
+}
+
+
+def peft_types() -> dict[str, type[PeftConfig]]:
+    """The types of peft itself that can be trained by their name, `METHODS` left out."""
+    return {
+        member.value.lower(): config_class
+        for member, config_class in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+        if config_class.__module__.startswith("peft.") and member.value.lower() not in (*METHODS, *PEFT_REFUSED)
+    }
 
 
 def find_method(name: str) -> Method:
     """The method of a name.
 
     Args:
-        name: One of `METHODS`, or "package.module:Config": the configuration class of a type that is registered with
-            PEFT. The module is imported.
+        name: One of `METHODS`, a type of peft by its name in lower case ("boft"), or "package.module:Config": the
+            configuration class of a type that is registered with PEFT. The module is imported.
 
     Raises:
         ValueError: If there is no such method, the module cannot be imported, or it has no such class.
     """
     if name in METHODS:
         return METHODS[name]
+    if config_class := peft_types().get(name):
+        described = f"{name} of peft, and the head"
+        return Method(described, DEFAULT_LEARNING_RATE, config_class, _PEFT_DEFAULTS.get(name, {}))
+    if name in PEFT_REFUSED:
+        raise ValueError(f"The method {name!r} of peft cannot be trained here: {PEFT_REFUSED[name]}.")
     module_name, colon, class_name = name.partition(":")
     if not colon:
         raise ValueError(
-            f"There is no method {name!r}. Choose one of {', '.join(METHODS)}, or name the configuration class of "
-            "another type: package.module:Config."
+            f"There is no method {name!r}. Choose one of {', '.join(METHODS)}, a type of peft "
+            f"({', '.join(sorted(peft_types()))}), or name the configuration class of another type: "
+            "package.module:Config."
         )
     if not class_name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
         raise ValueError(f"A method of your own is named as package.module:Config, got {name!r}.")
@@ -160,7 +204,7 @@ def method_config(name: str, backbone: nn.Module, **options) -> PeftConfig | Non
     """The PEFT configuration of a method.
 
     Args:
-        name: One of `METHODS`, or "package.module:Config" (see [`find_method`]).
+        name: A name that [`find_method`] knows.
         backbone: The model that will be tuned.
         **options: Fields of the configuration that differ from the method's defaults.
 
@@ -247,7 +291,7 @@ def prepare_method(name: str, backbone: nn.Module, **options) -> nn.Module:
     """Attach a method to a backbone.
 
     Args:
-        name: One of `METHODS`, or "package.module:Config" (see [`find_method`]).
+        name: A name that [`find_method`] knows.
         backbone: The model to tune; it is changed in place.
         **options: Fields of the method's configuration.
 

@@ -16,6 +16,8 @@ from .point_prior_prompt import (
     explain_retrieval,
     set_point_prior_bank,
 )
+from .pointgst import PointGSTConfig, PointGSTModel
+from .pointlora import PointLoRAConfig, PointLoRAModel
 from .registry import register_method
 from .stag import STAGConfig, STAGModel
 from .targets import register_default_targets
@@ -26,6 +28,10 @@ __all__ = [
     "GeometryAdapterModel",
     "Picture",
     "Places",
+    "PointGSTConfig",
+    "PointGSTModel",
+    "PointLoRAConfig",
+    "PointLoRAModel",
     "PointPeftConfig",
     "PointPeftModel",
     "PointPriorBank",

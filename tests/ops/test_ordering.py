@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from point_peft_hf.ops import chamfer_distance, greedy_path
+from point_peft_hf.ops import chamfer_distance, greedy_path, morton_keys
 
 
 def by_hand(points):
@@ -50,3 +50,11 @@ def test_chamfer_gradient_where_points_coincide():
     chamfer_distance(predicted, torch.tensor([[[1.0, 0, 0]]]), squared=False).sum().backward()
     # Only 3 is apart; it is one of two points, and this is one of two directions.
     assert predicted.grad.tolist() == [[[0, 0, 0], [0.25, 0, 0]]]
+
+
+def test_morton_keys_by_hand():
+    # Cells of 0.01 toward 0; y has the highest of each three bits, then x, then z.
+    points = torch.tensor([[0.01, 0, 0], [0, 0.01, 0], [0, 0, 0.01], [0.009, -0.009, 0], [0.03, 0.02, 0.015]])
+    assert morton_keys(points * 1.001).tolist() == [2, 4, 1, 0, 0b110 << 3 | 0b011]
+    # -1 is 16 bits of 1.
+    assert morton_keys(torch.tensor([[0, 0, -0.01]]) * 1.001).tolist() == [sum(8**i for i in range(16))]

@@ -193,3 +193,43 @@ def test_the_warm_up_is_that_of_the_method_unless_given():
     assert FinetuneArguments(method="lora").warmup_share == 0.1
     arguments = FinetuneArguments(method="point_peft", warmup_ratio=0.2)
     assert arguments.warmup_share == arguments.recipe()["warmup_ratio"] == 0.2
+
+
+@pytest.mark.parametrize("name", ["boft", "hira", "c3a", "road", "vblora"])
+def test_a_type_of_peft_by_its_name(name, tiny_backbone):
+    options = {"c3a": {"block_size": 8}, "road": {"group_size": 8}, "vblora": {"vector_length": 8}}.get(name, {})
+    model = prepare_method(name, load_backbone(tiny_backbone, NAMES), **options)
+    assert model.active_peft_config.peft_type == name.upper()
+    names = trainable_names(model)
+    assert any("classifier" in trained for trained in names)
+    assert any("layers" in trained for trained in names)
+    arguments = FinetuneArguments(method=name)
+    arguments.check()
+    assert (arguments.peak_learning_rate, arguments.method_name) == (4e-3, name)
+
+
+def test_fields_that_fit_published_widths():
+    assert find_method("c3a").config().block_size == 16
+    assert find_method("road").config(group_size=32).group_size == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "prefix_tuning",
+            "'prefix_tuning' of peft cannot be trained here: it puts tokens in front of those of a text",
+        ),
+        ("shadow", "cannot be trained here: it runs a second decoder"),
+        # Types of this package go by the names of the table.
+        ("geometry_adapter", "no method 'geometry_adapter'.*geometry.*a type of peft .*boft.*hira"),
+    ],
+)
+def test_types_that_cannot_be_trained(name, message):
+    with pytest.raises(ValueError, match=message):
+        find_method(name)
+
+
+def test_a_type_of_peft_that_does_not_fit_says_so(tiny_backbone):
+    with pytest.raises(ValueError, match="24 must be divisible by `vector_length` 16"):
+        prepare_method("vblora", load_backbone(tiny_backbone, NAMES))

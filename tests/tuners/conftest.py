@@ -63,12 +63,16 @@ TYPES = {
     "geometry": (pp.GeometryAdapterConfig, {}),
     "prompt": (pp.PointPriorPromptConfig, {"num_prompt_tokens": 4}),
     "point_peft": (pp.PointPeftConfig, {"num_prompt_tokens": 4}),
+    "pointgst": (pp.PointGSTConfig, {"bottleneck_size": 6, "local_size": 4}),
+    "pointlora": (pp.PointLoRAConfig, {"r": 2, "bottleneck_size": 6, "scales": [[24, 8, 6], [12, 8, 2]]}),
     "stag": (pp.STAGConfig, {"rank": 6, "num_neighbors": 4}),
     **{name: (config_class, {}) for name, config_class in TOYS.TOYS.items()},
     "contributed": (EXAMPLE.TokenScaleConfig, {}),
 }
 # Types whose adapters act before they are trained: prompts join the attention, or the read-out is another one.
-ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "stag", *TOYS.ACTIVE_TOYS}
+ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "pointlora", "stag", *TOYS.ACTIVE_TOYS}
+# Types whose published initialisation leaves the frozen function as it is.
+IDENTITY_AS_PUBLISHED = {"pointgst"}
 BANK_TYPES = [name for name, (config_class, _) in TYPES.items() if hasattr(config_class, "use_bank")]
 CASES = (*TYPES, *(f"{name}+bank" for name in BANK_TYPES))
 
@@ -128,6 +132,11 @@ class Case:
         return self.type_name not in ACTIVE_WHEN_FRESH
 
     @property
+    def is_identity_as_published(self) -> bool:
+        """Whether an adapter that is initialised as published leaves the frozen function as it is."""
+        return self.type_name in IDENTITY_AS_PUBLISHED
+
+    @property
     def is_in_every_block(self) -> bool:
         """Whether the type has something in each block."""
         return self.type_name not in ("moved_points", "kept_token", "second_set", "sparse", "shared", "stag")
@@ -136,6 +145,11 @@ class Case:
     def brings_modules(self) -> bool:
         """Whether an adapter of the type always brings a module of the backbone, so that only one can be active."""
         return self.type_name in ("kept_token", "saved_norm", "stag")
+
+    @property
+    def trains_embedding(self) -> bool:
+        """Whether the type trains the layers that embed groups."""
+        return self.type_name == "pointlora"
 
     @property
     def without_head(self) -> dict:

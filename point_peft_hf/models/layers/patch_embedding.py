@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...layers import FreezableBatchNorm1d
-from .slotted import original
+from .slotted import current, original
 
 # Groups that are embedded at a time on a CPU: 64 groups of 32 points keep their activations in the cache of a core.
 CHUNK_SIZE = 64
@@ -44,7 +44,7 @@ class PatchEmbedding(nn.Module):
         batch_size, num_groups, group_size, in_size = neighborhoods.shape
         dtype = original(self.second_norm1).weight.dtype
         groups = neighborhoods.reshape(batch_size * num_groups, group_size, in_size).to(dtype)
-        layers = {name: original(layer) if frozen else layer for name, layer in self.named_children()}
+        layers = {name: (original if frozen else current)(layer) for name, layer in self.named_children()}
         embed = _embed_folded if _can_fold(layers, frozen) else _embed_plain
         # Layer and norm alternate: the first part, and the three layers of the second.
         *first, second_linear1, second_norm1, second_linear2 = layers.values()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 
 from ...slots import LayerSlot, Stage
@@ -20,6 +20,18 @@ def original(module: nn.Module) -> nn.Module:
             module = module.base_layer
         else:
             return module
+
+
+def current(module: nn.Module) -> nn.Module:
+    """The module that runs in the place of a trained one: the copy of the active adapter, or else the original.
+
+    A wrapper with hooks, which may choose among its copies in each call, is left as it is.
+    """
+    if not isinstance(module, ModulesToSaveWrapper) or module._forward_pre_hooks or module._forward_hooks:
+        return module
+    names = module.active_adapters
+    is_at_work = names and not module.disable_adapters and names[0] in module.modules_to_save
+    return module.modules_to_save[names[0]] if is_at_work else module.original_module
 
 
 class SlottedModule(nn.Module):

@@ -66,7 +66,7 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
     def __init__(self, config: PointM2AEConfig, use_local_attention: bool = True):
         super().__init__(config)
         self.use_local_attention = use_local_attention
-        self.layout = stages = build_stages(config.hidden_sizes, config.group_sizes, config.depths)
+        self.layout = stages = build_stages(config)
         self.point_slot = PointSlot(stages[-1])
         self.patch_embeddings = nn.ModuleList()
         self.position_embeddings = nn.ModuleList()
@@ -282,11 +282,12 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
         return tokens.patches.mean(dim=1) + tokens.patches.amax(dim=1)
 
 
-def build_stages(hidden_sizes: list[int], group_sizes: list[int], depths: list[int]) -> list[Stage]:
+def build_stages(config: PointM2AEConfig) -> list[Stage]:
     """The stages of a hierarchical encoder, from the finest to the coarsest."""
-    stages, first = [], 0
-    for index, (size, group_size, depth) in enumerate(zip(hidden_sizes, group_sizes, depths, strict=True)):
-        stages.append(Stage(size, group_size, depth, first, sum(depths), index, len(depths)))
+    stages, first, count = [], 0, len(config.depths)
+    sizes = zip(config.hidden_sizes, config.group_sizes, config.depths, config.num_groups, strict=True)
+    for index, (size, group_size, depth, num_groups) in enumerate(sizes):
+        stages.append(Stage(size, group_size, depth, first, sum(config.depths), index, count, num_groups=num_groups))
         first += depth
     return stages
 

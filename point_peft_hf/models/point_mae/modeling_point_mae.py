@@ -56,7 +56,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
 
     def _build(self, config: SingleStageConfig, use_class_token: bool) -> None:
         size = config.hidden_size
-        stage = Stage(size, config.group_size, config.num_hidden_layers)
+        stage = Stage(size, config.group_size, config.num_hidden_layers, num_groups=config.num_groups)
         self.point_slot = PointSlot(stage)
         self.patch_embedding = self._build_patch_embedding(config)
         self.patch_embedding_slot = LayerSlot(stage, "patch_embedding")

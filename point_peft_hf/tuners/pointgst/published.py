@@ -1,0 +1,66 @@
+"""Published files of PointGST (github.com/jerryfeng2003/PointGST)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..published import PublishedAdapter, module_names, read_size
+from .config import PointGSTConfig
+
+# By the names in a published file, those of the adapter's own part.
+_NAMES = {
+    "down": "down",
+    "norm_ly1": "global_norm",
+    "norm_ly2": "local_norm",
+    "adapt1": "filter",
+    "up": "up",
+}
+_PUBLISHED = re.compile(rf"blocks\.blocks\.(\d+)\.gft_adapter\.({'|'.join(_NAMES)})\.(weight|bias)")
+
+
+def read_published(
+    tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], model_type: str
+) -> PublishedAdapter:
+    """Read the adapter out of a published file.
+
+    Args:
+        tensors: Tensors by their names in the file.
+        settings: Options by their published names: `rank`, `local`.
+        model_type: The model type of the backbone.
+
+    Returns:
+        The adapter, and what is left of the file.
+
+    Raises:
+        ValueError: If the file has no adapters, or adapters of several ranks.
+    """
+    weights, base = {}, {}
+    for name, tensor in tensors.items():
+        match = _PUBLISHED.fullmatch(name)
+        if match is None:
+            base[name] = tensor
+            continue
+        layer, part, kind = match.groups()
+        slot = f"base_model.model.{model_type}.encoder.layers.{layer}.ffn_slot"
+        weights[f"{slot}.pointgst_spectral_filter.{_NAMES[part]}_{kind}"] = tensor
+    ranks = {len(tensor) for name, tensor in weights.items() if name.endswith("down_bias")}
+    if len(ranks) != 1:
+        found = f"of the ranks {sorted(ranks)}" if ranks else "no `blocks.blocks.0.gft_adapter.down.bias`"
+        raise ValueError(f"A file of PointGST has adapters of one rank in its blocks; this one has {found}.")
+    config = PointGSTConfig(
+        bottleneck_size=read_size(settings, "rank", ranks.pop()),
+        local_size=settings.get("local", PointGSTConfig.local_size),
+        transpose=False,
+        basis="published",
+        modules_to_save=module_names(base),
+    )
+    switches = (
+        "transpose=False: tokens are multiplied by the eigenvectors, not by their transpose",
+        "basis='published': the eigenvectors depend on the other clouds of a batch, so results hold for single clouds "
+        "only, and on other hardware they may have other signs",
+    )
+    return PublishedAdapter(config, weights, base, switches)

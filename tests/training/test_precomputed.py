@@ -1,0 +1,64 @@
+"""What depends on a cloud alone is computed once for clouds that are the same in every epoch."""
+
+import pytest
+
+from point_peft_hf.training.precomputed import PrecomputedValues
+from point_peft_hf.tuners.pointgst import layer
+
+
+@pytest.fixture
+def count_bases(monkeypatch):
+    """The number of clouds that bases of the whole cloud were computed of."""
+    counts = []
+
+    def counted(points):
+        if points.ndim == 3:
+            counts.append(len(points))
+        return graph_basis(points)
+
+    graph_basis = layer.graph_basis
+    monkeypatch.setattr(layer, "graph_basis", counted)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("options", "is_fixed"),
+    [
+        ({"augmentation": "none", "processor_config": {"sampling": "first"}}, True),
+        ({}, False),
+    ],
+)
+def test_bases_are_computed_once(options, is_fixed, finetune, tiny_task, tmp_path, count_bases):
+    options = {"method": "pointgst", "epochs": 2, **options}
+    run = finetune(tmp_path / "kept", **options)
+    count_bases.clear()
+    kept = run.run()["history"]
+    batch_size, batches = run.train_loader.total_batch_size, len(run.train_loader)
+    trained = len(tiny_task.train) if is_fixed else 2 * batches * batch_size
+    seen = sum(count_bases)
+    # Two graphs a cloud: its own, and its only local one. The last, smaller batch of an epoch is left out, so in the
+    # second epoch other clouds are new.
+    assert 0 < seen <= 2 * (len(tiny_task.validation) + len(tiny_task.test) + trained + batch_size)
+    assert (run.known["train"] is not None) == is_fixed
+    assert set(run.known["validation"].rows) == {item["sample_ids"] for item in tiny_task.validation}
+    without = finetune(tmp_path / "without", **options)
+    without.known = {}
+    count_bases.clear()
+    other = without.run()["history"]
+    assert sum(count_bases) > seen
+    assert [row["loss"] for row in other] == [row["loss"] for row in kept]
+    assert [row["validation_accuracy"] for row in other] == [row["validation_accuracy"] for row in kept]
+
+
+def test_methods_without_such_values(finetune, tmp_path):
+    run = finetune(tmp_path, method="geometry", epochs=1)
+    run.run()
+    assert not run.known["validation"].is_needed
+
+
+def test_a_limit(finetune, tmp_path):
+    run = finetune(tmp_path, method="pointgst", epochs=1)
+    run.known["validation"] = known = PrecomputedValues(run.model, run.accelerator, max_bytes=1)
+    run.run()
+    # The first batch is kept, the others are not.
+    assert len(known.rows) == min(run.args.batch_size, len(run.task.validation))
