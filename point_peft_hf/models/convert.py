@@ -17,7 +17,14 @@ from ..io.weights import KEY_PREFIX
 from .convert_checks import check_encoder, check_shapes, shapes_of
 from .convert_config import backbone_fields, read_config_file
 from .convert_keys import check_model_type
-from .convert_method import adapter_tensors, attach_adapter, complete_report, read_adapter, read_settings
+from .convert_method import (
+    PUBLISHED_SAMPLING,
+    adapter_tensors,
+    attach_adapter,
+    complete_report,
+    read_adapter,
+    read_settings,
+)
 from .convert_parts import has_segmentation_head
 from .convert_tensors import (
     WEIGHTS_NAME,
@@ -176,7 +183,7 @@ def _convert_with_adapter(
     check_model_type(model_type)
     settings, classes = read_settings(config), MODEL_CLASSES[model_type]
     adapter = read_adapter(tensors, settings, model_type, method, name)
-    given = backbone_fields(settings, model_type, classes.encoder.config_class)
+    given = PUBLISHED_SAMPLING | backbone_fields(settings, model_type, classes.encoder.config_class)
     has_parts = has_segmentation_head(adapter.base)
     converted = convert_tensors(adapter.base, model_type, given, name=name, has_head=None if has_parts else True)
     expected = shapes_of(classes.encoder, converted.config_fields)

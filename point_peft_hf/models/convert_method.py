@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from .modeling import PointPreTrainedModel
 
 
+# Methods were trained with the sampling of a CUDA operator; those that move or add points have some near the origin.
+PUBLISHED_SAMPLING = {"skip_near_origin": True}
+
+
 class PublishedAdapter(Protocol):
     """What a tuner reads in a file: see `point_peft_hf.tuners.published`, where the fields are described."""
 
@@ -188,7 +192,9 @@ def complete_report(
     report.ignored = [*(in_file[new] for new in report.ignored), *report.unused]
     known = {*report.loaded, *report.ignored}
     report.adapter = [key for key in tensors if key not in known]
-    report.switches, report.not_asked_for = list(adapter.switches), settings.not_asked_for()
+    sampling = "skip_near_origin=True in the backbone: points close to the origin are no centres of groups"
+    report.switches = [*adapter.switches, *([] if "skip_near_origin" in settings else [sampling])]
+    report.not_asked_for = settings.not_asked_for()
 
 
 def attach_adapter(

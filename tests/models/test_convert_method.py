@@ -68,6 +68,8 @@ def test_backbone_and_adapter(file, convert, tmp_path, prefix):
     assert not report.ignored
     assert set(report.adapter) | set(report.loaded) == {prefix + name for name in file}
     assert report.not_asked_for == ["batch"]
+    (switch,) = report.switches
+    assert switch.startswith("skip_near_origin=True in the backbone")
     saved = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
     network = "base_model.model.point_mae.encoder.token_slot.stag_side_network."
     expected = {
@@ -82,6 +84,7 @@ def test_backbone_and_adapter(file, convert, tmp_path, prefix):
     model = load(tmp_path / "out")
     norm = model.get_base_model().point_mae.patch_embedding.first_norm1
     assert torch.equal(norm.running_mean, file["encoder.first_conv.1.running_mean"])
+    assert model.get_base_model().config.skip_near_origin
     config = model.peft_config["default"]
     assert (config.variant, config.rank, config.num_neighbors) == ("std", RANK, 4)
     assert config.base_model_name_or_path == str(tmp_path / "out" / "backbone")
