@@ -2,19 +2,25 @@
 
     python examples/convert_checkpoint.py pretrain.pth point-mae-base --model_type point_mae
     python examples/convert_checkpoint.py scan_hardest.pth point-mae-scan --model_type point_mae --config config.json
+    python examples/convert_checkpoint.py stag_scan.pth stag-scan --model_type point_mae --method stag
 
 Reads the files of the research repositories (pre-training and fine-tuned, and those of ACT and PCP-MAE, which have the
 encoder of Point-MAE) and of the package torch-pointcloud. Widths, depth and classes are read from the tensors;
 `--config` gives heads, groups, their sizes and radii where they are not the published ones. A file with more inside of
 the encoder than the model has is refused. Nothing in the file can run code.
+
+With `--method` the file of a fine-tuning method becomes two folders, `backbone` and `adapter`, which together compute
+what was published; `--config` then holds the options of backbone and method by their published names, in one flat
+object.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
-from point_peft_hf.models.convert import MODEL_CLASSES, convert_checkpoint
+from point_peft_hf.models.convert import ADAPTER, BACKBONE, MODEL_CLASSES, convert_checkpoint
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,14 +30,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("output_dir", help="Folder to write.")
     parser.add_argument("--model_type", required=True, choices=sorted(MODEL_CLASSES))
     parser.add_argument("--config", help="JSON file with fields of the configuration.")
+    parser.add_argument(
+        "--method", help="Fine-tuning method that the file is of, such as stag: make an adapter of it."
+    )
     args = parser.parse_args(argv)
     try:
-        report = convert_checkpoint(args.input, args.output_dir, args.model_type, args.config)
+        report = convert_checkpoint(args.input, args.output_dir, args.model_type, args.config, method=args.method)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(report)
-    print(f"Load it with point_peft_hf.{report.architecture}.from_pretrained({args.output_dir!r}).")
+    folder = args.output_dir if args.method is None else str(Path(args.output_dir) / BACKBONE)
+    print(f"Load it with point_peft_hf.{report.architecture}.from_pretrained({folder!r}).")
+    if args.method is not None:
+        adapter = str(Path(args.output_dir) / ADAPTER)
+        print(f"Then attach the adapter with peft.PeftModel.from_pretrained(model, {adapter!r}).")
     return 0
 
 

@@ -94,7 +94,7 @@ def check_adapter_name(model: nn.Module, adapter_name: str, modules_to_save: Ite
     is_taken = adapter_name in _RESERVED_NAMES or hasattr(nn.ModuleDict, adapter_name) or adapter_name == "training"
     wanted = (*modules_to_save, *getattr(model, "task_module_names", ()))
     for name, _, owners in backbone_tensors(model):
-        if adapter_name in name.split(".") and (owners or _is_under(name, wanted)):
+        if adapter_name in name.split(".") and (owners or is_under(name, wanted)):
             is_taken = True
     if is_taken:
         raise ValueError(
@@ -103,7 +103,7 @@ def check_adapter_name(model: nn.Module, adapter_name: str, modules_to_save: Ite
         )
 
 
-def _is_under(tensor_name: str, modules: Collection[str]) -> bool:
+def is_under(tensor_name: str, modules: Collection[str]) -> bool:
     """Whether PEFT would save a tensor with one of the modules in `modules_to_save`, which are endings of names."""
     modules = tuple(modules)
     end = tensor_name.find(".")
@@ -297,7 +297,7 @@ def complete_modules_to_save(config: Any, model: nn.Module) -> None:
                 saved.remove(name)
         config.modules_to_save = saved
     missing = {
-        part: [name for name in names if not _is_under(name, saved)]
+        part: [name for name in names if not is_under(name, saved)]
         for part, names in parts_without_checkpoint(model).items()
         if part not in config._brought_by_others
     }
@@ -339,7 +339,7 @@ def _is_inside_of_others(model: nn.Module, wanted: str, saved: Collection[str]) 
     others = list(saved)
     others.remove(wanted)
     found = [name for name, _ in model.named_modules() if name.endswith(wanted)]
-    return bool(others and found) and all(_is_under(f"{name}.", others) for name in found)
+    return bool(others and found) and all(is_under(f"{name}.", others) for name in found)
 
 
 def _is_inside(model: nn.Module, part: str, wanted: str) -> bool:
@@ -364,7 +364,7 @@ def unsaved_task_tensors(
     task = _task_modules(model).difference(brought_by_others)
     for name, tensor, owners in backbone_tensors(model):
         part = next(iter(task.intersection(name.split("."))), None)
-        if part and not owners and tensor.is_floating_point() and not _is_under(name, modules_to_save):
+        if part and not owners and tensor.is_floating_point() and not is_under(name, modules_to_save):
             result.setdefault(part, {})[name] = tensor
     return result
 

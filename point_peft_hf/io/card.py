@@ -24,6 +24,7 @@ from .files import (
     find_adapter,
     read_json,
 )
+from .folders import final_name
 
 MARK = "<!-- Written by point_peft_hf; delete this line to keep your own changes. -->"
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -118,7 +119,7 @@ def model_card(
     values = _adapter_values(files, folder) | _run_values(files.fields, runs)
     # What a run recorded says more than what the file does.
     values["class_names"] = runs[0].get("class_names") or values["class_names"] if runs else values["class_names"]
-    title = (subfolder or repo_id or folder.resolve().name.lstrip(".")).rsplit("/", 1)[-1]
+    title = (subfolder or repo_id or final_name(folder)).rsplit("/", 1)[-1]
     place = f'"{repo_id or "path/to/adapter"}"' + (f', subfolder="{subfolder}"' if subfolder else "")
     data = _metadata(values, runs, title, license)
     card = ModelCard.from_template(data, template_path=str(TEMPLATE), title=title, place=place, **values)

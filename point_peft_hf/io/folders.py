@@ -13,6 +13,16 @@ from pathlib import Path
 
 from .files import BACKBONE_NAME
 
+# A folder that is being written, beside the one whose place it takes.
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}")
+
+
+def final_name(folder: str | os.PathLike) -> str:
+    """Name of a folder; of one that [`replaced_folder`] is writing, that of the folder whose place it takes."""
+    name = Path(folder).resolve().name
+    match = _TEMPORARY.fullmatch(name)
+    return name if match is None else match[1]
+
 
 @contextmanager
 def replaced_folder(folder: str | os.PathLike, dropped: Sequence[str] = (BACKBONE_NAME,)) -> Iterator[Path]:

@@ -11,8 +11,21 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
+from ..io.folders import replaced_folder
+from ..io.save import save_adapter
+from ..io.weights import KEY_PREFIX
 from .convert_checks import check_encoder, check_shapes, shapes_of
-from .convert_config import read_config_file
+from .convert_config import backbone_fields, read_config_file
+from .convert_keys import check_model_type
+from .convert_method import (
+    PUBLISHED_SAMPLING,
+    adapter_tensors,
+    attach_adapter,
+    complete_report,
+    read_adapter,
+    read_settings,
+)
+from .convert_parts import has_segmentation_head
 from .convert_tensors import (
     WEIGHTS_NAME,
     ConversionReport,
@@ -39,6 +52,8 @@ from .point_mae import (
 from .recon import ReConForClassification, ReConModel
 
 REPORT_NAME = "conversion_report.json"
+# The two folders that a file of a method becomes.
+BACKBONE, ADAPTER = "backbone", "adapter"
 
 
 class ModelClasses(NamedTuple):
@@ -109,6 +124,8 @@ def convert_checkpoint(
     output_dir: str | Path,
     model_type: str,
     config: str | Path | Mapping[str, Any] | None = None,
+    *,
+    method: str | None = None,
 ) -> ConversionReport:
     """Convert a published checkpoint to a folder that `from_pretrained` loads.
 
@@ -123,7 +140,11 @@ def convert_checkpoint(
         output_dir: Folder to write `config.json`, `model.safetensors` and `conversion_report.json` into.
         model_type: "point_bert", "point_gpt", "point_mae", "point_m2ae" or "recon".
         config: Fields of the configuration that no tensor tells, if they are not the published ones: a dictionary or a
-            JSON file. Widths, depth and classes are read from the tensors.
+            JSON file. Widths, depth and classes are read from the tensors. With a method, its options as well, all in
+            one flat object, under their published names.
+        method: The fine-tuning method that the file is of, by the name of its PEFT type ("stag", ...). Then two
+            folders are written: `backbone`, the encoder, for any of the classes of the model type, and `adapter`, with
+            head and class token, for `PeftModel.from_pretrained`. Together they compute what was published.
 
     Returns:
         What was loaded, what is new, and what was ignored.
@@ -137,6 +158,8 @@ def convert_checkpoint(
     if path.is_dir():
         path = path / WEIGHTS_NAME
     tensors = read_checkpoint(path)
+    if method is not None:
+        return _convert_with_adapter(tensors, output_dir, model_type, config, method, name)
     if config is not None and not isinstance(config, Mapping):
         config = read_config_file(config, model_type)
     converted = convert_tensors(tensors, model_type, config, name=name)
@@ -145,9 +168,53 @@ def convert_checkpoint(
     report = _report(name, model_type, model_class, kept, converted.sources, expected, tensors)
     report.assumed = converted.assumed
     _write_folder(model_class, kept, converted.config_fields, output_dir)
-    fields = {field: getattr(report, field) for field in report.__dataclass_fields__}
-    (output_dir / REPORT_NAME).write_text(json.dumps(fields, indent=2) + "\n")
+    _write_report(report, output_dir)
     return report
+
+
+def _convert_with_adapter(
+    tensors: Mapping[str, torch.Tensor],
+    output_dir: Path,
+    model_type: str,
+    config: str | Path | Mapping[str, Any] | None,
+    method: str,
+    name: str,
+) -> ConversionReport:
+    check_model_type(model_type)
+    settings, classes = read_settings(config), MODEL_CLASSES[model_type]
+    adapter = read_adapter(tensors, settings, model_type, method, name)
+    given = PUBLISHED_SAMPLING | backbone_fields(settings, model_type, classes.encoder.config_class)
+    has_parts = has_segmentation_head(adapter.base)
+    converted = convert_tensors(adapter.base, model_type, given, name=name, has_head=None if has_parts else True)
+    expected = shapes_of(classes.encoder, converted.config_fields)
+    kept = {key: tensor for key, tensor in converted.tensors.items() if key in expected}
+    check_shapes(kept, expected, name)
+    check_encoder(converted.tensors, expected, classes.encoder, classes.encoder, name)
+    saved = adapter_tensors(adapter, converted.tensors)
+    model_class = classes.segmentation if has_parts else classes.classifier
+    with replaced_folder(output_dir) as folder:
+        _write_folder(classes.encoder, kept, converted.config_fields, folder / BACKBONE)
+        model = model_class(model_class.config_class.from_pretrained(folder / BACKBONE))
+        model.load_state_dict(kept, strict=False)
+        state = model.state_dict()
+        # Where it is going to be.
+        model.name_or_path = model.config.name_or_path = str(output_dir / BACKBONE)
+        save_adapter(attach_adapter(model, adapter, saved, name), folder / ADAPTER)
+        brought = {
+            key: tensor for key, tensor in converted.tensors.items() if key in kept or KEY_PREFIX + key in saved
+        }
+        # A model for part segmentation has no class token.
+        expected = {key: shape for key, shape in expected.items() if key in state}
+        report = _report(name, model_type, model_class, brought, converted.sources, expected, adapter.base)
+        report.assumed, report.method = converted.assumed, method
+        complete_report(report, tensors, adapter, settings)
+        _write_report(report, folder)
+    return report
+
+
+def _write_report(report: ConversionReport, folder: Path) -> None:
+    fields = {field: getattr(report, field) for field in report.__dataclass_fields__}
+    (folder / REPORT_NAME).write_text(json.dumps(fields, indent=2) + "\n")
 
 
 def _report(

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from .convert_checks import size_of
 from .convert_parts import segmentation_sizes
 
@@ -20,6 +22,7 @@ _RESEARCH_FIELDS = {
         "num_heads": "num_attention_heads",
         "num_group": "num_groups",
         "num_classes": "num_labels",
+        "cls_dim": "num_labels",
         "decoder_depth": "decoder_num_hidden_layers",
         "decoder_num_heads": "decoder_num_attention_heads",
     },
@@ -30,6 +33,7 @@ _RESEARCH_FIELDS = {
         "num_group": "num_groups",
         "encoder_dims": "patch_embedding_size",
         "num_classes": "num_labels",
+        "cls_dim": "num_labels",
     },
     "point_gpt": {
         "trans_dim": "hidden_size",
@@ -37,6 +41,7 @@ _RESEARCH_FIELDS = {
         "num_heads": "num_attention_heads",
         "num_group": "num_groups",
         "num_classes": "num_labels",
+        "cls_dim": "num_labels",
         "decoder_depth": "generator_num_hidden_layers",
         "keep_attend": "num_seen_groups",
     },
@@ -48,6 +53,7 @@ _RESEARCH_FIELDS = {
         "local_radius": "attention_radii",
         "decoder_depths": "decoder_depths",
         "num_classes": "num_labels",
+        "cls_dim": "num_labels",
     },
 }
 _RESEARCH_FIELDS["recon"] = {
@@ -263,6 +269,27 @@ def read_config_file(path: str | Path, model_type: str) -> dict[str, Any]:
     inner = fields.get("model")
     fields = inner if isinstance(inner, dict) else fields
     if any(mark in fields for mark in _RESEARCH_MARKS):
-        known = {**_RESEARCH_FIELDS[model_type], **{name: name for name in _SAME_FIELDS}}
+        known = _research_fields(model_type)
         return {known[name]: value for name, value in fields.items() if name in known}
     return {name: value for name, value in fields.items() if name not in ("architectures", "model_type", "dtype")}
+
+
+def _research_fields(model_type: str) -> dict[str, str]:
+    return {**_RESEARCH_FIELDS[model_type], **{name: name for name in _SAME_FIELDS}}
+
+
+def backbone_fields(settings: Mapping[str, Any], model_type: str, config_class: type) -> dict[str, Any]:
+    """The fields of a backbone among the options of a method that was trained on it.
+
+    Args:
+        settings: The options, those of the backbone under the names of the research repositories or of its
+            configuration class.
+        model_type: The model type.
+        config_class: The configuration class.
+
+    Returns:
+        Fields of the configuration.
+    """
+    own = {*config_class.__dataclass_fields__, "num_labels"} - {*PreTrainedConfig.__dataclass_fields__, "model_type"}
+    known = {**{name: name for name in own}, **_research_fields(model_type)}
+    return {known[name]: settings[name] for name in settings if name in known}

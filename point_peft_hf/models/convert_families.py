@@ -1,4 +1,4 @@
-"""Published checkpoints that cannot be converted: how their tensors are recognised, and what can be done instead.
+"""Published checkpoints that are no plain backbone: how their tensors are recognised, and what can be done with them.
 
 Most of them hold the blocks of Point-MAE and something more. Without it the blocks would load, and compute something
 else than the model that was trained.
@@ -19,23 +19,29 @@ class Family:
         name: The model or method, with its paper.
         pattern: Research names that only its files have.
         advice: What can be done instead.
+        method: Name of the method, if its files can be converted to a backbone and an adapter.
     """
 
     name: str
     pattern: re.Pattern
     advice: str
+    method: str | None = None
 
 
 def _model(name: str, pattern: str, reason: str) -> Family:
     return Family(name, re.compile(pattern), f"{reason} Convert a checkpoint of a model that this package has.")
 
 
-def _method(name: str, pattern: str) -> Family:
+def _method(name: str, pattern: str, method: str | None = None) -> Family:
     advice = (
         f"What {name.split(' (')[0]} adds takes part in what the blocks compute, so the backbone alone is not the "
-        "model that was trained. Convert the pre-trained checkpoint that it was fine-tuned from."
+        "model that was trained. "
     )
-    return Family(f"a model fine-tuned with {name}", re.compile(pattern), advice)
+    if method is None:
+        advice += "Convert the pre-trained checkpoint that it was fine-tuned from."
+    else:
+        advice += f"Convert it with `--method {method}` (`method={method!r}`) to a backbone and an adapter."
+    return Family(f"a model fine-tuned with {name}", re.compile(pattern), advice, method)
 
 
 # Some methods share names with others: the first that matches is meant.
@@ -50,13 +56,13 @@ FAMILIES = (
         r"(^|\.)embedding\.stem\.|(^|\.)enc\.enc\d+\.block\d+\.|^encoder\.stem\.stem\.|\.cpe(_conv)?\.",
         "It works on voxels in several stages, not on groups of points.",
     ),
-    _method("DAPT (arXiv 2403.01439)", r"(^|\.)tfts_(gamma|beta)_\d$|\.Adapter_MLP\."),
-    _method("IDPT (arXiv 2304.07221)", r"^blocks\.(cls|dgcnn_cls\d*)\.|^prompt_(cls_)?pos$"),
-    _method("PointLoRA (arXiv 2504.16023)", r"^lora_mask_predictor\.|^blocks\.prompt_(qkv|proj)_mlp\."),
-    _method("PPT (Positional Prompt Tuning, arXiv 2408.11567)", r"^blocks\.prompt_(pos_|all_)?mlp\."),
-    _method("PointGST (arXiv 2410.08114)", r"\.gft_adapter\."),
-    _method("GAPrompt (arXiv 2505.04119)", r"^(point_prompt|shift_net|shape_feature_mlp)\.|^prompt_cor$"),
-    _method("STAG (arXiv 2502.14142)", r"^blocks\.addparam_"),
+    _method("DAPT (arXiv 2403.01439)", r"(^|\.)tfts_(gamma|beta)_\d$|\.Adapter_MLP\.", "dapt"),
+    _method("IDPT (arXiv 2304.07221)", r"^blocks\.(cls|dgcnn_cls\d*)\.|^prompt_(cls_)?pos$", "idpt"),
+    _method("PointLoRA (arXiv 2504.16023)", r"^lora_mask_predictor\.|^blocks\.prompt_(qkv|proj)_mlp\.", "pointlora"),
+    _method("PPT (Positional Prompt Tuning, arXiv 2408.11567)", r"^blocks\.prompt_(pos_|all_)?mlp\.", "ppt"),
+    _method("PointGST (arXiv 2410.08114)", r"\.gft_adapter\.", "pointgst"),
+    _method("GAPrompt (arXiv 2505.04119)", r"^(point_prompt|shift_net|shape_feature_mlp)\.|^prompt_cor$", "gaprompt"),
+    _method("STAG (arXiv 2502.14142)", r"^blocks\.addparam_", "stag"),
     _method("MoST (arXiv 2503.18368)", r"(^|\.)point_monarch\."),
     _method(
         "Point-PEFT (arXiv 2310.03059)", r"\.adapter1?\.ln[12]\.|\.ad_gate$|\.cp_adapters?\.|\.prompt_embeddings$"
@@ -70,7 +76,7 @@ FAMILIES = (
 
 
 def recognize_family(names: Iterable[str]) -> tuple[Family, str] | None:
-    """Recognise a checkpoint that cannot be converted.
+    """Recognise a checkpoint that is not that of a plain backbone.
 
     Args:
         names: Research names of its tensors.

@@ -79,6 +79,19 @@ _POSITION = {"0": "linear1", "2": "linear2"}
 _STATE = r"(?P<kind>weight|bias|running_mean|running_var|num_batches_tracked)"
 
 
+def check_model_type(model_type: str) -> None:
+    """Check that there is such a model type.
+
+    Args:
+        model_type: The model type.
+
+    Raises:
+        ValueError: If not.
+    """
+    if model_type not in MODEL_NAMES:
+        raise ValueError(f"`model_type` must be one of {', '.join(map(repr, MODEL_NAMES))}, got {model_type!r}.")
+
+
 def is_torch_pointcloud(keys: Iterable[str]) -> bool:
     """Whether tensors are named as in the package torch-pointcloud."""
     return any(_TORCH_POINTCLOUD_MARK.search(key) for key in keys)

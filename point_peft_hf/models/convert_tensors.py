@@ -20,7 +20,13 @@ from safetensors import SafetensorError, safe_open
 
 from .convert_checks import check_names, check_values, size_of
 from .convert_config import infer_sizes, published_settings
-from .convert_keys import MODEL_NAMES, conversion_rules, converted_tensors, is_torch_pointcloud, research_names
+from .convert_keys import (
+    check_model_type,
+    conversion_rules,
+    converted_tensors,
+    is_torch_pointcloud,
+    research_names,
+)
 from .convert_parts import convert_segmentation_head, has_segmentation_head
 
 # With a part segmentation that is published, and converted.
@@ -44,6 +50,11 @@ class ConversionReport:
         new: Tensors of the class that the file does not have; they start untrained.
         ignored: Tensors of the file that were not used.
         assumed: Fields of the configuration that neither the tensors nor the user gave: as in the published model.
+        method: The fine-tuning method of the file, if an adapter was made of it.
+        adapter: Tensors of the file that became the adapter's own.
+        switches: What was set other than by default, so that the adapter computes what the published code does.
+        unused: By name in the file, why an ignored tensor has no say in what the model computes.
+        not_asked_for: Options that neither backbone nor method has a use for.
     """
 
     source: str
@@ -53,12 +64,24 @@ class ConversionReport:
     new: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     assumed: dict[str, Any] = field(default_factory=dict)
+    method: str | None = None
+    adapter: list[str] = field(default_factory=list)
+    switches: list[str] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
+    not_asked_for: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
+        parts = {"loaded": self.loaded, "new": self.new, "ignored": self.ignored}
+        if self.method is not None:
+            parts = {f"adapter of type {self.method.upper()}": self.adapter, **parts}
         lines = [f"{self.source} -> {self.architecture}"]
-        for title, names in (("loaded", self.loaded), ("new", self.new), ("ignored", self.ignored)):
+        for title, names in parts.items():
             lines.append(f"  {title}: {len(names)} tensors")
             lines += [f"    {group} ({count})" for group, count in _grouped(names).items()]
+        lines += [f"  ignored because {reason}" for reason in dict.fromkeys(self.unused.values())]
+        lines += [f"  set as in the published code: {switch}" for switch in self.switches]
+        if self.not_asked_for:
+            lines.append(f"  options without use here: {', '.join(self.not_asked_for)}")
         if self.assumed:
             values = ", ".join(f"{name}={value}" for name, value in self.assumed.items())
             lines.append(f"  assumed, as in the published model: {values}")
@@ -186,6 +209,7 @@ def convert_tensors(
     config_fields: Mapping[str, Any] | None = None,
     *,
     name: str = "",
+    has_head: bool | None = None,
 ) -> ConvertedTensors:
     """Bring the tensors of a published checkpoint to the names and shapes of this package.
 
@@ -195,6 +219,8 @@ def convert_tensors(
         config_fields: Fields of the configuration that no tensor tells (heads, groups, their sizes, radii), or that
             should be other than in the published model.
         name: Name of the file or repository, for the published settings and for messages.
+        has_head: Whether there is a classification head, whatever its width is, since an adapter may read out other
+            features; default: if it fits the backbone.
 
     Returns:
         The tensors and the configuration.
@@ -203,12 +229,12 @@ def convert_tensors(
         ValueError: If nothing in the file belongs to such a model, if the file is of another model or of a method on
             such a model, if its encoder cannot be recognised, or if its tensors contradict `config_fields`.
     """
-    if model_type not in MODEL_NAMES:
-        raise ValueError(f"`model_type` must be one of {', '.join(map(repr, MODEL_NAMES))}, got {model_type!r}.")
+    check_model_type(model_type)
     names = research_names(tensors)
     shapes = {names[key]: tuple(tensor.shape) for key, tensor in tensors.items()}
     num_stages = len({match[1] for n in shapes if (match := re.match(r"h_encoder\.token_embed\.(\d+)\.", n))})
-    has_head = _has_classification_head(model_type, shapes)
+    if has_head is None:
+        has_head = _has_classification_head(model_type, shapes)
     if not has_head:
         shapes = {n: shape for n, shape in shapes.items() if not n.startswith(_HEAD)}
         tensors = {key: tensor for key, tensor in tensors.items() if names[key] in shapes}

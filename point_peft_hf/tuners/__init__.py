@@ -22,6 +22,7 @@ from .pointgst import PointGSTConfig, PointGSTModel
 from .pointlora import PointLoRAConfig, PointLoRAModel
 from .ppt import PPTConfig, PPTModel
 from .registry import register_method
+from .stag import STAGConfig, STAGModel
 from .targets import register_default_targets
 
 __all__ = [
@@ -48,6 +49,8 @@ __all__ = [
     "PointTunerConfig",
     "References",
     "RetrievalReport",
+    "STAGConfig",
+    "STAGModel",
     "SlotLayer",
     "SlotTuner",
     "active_adapters",

@@ -1,4 +1,4 @@
-"""Published files of other methods, on the backbones that the converter makes of the rest of the file."""
+"""Published files of methods, converted as a user converts them, and the values of their authors' code."""
 
 import json
 from importlib import import_module
@@ -6,8 +6,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from peft import get_peft_model
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel
 from torch.nn import functional as F
 
 import point_peft_hf as pp
@@ -15,43 +14,37 @@ from point_peft_hf.layers import FreezableBatchNorm1d
 from point_peft_hf.models.convert import convert_checkpoint
 from point_peft_hf.models.convert_tensors import rename_tensors
 
-FIELDS = {"num_group": "num_groups", "num_heads": "num_attention_heads"}
-
 
 class PublishedMethod:
     """A file of a method on Point-MAE, and the values that its authors' code gives."""
 
-    def __init__(self, folder, name, out):
+    def __init__(self, folder, name, method, out):
         file = folder / "methods" / f"{name}.pth"
         with np.load(file.with_suffix(".npz")) as arrays:
             self.values = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
         self.notes = json.loads(file.with_suffix(".json").read_text())
         self.settings = {**self.notes["config"], **self.notes.get("method_config", {})}
         self.tensors = torch.load(file, weights_only=True)
-        # Two names of one tensor.
+        # Second names of tensors that have two.
         self.second_names = set(self.notes.get("duplicate_keys", {}).values())
-        self.read = import_module(f"point_peft_hf.tuners.{name.partition('_')[0]}.published").read_published
-        torch.save(self.published.base, out / "base.pth")
-        fields = {FIELDS.get(key, key): value for key, value in self.settings.items()}
-        names = ("num_groups", "group_size", "num_attention_heads", "num_labels", "classifier_hidden_size")
-        dropout = {"drop_path_rate": 0.0, "classifier_dropout": 0.0, "segmentation_dropout": 0.0}
-        fields = {key: fields[key] for key in names if key in fields} | dropout
-        self.report = convert_checkpoint(out / "base.pth", out / "backbone", "point_mae", fields)
-        self.folder = out / "backbone"
+        self.read = import_module(f"point_peft_hf.tuners.{method}.published").read_published
+        config = out / "published.json"
+        config.write_text(json.dumps(self.settings))
+        self.folder = out / "converted"
+        self.report = convert_checkpoint(file, self.folder, "point_mae", config, method=method)
 
     @property
     def published(self):
         return self.read(self.tensors, self.settings, "point_mae")
 
     def model(self, dtype=torch.float32):
-        """A fresh copy of the published model, in eval mode."""
+        """The converted model, in eval mode, as it is trained, but without dropout."""
         has_parts = "num_categories" in self.settings
         auto = pp.AutoModelForPointCloudSegmentation if has_parts else pp.AutoModelForPointCloudClassification
-        model = get_peft_model(auto.from_pretrained(self.folder, dtype=torch.float32), self.published.config)
-        state, own = get_peft_model_state_dict(model), self._by_own_names(self.tensors)
-        assert set(self.published.weights) == {key for key in state if model.prefix in key}
-        set_peft_model_state_dict(model, {key: own[key] for key in state})
-        return model.to(dtype).eval()
+        dropout = {"segmentation_dropout": 0.0} if has_parts else {"classifier_dropout": 0.0}
+        options = {"drop_path_rate": 0.0, **dropout, "dtype": torch.float32}
+        backbone = auto.from_pretrained(self.folder / "backbone", **options)
+        return PeftModel.from_pretrained(backbone, self.folder / "adapter", is_trainable=True).to(dtype).eval()
 
     def named(self, tensors):
         """Tensors with published names, such as gradients, by their names in the adapter's file."""
@@ -76,8 +69,10 @@ class PublishedMethod:
 
 @pytest.fixture(scope="module")
 def published_method(reference_dir, tmp_path_factory):
-    """Read a file of a method: `published_method("pointgst")`."""
-    return lambda name: PublishedMethod(reference_dir, name, tmp_path_factory.mktemp(name))
+    """Convert a file of a method: `published_method("stag_sl", "stag")`; its name is that of the method by default."""
+    return lambda name, method=None: PublishedMethod(
+        reference_dir, name, method or name, tmp_path_factory.mktemp(name)
+    )
 
 
 @pytest.fixture
@@ -85,10 +80,9 @@ def check_gradients():
     """Compare gradients of a model with published ones, relative to the largest entry of each."""
 
     def check(model, expected, left_out, tolerance):
-        parameters = dict(model.named_parameters())
         parameters = {
             name.replace(".modules_to_save.default", "").replace(".default", ""): parameter
-            for name, parameter in parameters.items()
+            for name, parameter in model.named_parameters()
             if parameter.requires_grad
         }
         assert set(parameters) == set(expected)

@@ -15,7 +15,8 @@ def method(published_method):
 
 def test_file_is_read_completely(method):
     assert not method.report.new
-    assert all(name.startswith("cls_head_finetune.") for name in method.report.ignored)
+    assert not method.report.ignored
+    assert set(method.report.adapter) | set(method.report.loaded) == set(method.tensors)
     config = method.published.config
     assert (config.bottleneck_size, config.prompt_pooling, config.patch_pooling) == (6, "mean", "max")
     assert config.position == "once"

@@ -14,15 +14,18 @@ def method(published_method):
 
 @pytest.fixture(scope="module")
 def parts(published_method):
-    return published_method("idpt_seg")
+    return published_method("idpt_seg", "idpt")
 
 
 def test_files_are_read_completely(method, parts):
     assert not method.report.new
     assert not parts.report.new
-    assert all(name.startswith("cls_head_finetune.") for name in method.report.ignored)
-    assert parts.report.ignored == ["label_conv.1.num_batches_tracked"]
-    assert len(parts.published.unused) == 3 * 5
+    assert not method.report.ignored
+    # That of the network on the category, and those of the norms that are never called.
+    assert len(parts.report.ignored) == 1 + 3 * 5
+    assert len(parts.report.unused) == 3 * 5
+    for each in (method, parts):
+        assert {*each.report.adapter, *each.report.loaded, *each.report.ignored} == set(each.tensors)
     config = method.published.config
     assert (config.prompt_layers, config.num_neighbors, config.train_prompt_position) == ([2], 5, False)
     config = parts.published.config
@@ -66,22 +69,20 @@ def test_read_outs(method, name):
 
 
 @pytest.mark.parametrize("mode", ["frozen_bn", "train"])
-@pytest.mark.parametrize("trains_position", [True, False])
-def test_training_step(method, check_training, monkeypatch, mode, trains_position):
+def test_training_step(method, check_training, monkeypatch, mode):
     # The published code computes the gradient of the position, but does not train it.
-    read, values = method.read, dict(method.values)
-
-    def read_with_position(*args):
-        published = read(*args)
-        published.config.train_prompt_position = True
-        return published
-
-    if trains_position:
-        monkeypatch.setattr(method, "read", read_with_position)
-    else:
-        del values[f"{mode}.grad.prompt_pos"]
-        monkeypatch.setattr(method, "values", values)
+    values = {name: value for name, value in method.values.items() if name != f"{mode}.grad.prompt_pos"}
+    monkeypatch.setattr(method, "values", values)
     check_training(method, mode)
+
+
+def test_gradient_of_the_position(method):
+    model, values = method.model(torch.float64).train(), method.values
+    position = model.base_model.model.point_mae.encoder.token_slot.part("prompt_position", "default").weight
+    position.requires_grad_()
+    model(values["points"].double(), labels=values["labels"]).loss.backward()
+    expected = values["frozen_bn.grad.prompt_pos"].flatten()
+    assert (position.grad - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
 @torch.no_grad()

@@ -69,15 +69,16 @@ TYPES = {
     "dapt": (pp.DAPTConfig, {"bottleneck_size": 8}),
     "idpt": (pp.IDPTConfig, {"num_neighbors": 4}),
     "ppt": (pp.PPTConfig, {"num_prompt_groups": 6, "prompt_group_size": 8, "bottleneck_size": 8}),
+    "stag": (pp.STAGConfig, {"rank": 6, "num_neighbors": 4}),
     "pointgst": (pp.PointGSTConfig, {"bottleneck_size": 6, "local_size": 4}),
     "pointlora": (pp.PointLoRAConfig, {"r": 2, "bottleneck_size": 6, "scales": [[24, 8, 6], [12, 8, 2]]}),
     **{name: (config_class, {}) for name, config_class in TOYS.TOYS.items()},
     "contributed": (EXAMPLE.TokenScaleConfig, {}),
 }
-# Types whose adapters act before they are trained: prompts join the attention.
-ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "dapt", "idpt", "ppt", "pointlora", *TOYS.ACTIVE_TOYS}
+# Types whose adapters act before they are trained: prompts join the attention, or the read-out is another one.
+ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "dapt", "idpt", "ppt", "pointlora", "stag", *TOYS.ACTIVE_TOYS}
 # Types that read out something of their own, so that they need a head for it.
-OWN_HEAD = {"kept_token", "dapt", "idpt", "ppt"}
+OWN_HEAD = {"kept_token", "dapt", "idpt", "ppt", "stag"}
 # Types whose published initialisation leaves the frozen function as it is.
 IDENTITY_AS_PUBLISHED = {"pointgst"}
 BANK_TYPES = [name for name, (config_class, _) in TYPES.items() if hasattr(config_class, "use_bank")]

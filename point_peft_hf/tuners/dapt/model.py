@@ -7,6 +7,7 @@ from ..base import SlotTuner
 from ..registry import register_method
 from .config import DAPTConfig
 from .layer import FeedForwardLayer, PositionLayer, PromptLayer, ReadoutLayer, ScaleShiftLayer, readout_parts
+from .published import read_published
 
 
 @register_method("dapt", DAPTConfig)
@@ -20,6 +21,7 @@ class DAPTModel(SlotTuner):
     """
 
     layer_classes = (ScaleShiftLayer, PositionLayer, FeedForwardLayer, PromptLayer, ReadoutLayer)
+    read_published = staticmethod(read_published)
 
     def readout_size(self, peft_config: DAPTConfig, slot: ReadoutSlot) -> int:
         """Width of what the head reads: that of the tokens for each part."""

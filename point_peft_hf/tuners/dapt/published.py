@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..published import PublishedAdapter, head_parts, option, size_in, split_published
+from ..published import PublishedAdapter, head_parts, module_names, option, read_size, size_in, split_published
 from .config import DAPTConfig
 
 _KINDS = {"gamma": "scale", "beta": "shift"}
@@ -45,7 +45,7 @@ def read_published(
 
     Args:
         tensors: Tensors by their names in the file.
-        settings: Options by their published names: `class_token`, `prompt_token`, `patch_token`, `dropout`.
+        settings: Options by their published names: `rank`, `class_token`, `prompt_token`, `patch_token`, `dropout`.
         model_type: The model type of the backbone.
 
     Returns:
@@ -58,13 +58,13 @@ def read_published(
     rank = size_in(weights, "dynamic_adapter.down_weight", "DAPT", "blocks.blocks.0.Adapter_MLP.down_proj.weight")
     readout = _readout(settings, base)
     config = DAPTConfig(
-        bottleneck_size=rank,
+        bottleneck_size=read_size(settings, "rank", rank),
         dropout=settings.get("dropout", DAPTConfig().dropout),
         class_token=readout["class_token"] is not None,
         prompt_pooling=readout["prompt_token"],
         patch_pooling=readout["patch_token"],
         position="once",
-        modules_to_save=["classifier", "class_token"],
+        modules_to_save=module_names(base),
     )
     switches = ("position='once': position embeddings are added in front of the first block only",)
     return PublishedAdapter(config, weights, base, switches)

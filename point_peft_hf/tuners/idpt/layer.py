@@ -144,8 +144,8 @@ class ReadoutLayer(SlotLayer):
     def adapt(self, name: str, pooled: torch.Tensor, tokens: Tokens, levels: tuple[Tokens, ...]) -> torch.Tensor:
         """Read out tokens; see [`readout_size`]."""
         config, key = self.configs[name], self.key(name)
-        prompts = self._prompts(name, levels) if config.prompt_token else []
         if self.slot.kind == "points":
+            prompts = self._prompts(name, levels)
             return torch.cat([pooled, *prompts] if config.patch_pooling else prompts, dim=-1)
         has_class_token = config.class_token and self.slot.stage.num_class
         parts = [pool(levels[-1], CLASS, "mean")] if has_class_token else []
@@ -180,7 +180,7 @@ def prompt_layers(config: IDPTConfig, stage: Stage) -> list[int]:
     if config.prompt_layers is None:
         return [stage.layers[-1]]
     if not set(config.prompt_layers) <= set(stage.layers):
-        of_stage = "last stage, whose tokens the head reads," if stage.count > 1 else "backbone"
+        of_stage = "last stage, whose tokens the head reads," if stage.count > 1 else "backbone,"
         raise ValueError(
             f"`prompt_layers`={config.prompt_layers} must be blocks of the {of_stage} which has the numbers "
             f"{stage.layers[0]} to {stage.layers[-1]}."

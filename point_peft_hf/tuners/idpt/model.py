@@ -7,6 +7,7 @@ from ..base import SlotTuner
 from ..registry import register_method
 from .config import IDPTConfig
 from .layer import GeneratedLayer, PositionLayer, PromptLayer, ReadoutLayer, readout_size
+from .published import read_published
 
 
 @register_method("idpt", IDPTConfig)
@@ -20,6 +21,7 @@ class IDPTModel(SlotTuner):
     """
 
     layer_classes = (PositionLayer, PromptLayer, GeneratedLayer, ReadoutLayer)
+    read_published = staticmethod(read_published)
 
     def readout_size(self, peft_config: IDPTConfig, slot: ReadoutSlot) -> int:
         """See [`~point_peft_hf.tuners.idpt.layer.readout_size`]."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..published import PublishedAdapter, head_parts, option, split_published
+from ..published import PublishedAdapter, head_parts, module_names, option, split_published
 from .config import IDPTConfig
 
 _PARTS = {"1": "edge1", "2": "edge2", "3": "edge3", "5": "fusion"}
@@ -63,7 +63,7 @@ def read_published(
         class_token=class_token,
         prompt_token=prompt_token,
         patch_pooling=patch_pooling,
-        modules_to_save=["classifier", "class_token"],
+        modules_to_save=module_names(base),
     )
     switches = ("train_prompt_position=False: the prompt's position embedding stays at its random start",)
     return PublishedAdapter(config, _flat(weights), base, switches)
@@ -72,8 +72,8 @@ def read_published(
 def _read_part_segmentation(
     tensors: Mapping[str, torch.Tensor], blocks: list[int], model_type: str
 ) -> PublishedAdapter:
-    # A second BatchNorm in each generator is never called.
-    unused = tuple(name for name in tensors if re.match(r"blocks\.dgcnn_cls\d+\.bn5\.", name))
+    second_norms = [name for name in tensors if re.match(r"blocks\.dgcnn_cls\d+\.bn5\.", name)]
+    unused = dict.fromkeys(second_norms, "a second BatchNorm in each generator is never called")
     rules = {
         "prompt_cls_pos": lambda m: "encoder.token_slot.idpt_prompt_position.weight",
         r"blocks\.dgcnn_cls(\d+)\.conv5\.0\.weight": lambda m: f"{_generator(m[1], '5')}.linear_weight",

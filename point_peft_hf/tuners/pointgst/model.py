@@ -6,6 +6,7 @@ from ..base import SlotTuner
 from ..registry import register_method
 from .config import PointGSTConfig
 from .layer import PointGSTLayer
+from .published import read_published
 
 
 @register_method("pointgst", PointGSTConfig)
@@ -18,4 +19,5 @@ class PointGSTModel(SlotTuner):
         >>> model = get_peft_model(PointMAEForClassification(PointMAEConfig(num_labels=15)), PointGSTConfig())
     """
 
+    read_published = staticmethod(read_published)
     layer_classes = (PointGSTLayer,)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..published import PublishedAdapter
+from ..published import PublishedAdapter, module_names, read_size
 from .config import PointGSTConfig
 
 # By the names in a published file, those of the adapter's own part.
@@ -29,11 +29,14 @@ def read_published(
 
     Args:
         tensors: Tensors by their names in the file.
-        settings: Options by their published names: `local`.
+        settings: Options by their published names: `rank`, `local`.
         model_type: The model type of the backbone.
 
     Returns:
         The adapter, and what is left of the file.
+
+    Raises:
+        ValueError: If the file has no adapters, or adapters of several ranks.
     """
     weights, base = {}, {}
     for name, tensor in tensors.items():
@@ -49,11 +52,11 @@ def read_published(
         found = f"of the ranks {sorted(ranks)}" if ranks else "no `blocks.blocks.0.gft_adapter.down.bias`"
         raise ValueError(f"A file of PointGST has adapters of one rank in its blocks; this one has {found}.")
     config = PointGSTConfig(
-        bottleneck_size=ranks.pop(),
+        bottleneck_size=read_size(settings, "rank", ranks.pop()),
         local_size=settings.get("local", PointGSTConfig.local_size),
         transpose=False,
         basis="published",
-        modules_to_save=["classifier", "class_token"],
+        modules_to_save=module_names(base),
     )
     switches = (
         "transpose=False: tokens are multiplied by the eigenvectors, not by their transpose",

@@ -10,6 +10,7 @@ from ..embeddings import embedding_modules
 from ..registry import register_method
 from .config import PointLoRAConfig
 from .layer import BlockLayer, ProjectionLayer, ReadoutLayer, TokenLayer
+from .published import read_published
 
 
 @register_method("pointlora", PointLoRAConfig)
@@ -22,6 +23,7 @@ class PointLoRAModel(SlotTuner):
         >>> model = get_peft_model(PointMAEForClassification(PointMAEConfig(num_labels=15)), PointLoRAConfig())
     """
 
+    read_published = staticmethod(read_published)
     layer_classes = (TokenLayer, BlockLayer, ProjectionLayer, ReadoutLayer)
 
     def _default_modules_to_save(self, peft_config: PointLoRAConfig, model: nn.Module) -> list[str] | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..published import PublishedAdapter
+from ..published import PublishedAdapter, module_names, read_size
 from .config import PointLoRAConfig
 
 # By the names in a published file, those of the parts that all blocks share.
@@ -35,7 +35,8 @@ def read_published(
 
     Args:
         tensors: Tensors by their names in the file.
-        settings: Options by their published names: `scales`, `mask_loss_weight`, `second_scale_weight`.
+        settings: Options by their published names: `rank`, `mlp_hidden`, `scales`, `mask_loss_weight`,
+            `second_scale_weight`.
         model_type: The model type of the backbone.
 
     Returns:
@@ -45,7 +46,7 @@ def read_published(
         ValueError: If a factor of a shared MLP, which training leaves at 1, is another number.
     """
     encoder = f"base_model.model.{model_type}.encoder"
-    weights, base = {}, {}
+    weights, base, unused = {}, {}, {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".")
         match = _ATTENTION.fullmatch(name)
@@ -60,6 +61,7 @@ def read_published(
         else:
             # It has the name of the layer's own weight, which is called `linear.weight`.
             _check_factor(name, tensor)
+            unused[name] = "it is the factor of a shared MLP, and 1"
     downs = [tensor for name, tensor in weights.items() if name.endswith("qkv_low_rank.down_weight")]
     mlp = weights.get(f"{encoder}.token_slot.pointlora_patch_mlp.down_weight")
     if not downs or mlp is None:
@@ -72,13 +74,14 @@ def read_published(
     weight = settings.get("mask_loss_weight", 0.004)
     second = settings.get("second_scale_weight", 0.25)
     config = PointLoRAConfig(
-        r=len(downs[0]),
-        bottleneck_size=len(mlp),
+        r=read_size(settings, "rank", len(downs[0])),
+        bottleneck_size=read_size(settings, "mlp_hidden", len(mlp)),
         mask_loss_weights=[weight * (second if index else 1) for index in range(len(scales))],
         train_scores_by_task=False,
         confident_scores=False,
         modules_to_save=[
-            *("classifier", "class_token", "position_embedding"),
+            *module_names(base),
+            "position_embedding",
             *(f"patch_embedding.{name}" for name in _TRAINED),
         ],
         **options,
@@ -86,7 +89,7 @@ def read_published(
     switches = (
         "train_scores_by_task=False, confident_scores=False: trained on, the scores learn nothing from the task",
     )
-    return PublishedAdapter(config, weights, base, switches)
+    return PublishedAdapter(config, weights, base, switches, unused)
 
 
 def _low_rank(layer: str, module: str, way: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:

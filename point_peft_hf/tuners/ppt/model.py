@@ -10,6 +10,7 @@ from ..embeddings import embedding_modules
 from ..registry import register_method
 from .config import PPTConfig
 from .layer import EntryLayer, FeedForwardLayer, ReadoutLayer, SharedLayer, readout_size
+from .published import read_published
 
 
 @register_method("ppt", PPTConfig)
@@ -23,6 +24,7 @@ class PPTModel(SlotTuner):
     """
 
     layer_classes = (SharedLayer, EntryLayer, FeedForwardLayer, ReadoutLayer)
+    read_published = staticmethod(read_published)
 
     def readout_size(self, peft_config: PPTConfig, slot: ReadoutSlot) -> int:
         """See [`~point_peft_hf.tuners.ppt.layer.readout_size`]."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..published import PublishedAdapter, head_parts, size_in, split_published
+from ..published import PublishedAdapter, head_parts, module_names, read_size, size_in, split_published
 from .config import PPTConfig
 
 _NETWORKS = {"prompt_mlp": "patch", "prompt_pos_mlp": "prompt", "prompt_all_mlp": "token"}
@@ -34,7 +34,7 @@ def read_published(
 
     Args:
         tensors: Tensors by their names in the file.
-        settings: Options by their published names: `prompt_num_group`, `prompt_group_size`.
+        settings: Options by their published names: `prompt_num_group`, `prompt_group_size`, `mlp_hidden`.
         model_type: The model type of the backbone.
 
     Returns:
@@ -52,11 +52,11 @@ def read_published(
             "token and the means over both sets of tokens. Is the file of another method?"
         )
     has_parts = parts is None
-    task = ["segmentation_head"] if has_parts else ["classifier", "class_token"]
+    task = ["segmentation_head"] if has_parts else module_names(base)
     config = PPTConfig(
         num_prompt_groups=settings.get("prompt_num_group"),
         prompt_group_size=settings.get("prompt_group_size"),
-        bottleneck_size=width,
+        bottleneck_size=read_size(settings, "mlp_hidden", width),
         shifted_rows=has_parts,
         modules_to_save=[*task, *_EMBEDDINGS],
     )
