@@ -31,6 +31,8 @@ from .models import (
 from .models.auto import CONFIGURATIONS
 from .ops import farthest_point_sample, group_points, knn_indices
 from .tuners import (
+    GAPromptConfig,
+    GAPromptModel,
     GeometryAdapterConfig,
     GeometryAdapterModel,
     PointGSTConfig,
@@ -64,6 +66,8 @@ __all__ = [
     "AutoModelForPointCloudClassification",
     "AutoModelForPointCloudSegmentation",
     "AutoPointPeftModel",
+    "GAPromptConfig",
+    "GAPromptModel",
     "GeometryAdapterConfig",
     "GeometryAdapterModel",
     "PointBertConfig",

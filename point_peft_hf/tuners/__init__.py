@@ -3,6 +3,7 @@
 from .base import BranchLayer, SlotLayer, SlotTuner
 from .config import PointTunerConfig
 from .explain import Picture, Places, References
+from .gaprompt import GAPromptConfig, GAPromptModel
 from .geometry_adapter import GeometryAdapterConfig, GeometryAdapterModel
 from .mixing import active_adapters, add_adapters, load_adapters, save_adapters, set_adapters
 from .point_peft import PointPeftConfig, PointPeftModel
@@ -24,6 +25,8 @@ from .targets import register_default_targets
 
 __all__ = [
     "BranchLayer",
+    "GAPromptConfig",
+    "GAPromptModel",
     "GeometryAdapterConfig",
     "GeometryAdapterModel",
     "Picture",

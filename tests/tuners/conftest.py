@@ -66,11 +66,14 @@ TYPES = {
     "pointgst": (pp.PointGSTConfig, {"bottleneck_size": 6, "local_size": 4}),
     "pointlora": (pp.PointLoRAConfig, {"r": 2, "bottleneck_size": 6, "scales": [[24, 8, 6], [12, 8, 2]]}),
     "stag": (pp.STAGConfig, {"rank": 6, "num_neighbors": 4}),
+    "gaprompt": (pp.GAPromptConfig, {"num_prompt_tokens": 4, "prompt_depth": 2, "bottleneck_size": 4}),
     **{name: (config_class, {}) for name, config_class in TOYS.TOYS.items()},
     "contributed": (EXAMPLE.TokenScaleConfig, {}),
 }
+# Types whose adapters read out other features, so that they always bring a head of their own.
+OWN_HEAD = {"kept_token", "stag", "gaprompt"}
 # Types whose adapters act before they are trained: prompts join the attention, or the read-out is another one.
-ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "pointlora", "stag", *TOYS.ACTIVE_TOYS}
+ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "pointlora", *OWN_HEAD, *TOYS.ACTIVE_TOYS}
 # Types whose published initialisation leaves the frozen function as it is.
 IDENTITY_AS_PUBLISHED = {"pointgst"}
 BANK_TYPES = [name for name, (config_class, _) in TYPES.items() if hasattr(config_class, "use_bank")]
@@ -138,13 +141,13 @@ class Case:
 
     @property
     def is_in_every_block(self) -> bool:
-        """Whether the type has something in each block."""
-        return self.type_name not in ("moved_points", "kept_token", "second_set", "sparse", "shared", "stag")
+        """Whether the type has something in each block, and can do without a head."""
+        return self.type_name not in ("moved_points", "second_set", "sparse", "shared", *OWN_HEAD)
 
     @property
     def brings_modules(self) -> bool:
         """Whether an adapter of the type always brings a module of the backbone, so that only one can be active."""
-        return self.type_name in ("kept_token", "saved_norm", "stag")
+        return self.type_name in ("saved_norm", *OWN_HEAD)
 
     @property
     def trains_embedding(self) -> bool:
@@ -154,7 +157,7 @@ class Case:
     @property
     def without_head(self) -> dict:
         """Fields that leave out the head, where the type does not need one of its own."""
-        return {} if self.type_name in ("kept_token", "stag") else {"modules_to_save": []}
+        return {} if self.type_name in OWN_HEAD else {"modules_to_save": []}
 
     def config(self, **fields):
         config_class, defaults = TYPES[self.type_name]
