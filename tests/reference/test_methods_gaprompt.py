@@ -3,8 +3,6 @@
 import pytest
 import torch
 
-RULES = {"permutation": "shifted", "replacement": "replacement"}
-
 
 @pytest.fixture(scope="module")
 def method(published_method):
@@ -25,10 +23,8 @@ def without_dropout(method, **fields):
 def test_file_is_read_completely(method):
     assert not method.report.new
     # Of every block a layer, and of the blocks without prompts the prompts; and a factor or two.
-    assert all(
-        name.endswith(("scale.weight", "scale.bias", "scaler1", "scaler2", "prompt_embeddings"))
-        for name in method.report.unused
-    )
+    unused = ("scale.weight", "scale.bias", "scaler1", "scaler2", "prompt_embeddings")
+    assert all(name.endswith(unused) for name in method.report.unused)
     assert set(method.report.ignored) == set(method.report.unused)
     config = method.published.config
     assert (config.num_points, config.num_prompt_tokens, config.prompt_depth, config.bottleneck_size) == (5, 10, 2, 6)
@@ -66,7 +62,7 @@ def test_logits_of_single_clouds(method):
 @torch.no_grad()
 @pytest.mark.parametrize("place", ["after", "before"])
 @pytest.mark.parametrize("rule", ["permutation", "replacement"])
-def test_all_rules(method, published_method, rule, place):
+def test_all_rules(published_method, rule, place):
     method = published_method("gaprompt", options={"propagation_type": f"{rule}_{place}_attention"})
     model, values = method.model(), method.values
     expected = values[f"types.{rule}_{place}_attention.logits_each_alone"]

@@ -26,7 +26,7 @@ class StageContext(NamedTuple):
     """What the layers of a stage have in common.
 
     Attributes:
-        shape: The shape vector, of shape `(batch_size, hidden_size)`.
+        shape: The shape vector, of shape `(batch_size, hidden_size)`, or `None` in a stage where nothing asks for it.
         weights: Propagation from the local groups to the patch tokens, of shape
             `(batch_size, num_groups, num_local_groups)`.
         center_indices: Which patch token is the centre of each local group, of shape `(batch_size, num_local_groups)`.
@@ -35,7 +35,7 @@ class StageContext(NamedTuple):
             in a stage without prompts.
     """
 
-    shape: torch.Tensor
+    shape: torch.Tensor | None
     weights: torch.Tensor
     center_indices: torch.Tensor
     neighbor_indices: torch.Tensor
@@ -93,9 +93,12 @@ class StageLayer(SlotLayer):
     parts = ("shape_projection", "prompt_places")
 
     def create_parts(self, adapter_name: str, config: GAPromptConfig, slot_name: str) -> dict[str, nn.Module]:
-        """Create the projection to the shape vector, and the places of the prompts if there are any."""
-        parts: dict[str, nn.Module] = {"shape_projection": ShapeProjection(self.slot.hidden_size)}
-        if config.prompted_blocks(self.slot.stage):
+        """Create the projection to the shape vector, and the places of the prompts, where there is a use for them."""
+        parts: dict[str, nn.Module] = {}
+        has_prompts = bool(config.prompted_blocks(self.slot.stage))
+        if has_prompts or self.slot.stage.is_last:
+            parts["shape_projection"] = ShapeProjection(self.slot.hidden_size)
+        if has_prompts:
             parts["prompt_places"] = PromptCoordinates(config.num_prompt_tokens)
         return parts
 
@@ -115,7 +118,9 @@ class StageLayer(SlotLayer):
         places, positions = self.part("prompt_places", name), None
         if places is not None:
             positions = backbone.position_embedding(places.coordinates[None], index).to(tokens.features.dtype)
-        shape = F.linear(code.to(projection.weight.dtype), projection.weight, projection.bias)
+        shape = None
+        if projection is not None:
+            shape = F.linear(code.to(projection.weight.dtype), projection.weight, projection.bias)
         return tokens.sharing(key, StageContext(shape, weights, centers, neighbors, positions))
 
     def find_groups(self, centers: torch.Tensor, skip_near_origin: bool) -> tuple[torch.Tensor, torch.Tensor]:
