@@ -72,13 +72,14 @@ TYPES = {
     "stag": (pp.STAGConfig, {"rank": 6, "num_neighbors": 4}),
     "pointgst": (pp.PointGSTConfig, {"bottleneck_size": 6, "local_size": 4}),
     "pointlora": (pp.PointLoRAConfig, {"r": 2, "bottleneck_size": 6, "scales": [[24, 8, 6], [12, 8, 2]]}),
+    "gaprompt": (pp.GAPromptConfig, {"num_prompt_tokens": 4, "prompt_depth": 2, "bottleneck_size": 4}),
     **{name: (config_class, {}) for name, config_class in TOYS.TOYS.items()},
     "contributed": (EXAMPLE.TokenScaleConfig, {}),
 }
+# Types whose adapters read out other features, so that they always bring a head of their own.
+OWN_HEAD = {"kept_token", "dapt", "idpt", "ppt", "stag", "gaprompt"}
 # Types whose adapters act before they are trained: prompts join the attention, or the read-out is another one.
-ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "dapt", "idpt", "ppt", "pointlora", "stag", *TOYS.ACTIVE_TOYS}
-# Types that read out something of their own, so that they need a head for it.
-OWN_HEAD = {"kept_token", "dapt", "idpt", "ppt", "stag"}
+ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "pointlora", *OWN_HEAD, *TOYS.ACTIVE_TOYS}
 # Types whose published initialisation leaves the frozen function as it is.
 IDENTITY_AS_PUBLISHED = {"pointgst"}
 BANK_TYPES = [name for name, (config_class, _) in TYPES.items() if hasattr(config_class, "use_bank")]
@@ -155,13 +156,13 @@ class Case:
 
     @property
     def is_in_every_block(self) -> bool:
-        """Whether the type has something in each block."""
-        return self.type_name not in {"moved_points", "second_set", "sparse", "shared", *OWN_HEAD}
+        """Whether the type has something in each block, and can do without a head."""
+        return self.type_name not in ("moved_points", "second_set", "sparse", "shared", *OWN_HEAD)
 
     @property
     def brings_modules(self) -> bool:
         """Whether an adapter of the type always brings a module of the backbone, so that only one can be active."""
-        return self.type_name in {"saved_norm", *OWN_HEAD}
+        return self.type_name in ("saved_norm", *OWN_HEAD)
 
     @property
     def trains_embedding(self) -> bool:
