@@ -20,11 +20,14 @@ from ..io.backbone import fingerprint
 from ..models import AutoModelForPointCloudClassification
 from ..pretrained import backbone_folder
 from ..tuners import (
+    DAPTConfig,
     GeometryAdapterConfig,
+    IDPTConfig,
     PointGSTConfig,
     PointLoRAConfig,
     PointPeftConfig,
     PointPriorPromptConfig,
+    PPTConfig,
 )
 from ..tuners.config import PointTunerConfig
 
@@ -96,6 +99,9 @@ METHODS = {
     "geometry": Method("Geometry-aware Adapter, and the head", 4e-3, GeometryAdapterConfig),
     "prompt": Method("Point-prior Prompt, and the head", 4e-3, PointPriorPromptConfig),
     "point_peft": Method("Point-PEFT: geometry, prompts, biases, final norm, and the head", 4e-3, PointPeftConfig),
+    "dapt": Method("DAPT: scales and shifts, dynamic adapters, prompts made of them, and the head", 4e-3, DAPTConfig),
+    "idpt": Method("IDPT: a prompt that is generated from the tokens of each cloud, and the head", 4e-3, IDPTConfig),
+    "ppt": Method("PPT: a second set of tokens, networks that all blocks share, and the head", 4e-3, PPTConfig),
     "pointgst": Method("PointGST: filters in the eigenvectors of graphs, and the head", 4e-3, PointGSTConfig),
     "pointlora": Method(
         "PointLoRA: low-rank updates, selected tokens, half of the embedding, and the head", 4e-3, PointLoRAConfig
