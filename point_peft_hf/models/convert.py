@@ -167,6 +167,7 @@ def convert_checkpoint(
     kept = {key: tensor for key, tensor in converted.tensors.items() if key in expected}
     report = _report(name, model_type, model_class, kept, converted.sources, expected, tensors)
     report.assumed = converted.assumed
+    report.weights_license = converted.config_fields.get("weights_license")
     _write_folder(model_class, kept, converted.config_fields, output_dir)
     _write_report(report, output_dir)
     return report

@@ -50,6 +50,7 @@ class ConversionReport:
         new: Tensors of the class that the file does not have; they start untrained.
         ignored: Tensors of the file that were not used.
         assumed: Fields of the configuration that neither the tensors nor the user gave: as in the published model.
+        weights_license: Licence of the weights, if it is known.
         method: The fine-tuning method of the file, if an adapter was made of it.
         adapter: Tensors of the file that became the adapter's own.
         switches: What was set other than by default, so that the adapter computes what the published code does.
@@ -64,6 +65,7 @@ class ConversionReport:
     new: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     assumed: dict[str, Any] = field(default_factory=dict)
+    weights_license: str | None = None
     method: str | None = None
     adapter: list[str] = field(default_factory=list)
     switches: list[str] = field(default_factory=list)
@@ -82,6 +84,8 @@ class ConversionReport:
         lines += [f"  set as in the published code: {switch}" for switch in self.switches]
         if self.not_asked_for:
             lines.append(f"  options without use here: {', '.join(self.not_asked_for)}")
+        if self.weights_license:
+            lines.append(f"  licence of the weights: {self.weights_license}, that of the repository of the model")
         if self.assumed:
             values = ", ".join(f"{name}={value}" for name, value in self.assumed.items())
             lines.append(f"  assumed, as in the published model: {values}")
@@ -325,7 +329,8 @@ def _merge_fields(
                 f"{value!r}. Leave it out of the configuration: it is read from the tensors."
             )
     settings = published_settings(model_type, sizes, name)
-    assumed = {key: value for key, value in settings.items() if key not in given and key not in sizes}
+    named = {*given, *sizes, "weights_license"}
+    assumed = {key: value for key, value in settings.items() if key not in named}
     fields = {**settings, **sizes, **given}
     if model_type == "point_mae":
         fields.setdefault("decoder_num_attention_heads", fields["num_attention_heads"])

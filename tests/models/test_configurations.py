@@ -33,6 +33,7 @@ SHARED = {
     "label_smoothing": 0.2,
     "skip_near_origin": True,
     "initializer_range": 0.03,
+    "weights_license": "mit",
     "num_categories": 2,
     "category_names": ["mug", "lamp"],
     "category_parts": [[0, 1], [2, 3]],
