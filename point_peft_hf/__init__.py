@@ -37,6 +37,8 @@ from .ops import farthest_point_sample, group_points, knn_indices
 from .tuners import (
     DAPTConfig,
     DAPTModel,
+    GAPromptConfig,
+    GAPromptModel,
     GeometryAdapterConfig,
     GeometryAdapterModel,
     IDPTConfig,
@@ -76,6 +78,8 @@ __all__ = [
     "AutoPointPeftModel",
     "DAPTConfig",
     "DAPTModel",
+    "GAPromptConfig",
+    "GAPromptModel",
     "GeometryAdapterConfig",
     "GeometryAdapterModel",
     "IDPTConfig",

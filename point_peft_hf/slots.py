@@ -100,9 +100,9 @@ class Backbone:
         """Features, position embeddings and centres of further tokens, from its own grouping and embedding."""
         return self._model.embed(points, num_groups, group_size)
 
-    def position_embedding(self, coordinates: torch.Tensor) -> torch.Tensor:
-        """Position embeddings of places of shape `(batch_size, count, 3)`."""
-        return self._model.position_embedding(coordinates)
+    def position_embedding(self, coordinates: torch.Tensor, stage: int = 0) -> torch.Tensor:
+        """Position embeddings of places of shape `(batch_size, count, 3)`, in the width of a stage."""
+        return self._model.position_embedding(coordinates, *([stage] if stage else []))
 
     def frozen_tokens(self, cloud: Cloud, depth: int | None = None) -> Tokens:
         """Tokens of the pre-trained encoder after a number of blocks, untouched by any adapter; no gradient."""

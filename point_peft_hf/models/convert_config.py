@@ -65,6 +65,9 @@ _RESEARCH_MARKS = ("trans_dim", "encoder_dims", "num_group")
 # Number of groups of the published classifiers on clouds that are denser than 1024 points, by part of their name.
 _DENSE_GROUPS = {"4k": 256, "8k": 512}
 SCANOBJECTNN_LABELS = 15
+# Licences of the published weights: those of the repositories that they are published in. ACT and PCP-MAE, which are
+# files of a Point-MAE, have the same one.
+WEIGHTS_LICENSES = dict.fromkeys(("point_bert", "point_gpt", "point_m2ae", "point_mae", "recon"), "mit")
 # Attention heads of PointGPT-S, -B and -L, by width.
 _GPT_HEADS = {384: 6, 768: 12, 1024: 16}
 
@@ -211,6 +214,10 @@ def published_settings(model_type: str, sizes: Mapping[str, Any], name: str = ""
     parts = [part for part in re.split(r"[/\\]", name.lower()) if part and part != "model.safetensors"]
     name = parts[-1] if parts else ""
     is_scan = "scanobjectnn" in name or sizes.get("num_labels") == SCANOBJECTNN_LABELS
+    return {**_settings(model_type, sizes, name, is_scan), "weights_license": WEIGHTS_LICENSES[model_type]}
+
+
+def _settings(model_type: str, sizes: Mapping[str, Any], name: str, is_scan: bool) -> dict[str, Any]:
     if model_type == "point_m2ae":
         settings = {
             "num_attention_heads": 6,

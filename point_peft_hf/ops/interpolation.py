@@ -57,7 +57,9 @@ def inverse_distance_weights(
     return torch.zeros_like(squared).scatter(-1, indices, weights)
 
 
-def interpolate_features(targets: Tensor, sources: Tensor, features: Tensor, num_neighbors: int = 3) -> Tensor:
+def interpolate_features(
+    targets: Tensor, sources: Tensor, features: Tensor, num_neighbors: int = 3, eps: float = 1e-8
+) -> Tensor:
     """Spread features from the nearest sources to each target, by inverse squared distance (arXiv 1706.02413, eq. 2).
 
     The same as `torch.bmm(inverse_distance_weights(targets, sources, num_neighbors=...), features)`, without a matrix
@@ -69,6 +71,7 @@ def interpolate_features(targets: Tensor, sources: Tensor, features: Tensor, num
         sources: Where features are known, shape (B, G, 3), in the same unit.
         features: The features, shape (B, G, C).
         num_neighbors: Sources that each target takes features from; all of them if there are fewer. Default 3.
+        eps: Added to the squared distance, so in unit^2. Default 1e-8.
 
     Returns:
         Features of the targets, shape (B, N, C), of the dtype of `features`.
@@ -85,7 +88,7 @@ def interpolate_features(targets: Tensor, sources: Tensor, features: Tensor, num
     indices = knn_indices(targets, sources, min(num_neighbors, sources.shape[1]))
     dtype = torch.promote_types(targets.dtype, torch.float32)
     offsets = gather_points(sources.to(dtype), indices) - targets.to(dtype).unsqueeze(2)
-    weights = _normalized_inverse(offsets.square().sum(dim=-1), power=2.0, eps=1e-8).to(features.dtype)
+    weights = _normalized_inverse(offsets.square().sum(dim=-1), power=2.0, eps=eps).to(features.dtype)
     batch, num_sources, channels = features.shape
     rows = indices + torch.arange(batch, device=indices.device).view(-1, 1, 1) * num_sources
     # One pass over the rows; a gather and a sum would write and read every neighbour's features once more.

@@ -4,6 +4,7 @@ from .base import BranchLayer, SlotLayer, SlotTuner
 from .config import PointTunerConfig
 from .dapt import DAPTConfig, DAPTModel
 from .explain import Picture, Places, References
+from .gaprompt import GAPromptConfig, GAPromptModel
 from .geometry_adapter import GeometryAdapterConfig, GeometryAdapterModel
 from .idpt import IDPTConfig, IDPTModel
 from .mixing import active_adapters, add_adapters, load_adapters, save_adapters, set_adapters
@@ -29,6 +30,8 @@ __all__ = [
     "BranchLayer",
     "DAPTConfig",
     "DAPTModel",
+    "GAPromptConfig",
+    "GAPromptModel",
     "GeometryAdapterConfig",
     "GeometryAdapterModel",
     "IDPTConfig",

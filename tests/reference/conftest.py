@@ -18,12 +18,12 @@ from point_peft_hf.models.convert_tensors import rename_tensors
 class PublishedMethod:
     """A file of a method on Point-MAE, and the values that its authors' code gives."""
 
-    def __init__(self, folder, name, method, out):
+    def __init__(self, folder, name, method, options, out):
         file = folder / "methods" / f"{name}.pth"
         with np.load(file.with_suffix(".npz")) as arrays:
             self.values = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
         self.notes = json.loads(file.with_suffix(".json").read_text())
-        self.settings = {**self.notes["config"], **self.notes.get("method_config", {})}
+        self.settings = {**self.notes["config"], **self.notes.get("method_config", {}), **options}
         self.tensors = torch.load(file, weights_only=True)
         # Second names of tensors that have two.
         self.second_names = set(self.notes.get("duplicate_keys", {}).values())
@@ -69,10 +69,15 @@ class PublishedMethod:
 
 @pytest.fixture(scope="module")
 def published_method(reference_dir, tmp_path_factory):
-    """Convert a file of a method: `published_method("stag_sl", "stag")`; its name is that of the method by default."""
-    return lambda name, method=None: PublishedMethod(
-        reference_dir, name, method or name, tmp_path_factory.mktemp(name)
-    )
+    """Convert a file of a method: `published_method("stag_sl", "stag")`; its name is that of the method by default.
+
+    `options` are those that the file was not made with.
+    """
+
+    def convert(name, method=None, options=()):
+        return PublishedMethod(reference_dir, name, method or name, dict(options), tmp_path_factory.mktemp(name))
+
+    return convert
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def test_gradient_checkpointing(backbone, case, points, labels, use_reentrant):
         m(points, labels=labels).loss.backward()
     for (name, plain), again in zip(model.named_parameters(), checkpointed.parameters(), strict=True):
         if plain.requires_grad:
-            torch.testing.assert_close(again.grad, plain.grad, rtol=1e-4, atol=1e-6, msg=name)
+            torch.testing.assert_close(again.grad, plain.grad, rtol=1e-4, atol=1e-5, msg=name)
     # Running statistics count a batch once, although its blocks ran twice.
     for (name, plain), again in zip(model.named_buffers(), checkpointed.buffers(), strict=True):
         assert torch.equal(plain, again), name
