@@ -108,7 +108,7 @@ def test_shifted_rows_need_sets_of_one_size(make_backbone, points):
 
 @pytest.mark.parametrize(
     ("backbone_name", "parts", "activation"),
-    [("point_mae", 3, nn.GELU), ("point_bert", 3, nn.GELU), ("point_m2ae", 1, nn.ReLU)],
+    [("point_mae", 3, nn.GELU), ("point_bert", 3, nn.GELU), ("recon", 5, nn.GELU), ("point_m2ae", 1, nn.ReLU)],
 )
 def test_head(make_backbone, backbone_name, parts, activation, points, logits):
     model = attach(make_backbone(backbone_name))

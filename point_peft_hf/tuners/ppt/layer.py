@@ -149,9 +149,9 @@ class ReadoutLayer(SlotLayer):
         key = self.key(name)
         if self.slot.kind == "points":
             return self._summary(key, levels)
-        owners = [CLASS] if self.slot.stage.num_class else []
-        owners += [PATCH, key] if self.slot.stage.count == 1 else [PATCH]
-        return torch.cat([pool(levels[-1], owner, "mean") for owner in owners], dim=-1)
+        parts = [pool(levels[-1], CLASS, "each")] if self.slot.stage.num_class else []
+        owners = [PATCH, key] if self.slot.stage.count == 1 else [PATCH]
+        return torch.cat([*parts, *(pool(levels[-1], owner, "mean") for owner in owners)], dim=-1)
 
     @staticmethod
     def _summary(key: str, levels: Sequence[Tokens]) -> torch.Tensor:
