@@ -13,10 +13,10 @@ def pool(tokens: Tokens, owner: str, pooling: str) -> torch.Tensor:
     Args:
         tokens: Tokens after the final norm.
         owner: "class", "patch" or the key of an adapter.
-        pooling: "mean" or "max".
+        pooling: "mean", "max", or "each" for all of them side by side.
 
     Returns:
-        Features of shape `(batch_size, hidden_size)`.
+        Features of shape `(batch_size, hidden_size)`; for "each" `(batch_size, count * hidden_size)`.
 
     Raises:
         ValueError: If the owner has no tokens.
@@ -27,4 +27,6 @@ def pool(tokens: Tokens, owner: str, pooling: str) -> torch.Tensor:
             f"The head is to read the tokens of {owner!r}, but there are none in the last stage. Attach the adapter "
             "to blocks of that stage (`layers_to_transform`, `target_modules`), or choose another read-out."
         )
+    if pooling == "each":
+        return rows.flatten(1)
     return rows.mean(dim=1) if pooling == "mean" else rows.amax(dim=1)

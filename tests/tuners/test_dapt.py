@@ -107,6 +107,7 @@ def test_positions_are_added_once_or_in_front_of_every_block(make_backbone, poin
     ("backbone_name", "fields", "parts"),
     [
         ("point_mae", {}, 3),
+        ("recon", {}, 5),
         ("point_mae", {"prompt_pooling": None}, 2),
         ("point_mae", {"patch_pooling": None, "prompt_pooling": "max"}, 2),
         ("point_mae", {"class_token": False, "patch_pooling": "mean"}, 2),

@@ -117,6 +117,7 @@ def test_how_long_prompts_stay(make_backbone, backbone_name, fields, expected, p
     ("backbone_name", "fields", "parts"),
     [
         ("point_mae", {}, 3),
+        ("recon", {}, 5),
         ("point_mae", {"class_token": False, "patch_pooling": None}, 1),
         ("point_mae", {"prompt_token": False}, 2),
         ("point_m2ae", {}, 2),

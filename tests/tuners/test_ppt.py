@@ -30,6 +30,12 @@ def attach(backbone, **fields):
     return get_peft_model(backbone, pp.PPTConfig(**{**SIZES, **fields})).eval()
 
 
+def own_tokens(tokens):
+    """Features, position embeddings and centres of the second set."""
+    centers = next(span.coordinates for span in tokens.spans if span.owner == KEY)
+    return tokens.of(KEY), tokens.of(KEY, tokens.positions), centers
+
+
 def test_network_by_hand():
     network = SharedNetwork(2, 1)
     network.down_weight.data, network.down_bias.data = torch.tensor([[1.0, 0.0]]), torch.tensor([0.5])
@@ -67,15 +73,15 @@ def test_second_set_is_a_copy_unless_it_has_other_sizes(make_backbone, points):
     encoder = encoder.base_model.model.point_mae
     encoder.encoder.token_slot.register_forward_hook(lambda _, inputs, output: seen.append(output))
     encoder.encode(points)
-    torch.testing.assert_close(seen[0].of(KEY), seen[0].patches)
-    torch.testing.assert_close(seen[0].of(KEY, seen[0].positions), seen[0].of("patch", seen[0].positions))
+    for found, expected in zip(own_tokens(seen[0]), encoder.embed(points, 16, 8), strict=True):
+        torch.testing.assert_close(found, expected)
     slot, other = encoder.encoder.token_slot, attach(make_backbone()).base_model.model.point_mae
     other.encoder.token_slot.register_forward_hook(lambda _, inputs, output: seen.append(output))
     other.encode(points)
-    features, positions, centers = other.embed(points, 6, 5)
-    torch.testing.assert_close(seen[1].of(KEY), features)
-    torch.testing.assert_close(seen[1].of(KEY, seen[1].positions), positions)
+    for found, expected in zip(own_tokens(seen[1]), other.embed(points, 6, 5), strict=True):
+        torch.testing.assert_close(found, expected)
     (picture,) = slot.explain("default", seen[1])
+    centers = other.embed(points, 6, 5)[2]
     torch.testing.assert_close(torch.from_numpy(picture.places[0].coordinates), centers[0])
 
 
@@ -102,7 +108,7 @@ def test_shifted_rows_need_sets_of_one_size(make_backbone, points):
 
 @pytest.mark.parametrize(
     ("backbone_name", "parts", "activation"),
-    [("point_mae", 3, nn.GELU), ("point_bert", 3, nn.GELU), ("point_m2ae", 1, nn.ReLU)],
+    [("point_mae", 3, nn.GELU), ("point_bert", 3, nn.GELU), ("recon", 5, nn.GELU), ("point_m2ae", 1, nn.ReLU)],
 )
 def test_head(make_backbone, backbone_name, parts, activation, points, logits):
     model = attach(make_backbone(backbone_name))

@@ -56,12 +56,12 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
     encoder_class: ClassVar[type[PointTransformerEncoder]] = PointTransformerEncoder
 
     def _build(self, config: SingleStageConfig, use_class_token: bool) -> None:
-        size = config.hidden_size
+        size, num_class = config.hidden_size, self.num_class_tokens if use_class_token else 0
         stage = Stage(
             size,
             config.group_size,
             config.num_hidden_layers,
-            num_class=int(use_class_token),
+            num_class=num_class,
             num_groups=config.num_groups,
         )
         self.point_slot = PointSlot(stage)
@@ -71,7 +71,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         self.class_token = ClassToken(size) if use_class_token else None
         self.encoder = self.encoder_class(config, stage, config.num_attention_heads)
         self.add_layer("layernorm", nn.LayerNorm(size, eps=config.layer_norm_eps), stage)
-        self.readout_slot = ReadoutSlot(stage, "cloud", (use_class_token * self.num_class_tokens + 1) * size)
+        self.readout_slot = ReadoutSlot(stage, "cloud", (num_class + 1) * size)
 
     def _build_patch_embedding(self, config: SingleStageConfig) -> PatchEmbedding:
         return PatchEmbedding(3, tuple(config.patch_hidden_sizes), config.hidden_size)

@@ -228,7 +228,7 @@ def readout_parts(config: DAPTConfig, slot: ReadoutSlot) -> list[tuple[str, str]
     prompt = [(PROMPT, config.prompt_pooling)] if config.prompt_pooling else []
     if slot.kind == "points":
         return prompt
-    parts = [(CLASS, "mean")] if config.class_token and slot.stage.num_class else []
+    parts = [(CLASS, "each")] if config.class_token and slot.stage.num_class else []
     parts += prompt
     if config.patch_pooling:
         parts.append((PATCH, config.patch_pooling))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...slots import ReadoutSlot
+from ...tokens import CLASS
 from ..base import SlotTuner
 from ..registry import register_method
 from .config import DAPTConfig
@@ -24,6 +25,7 @@ class DAPTModel(SlotTuner):
     read_published = staticmethod(read_published)
 
     def readout_size(self, peft_config: DAPTConfig, slot: ReadoutSlot) -> int:
-        """Width of what the head reads: that of the tokens for each part."""
-        size = len(readout_parts(peft_config, slot)) * slot.stage.hidden_size
+        """Width of what the head reads: that of the tokens for each class token and each other part."""
+        counts = [slot.stage.num_class if owner == CLASS else 1 for owner, _ in readout_parts(peft_config, slot)]
+        size = sum(counts) * slot.stage.hidden_size
         return slot.hidden_size + size if slot.kind == "points" else size

@@ -148,7 +148,7 @@ class ReadoutLayer(SlotLayer):
             prompts = self._prompts(name, levels)
             return torch.cat([pooled, *prompts] if config.patch_pooling else prompts, dim=-1)
         has_class_token = config.class_token and self.slot.stage.num_class
-        parts = [pool(levels[-1], CLASS, "mean")] if has_class_token else []
+        parts = [pool(levels[-1], CLASS, "each")] if has_class_token else []
         parts += [pool(levels[-1], key, "mean")] if config.prompt_token else []
         parts += [pool(levels[-1], PATCH, config.patch_pooling)] if config.patch_pooling else []
         return torch.cat(parts, dim=-1)
@@ -196,8 +196,8 @@ def readout_size(config: IDPTConfig, slot: ReadoutSlot) -> int:
     """
     size = slot.stage.hidden_size
     if slot.kind == "cloud":
-        parts = (config.class_token and slot.stage.num_class, config.prompt_token, config.patch_pooling)
-        return size * sum(map(bool, parts))
+        num_class = slot.stage.num_class if config.class_token else 0
+        return size * (num_class + bool(config.prompt_token) + bool(config.patch_pooling))
     count = 0
     if config.prompt_token:
         count = 1 if config.keep_prompts else 2 * len(prompt_layers(config, slot.stage))

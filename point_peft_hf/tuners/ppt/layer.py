@@ -82,8 +82,11 @@ class SharedLayer(SlotLayer):
                 f"`shifted_rows`=True needs as many prompts as patch tokens, got `num_prompt_groups`={sizes[0]} for "
                 f"{tokens.num_patches} patch tokens. Leave `num_prompt_groups` out."
             )
-        features, positions, centers = backbone.embed(tokens.cloud.points, *sizes)
-        return tokens.insert(key, features, positions, centers, keeps=True)
+        if sizes == (tokens.num_patches, stage.group_size):
+            # The same groups: their tokens are there.
+            positions = None if tokens.positions is None else tokens.of(PATCH, tokens.positions)
+            return tokens.insert(key, tokens.patches, positions, tokens.centers, keeps=True)
+        return tokens.insert(key, *backbone.embed(tokens.cloud.points, *sizes), keeps=True)
 
     def explain(self, name: str, result: Tokens, *inputs) -> Iterator[Picture]:
         """Show the centres of the second set."""
@@ -146,9 +149,9 @@ class ReadoutLayer(SlotLayer):
         key = self.key(name)
         if self.slot.kind == "points":
             return self._summary(key, levels)
-        owners = [CLASS] if self.slot.stage.num_class else []
-        owners += [PATCH, key] if self.slot.stage.count == 1 else [PATCH]
-        return torch.cat([pool(levels[-1], owner, "mean") for owner in owners], dim=-1)
+        parts = [pool(levels[-1], CLASS, "each")] if self.slot.stage.num_class else []
+        owners = [PATCH, key] if self.slot.stage.count == 1 else [PATCH]
+        return torch.cat([*parts, *(pool(levels[-1], owner, "mean") for owner in owners)], dim=-1)
 
     @staticmethod
     def _summary(key: str, levels: Sequence[Tokens]) -> torch.Tensor:
