@@ -20,11 +20,13 @@ from ..io.backbone import fingerprint
 from ..models import AutoModelForPointCloudClassification
 from ..pretrained import backbone_folder
 from ..tuners import (
+    GAPromptConfig,
     GeometryAdapterConfig,
     PointGSTConfig,
     PointLoRAConfig,
     PointPeftConfig,
     PointPriorPromptConfig,
+    STAGConfig,
 )
 from ..tuners.config import PointTunerConfig
 
@@ -96,6 +98,8 @@ METHODS = {
     "geometry": Method("Geometry-aware Adapter, and the head", 4e-3, GeometryAdapterConfig),
     "prompt": Method("Point-prior Prompt, and the head", 4e-3, PointPriorPromptConfig),
     "point_peft": Method("Point-PEFT: geometry, prompts, biases, final norm, and the head", 4e-3, PointPeftConfig),
+    "stag": Method("STAG: a side network on the graph of the tokens, and the head", 4e-3, STAGConfig),
+    "gaprompt": Method("GAPrompt: moved and added points, prompts with the shape, and the head", 4e-3, GAPromptConfig),
     "pointgst": Method("PointGST: filters in the eigenvectors of graphs, and the head", 4e-3, PointGSTConfig),
     "pointlora": Method(
         "PointLoRA: low-rank updates, selected tokens, half of the embedding, and the head", 4e-3, PointLoRAConfig

@@ -183,6 +183,9 @@ def test_wrong_method(file, published, convert, tmp_path):
     other = published.point_mae_classifier() | {"blocks.blocks.1.gft_adapter.down.weight": torch.randn(6, WIDTH)}
     with pytest.raises(ValueError, match="fine-tuned with PointGST .*with the method 'pointgst', not 'stag'"):
         convert(other)
+    point_peft = published.point_mae_classifier() | {"blocks.blocks.1.adapter.ln1.weight": torch.randn(6, WIDTH)}
+    with pytest.raises(ValueError, match="made of a memory bank, which is not in the file"):
+        convert(point_peft, method="point_peft")
     with pytest.raises(ValueError, match="with `--method stag`"):
         convert(file, method=None)
     assert not (tmp_path / "out").exists()
