@@ -1,6 +1,6 @@
 """Try what each adapter type can do on each backbone, and write docs/capabilities.md.
 
-    python docs/fill_capabilities.py           # from the root of the repository; some minutes on one core
+    python docs/fill_capabilities.py           # from the root of the repository; ten minutes of one core
     python docs/fill_capabilities.py --check   # fail if the page says something else
 
 Everything is tried on tiny untrained models on the CPU. What does not work stands below the table, with the reason.
@@ -297,9 +297,10 @@ def main(argv: list[str] | None = None) -> int:
     """Try everything, and write or check the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="Compare with the page instead of writing it.")
+    parser.add_argument("--processes", type=int, help="Processes; default: one for each core.")
     args = parser.parse_args(argv)
     names = type_names()
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(args.processes) as pool:
         page = render(dict(zip(names, pool.map(probe_type, names), strict=True)))
     if not args.check:
         PAGE.write_text(page, encoding="utf-8")

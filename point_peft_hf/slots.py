@@ -45,6 +45,7 @@ class Stage:
         total_layers: Number of blocks of the backbone.
         index: Number of the stage.
         count: Number of stages.
+        num_class: Number of class tokens in front of the patch tokens.
         is_encoder: Whether its blocks are part of the encoder. Those of a decoder, which only pre-training needs, are
             left alone by adapters, and `output_hidden_states` does not record them.
         num_groups: Number of patch tokens, where it is known before the first pass.
@@ -57,6 +58,7 @@ class Stage:
     total_layers: int | None = None
     index: int = 0
     count: int = 1
+    num_class: int = 0
     is_encoder: bool = True
     num_groups: int | None = None
 
@@ -294,11 +296,13 @@ class ReadoutSlot(AdapterSlot):
         kind: "cloud": what a classification head reads. "points": what the head of a part segmentation knows of the
             whole cloud.
         pooled_size: Width of `pooled`.
+        num_levels: Number of depths whose tokens come as `levels`.
     """
 
-    def __init__(self, stage: Stage, kind: str, pooled_size: int):
+    def __init__(self, stage: Stage, kind: str, pooled_size: int, num_levels: int = 1):
         super().__init__(stage, pooled_size)
         self.kind = kind
+        self.num_levels = num_levels
         # Whether a head reads what passes here.
         self.is_read = True
 

@@ -110,6 +110,8 @@ class Tokens:
         losses: Scalars that adapters add to the loss of the task.
         mask: Additive attention mask of shape `(batch_size or 1, 1, sequence_length, sequence_length)`, or `None`.
         is_causal: Whether a token only sees itself and those in front of it.
+        lasting_positions: Where tokens live for one block only: their `positions`, and the tensor that is left when
+            they leave. So all blocks share one, which is kept for the backward pass once.
     """
 
     features: torch.Tensor
@@ -120,6 +122,7 @@ class Tokens:
     losses: tuple[torch.Tensor, ...] = ()
     mask: torch.Tensor | None = None
     is_causal: bool = False
+    lasting_positions: tuple[torch.Tensor, torch.Tensor] | None = None
 
     # -- Reading ------------------------------------------------------------------------------------------------------
 
@@ -196,6 +199,7 @@ class Tokens:
             self.losses,
             self.mask,
             self.is_causal,
+            self.lasting_positions,
         )
 
     def in_dtype(self, dtype: torch.dtype) -> Tokens:
@@ -259,13 +263,22 @@ class Tokens:
             own = torch.zeros_like(self.features) if self.positions is None else self.positions
             rows = torch.zeros_like(features) if positions is None else positions
             merged_positions = _spliced(own, rows.to(own.dtype), start)
+        lasting = None if keeps else self._known_lasting_positions()
         return replace(
             self,
             features=merged,
             positions=merged_positions,
             spans=(*self.spans[:-1], Span(owner, count, keeps, coordinates), self.spans[-1]),
             mask=self._grown_mask(count, start),
+            lasting_positions=None if lasting is None else (merged_positions, lasting),
         )
+
+    def without(self, *owners: str) -> Tokens:
+        """Return these tokens without those of some adapters, and without those that live for one block only."""
+        if not any(self.places(owner) for owner in owners):
+            return self
+        spans = tuple(span._replace(keeps=span.keeps and span.owner not in owners) for span in self.spans)
+        return replace(self, spans=spans).drop_passing()
 
     def drop_passing(self) -> Tokens:
         """Return these tokens without those that live for one block only."""
@@ -274,6 +287,7 @@ class Tokens:
                 break
         else:
             return self
+        lasting = self._known_lasting_positions()
         merged = _merged([(start, stop) for span, start, stop in self.ranges() if span.keeps])
 
         def rows(values: torch.Tensor, dim: int = 1) -> torch.Tensor:
@@ -283,10 +297,17 @@ class Tokens:
         return replace(
             self,
             features=rows(self.features),
-            positions=None if self.positions is None else rows(self.positions),
+            positions=rows(self.positions) if lasting is None and self.positions is not None else lasting,
             spans=tuple([span for span in self.spans if span.keeps]),
             mask=None if self.mask is None else rows(rows(self.mask, 2), 3),
+            lasting_positions=None,
         )
+
+    def _known_lasting_positions(self) -> torch.Tensor | None:
+        """The positions of the tokens that stay, if they are at hand."""
+        if self.lasting_positions is not None and self.lasting_positions[0] is self.positions:
+            return self.lasting_positions[1]
+        return None if False in [span.keeps for span in self.spans] else self.positions
 
     def _grown_mask(self, count: int, start: int) -> torch.Tensor | None:
         """The mask with rows and columns of 0 for tokens that see and are seen by all."""

@@ -47,6 +47,7 @@ _COMPARED_OTHERWISE = (
     "revision",
     "unsaved_modules",
     "weights",
+    "weights_license",
 )
 # From the most exact to the least. Only a model whose weights are all exact enough has a digest of a precision.
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -152,6 +153,7 @@ def describe_backbone(
     brings_head = any(name in modules_to_save for name in HEADS)
     if brings_head:
         description["head"] = next((name for name in HEADS if hasattr(model, name)), None)
+    description["weights_license"] = getattr(config, "weights_license", None)
     # Where it was loaded from the Hub: which commit.
     description["revision"] = getattr(config, "_commit_hash", None)
     description["weights"] = fingerprint(model, modules_to_save) or None

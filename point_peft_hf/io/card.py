@@ -175,6 +175,7 @@ def _adapter_values(files: AdapterFiles, folder: Path) -> dict[str, Any]:
         "repository": name if is_public(name) and not is_shipped(name) else None,
         "revision": fields.get("revision") or backbone.get("revision"),
         "digest": max((backbone.get("weights") or {}).items(), key=lambda item: item[0] == "float32", default=None),
+        "weights_license": backbone.get("weights_license"),
         "parts": parts,
         "noun": "parts" if parts else "classes",
         "class_names": [] if all(re.fullmatch(r"LABEL_\d+", label) for label in class_names) else class_names,

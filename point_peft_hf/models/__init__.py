@@ -23,6 +23,7 @@ from .point_mae import (
     PointMAEForSegmentation,
     PointMAEModel,
 )
+from .recon import ReConConfig, ReConForClassification, ReConForSegmentation, ReConModel
 
 __all__ = [
     "AutoModelForPointCloudClassification",
@@ -46,4 +47,8 @@ __all__ = [
     "PointMAEForPreTraining",
     "PointMAEForSegmentation",
     "PointMAEModel",
+    "ReConConfig",
+    "ReConForClassification",
+    "ReConForSegmentation",
+    "ReConModel",
 ]

@@ -29,6 +29,7 @@ from .point_mae import (
     PointMAEModel,
 )
 from .published import find_published_weights, published_model_type
+from .recon import ReConConfig, ReConForClassification, ReConForSegmentation, ReConModel
 
 
 class _AutoPointModel(_BaseAutoModelClass):
@@ -87,5 +88,6 @@ _register(
     PointM2AEConfig, PointM2AEModel, PointM2AEForClassification, PointM2AEForSegmentation, PointM2AEForPreTraining
 )
 _register(PointMAEConfig, PointMAEModel, PointMAEForClassification, PointMAEForSegmentation, PointMAEForPreTraining)
+_register(ReConConfig, ReConModel, ReConForClassification, ReConForSegmentation)
 
 __all__ = ["AutoModelForPointCloudClassification", "AutoModelForPointCloudSegmentation"]

@@ -54,6 +54,8 @@ class PointTransformerConfig(PreTrainedConfig):
         skip_near_origin: Sample centres by the rule of the published CUDA operator, which never selects points within
             a squared distance of 1e-3 of the origin.
         initializer_range: Standard deviation of newly initialised weights.
+        weights_license: Licence of the pre-trained weights, as their publisher states it; model cards of adapters
+            repeat it.
 
     Raises:
         ValueError: If a field does not exist or does not fit, with the name of the field.
@@ -78,6 +80,7 @@ class PointTransformerConfig(PreTrainedConfig):
     segmentation_dropout: int | float = 0.5
     skip_near_origin: bool = False
     initializer_range: float = 0.02
+    weights_license: str | None = None
 
     def __post_init__(self, **kwargs):
         known = set(_TRANSFORMERS_KEYS) | set(PreTrainedConfig.__dataclass_fields__)

@@ -49,6 +49,7 @@ from .point_mae import (
     PointMAEForSegmentation,
     PointMAEModel,
 )
+from .recon import ReConForClassification, ReConModel
 
 REPORT_NAME = "conversion_report.json"
 # The two folders that a file of a method becomes.
@@ -73,6 +74,7 @@ MODEL_CLASSES = {
     "point_mae": ModelClasses(
         PointMAEModel, PointMAEForClassification, PointMAEForPreTraining, PointMAEForSegmentation
     ),
+    "recon": ModelClasses(ReConModel, ReConForClassification),
 }
 
 
@@ -134,9 +136,9 @@ def convert_checkpoint(
 
     Args:
         checkpoint: A `.pth` or `.safetensors` file of a research repository (Point-BERT, Point-MAE, Point-M2AE, ACT,
-            PCP-MAE, PointGPT) or of torch-pointcloud, or a folder with `model.safetensors`.
+            PCP-MAE, PointGPT, ReCon) or of torch-pointcloud, or a folder with `model.safetensors`.
         output_dir: Folder to write `config.json`, `model.safetensors` and `conversion_report.json` into.
-        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
+        model_type: "point_bert", "point_gpt", "point_mae", "point_m2ae" or "recon".
         config: Fields of the configuration that no tensor tells, if they are not the published ones: a dictionary or a
             JSON file. Widths, depth and classes are read from the tensors. With a method, its options as well, all in
             one flat object, under their published names.
@@ -194,12 +196,15 @@ def _convert_with_adapter(
         _write_folder(classes.encoder, kept, converted.config_fields, folder / BACKBONE)
         model = model_class(model_class.config_class.from_pretrained(folder / BACKBONE))
         model.load_state_dict(kept, strict=False)
+        state = model.state_dict()
         # Where it is going to be.
         model.name_or_path = model.config.name_or_path = str(output_dir / BACKBONE)
         save_adapter(attach_adapter(model, adapter, saved, name), folder / ADAPTER)
         brought = {
             key: tensor for key, tensor in converted.tensors.items() if key in kept or KEY_PREFIX + key in saved
         }
+        # A model for part segmentation has no class token.
+        expected = {key: shape for key, shape in expected.items() if key in state}
         report = _report(name, model_type, model_class, brought, converted.sources, expected, adapter.base)
         report.assumed, report.method = converted.assumed, method
         complete_report(report, tensors, adapter, settings)

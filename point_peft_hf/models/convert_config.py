@@ -56,12 +56,18 @@ _RESEARCH_FIELDS = {
         "cls_dim": "num_labels",
     },
 }
+_RESEARCH_FIELDS["recon"] = {
+    name: field for name, field in _RESEARCH_FIELDS["point_mae"].items() if not name.startswith("decoder")
+}
 _SAME_FIELDS = ("group_size", "group_sizes", "mlp_ratio", "drop_path_rate", "mask_ratio", "layer_norm_eps")
 _RESEARCH_MARKS = ("trans_dim", "encoder_dims", "num_group")
 
 # Number of groups of the published classifiers on clouds that are denser than 1024 points, by part of their name.
 _DENSE_GROUPS = {"4k": 256, "8k": 512}
 SCANOBJECTNN_LABELS = 15
+# Licences of the published weights: those of the repositories that they are published in. ACT and PCP-MAE, which are
+# files of a Point-MAE, have the same one.
+WEIGHTS_LICENSES = dict.fromkeys(("point_bert", "point_gpt", "point_m2ae", "point_mae", "recon"), "mit")
 # Attention heads of PointGPT-S, -B and -L, by width.
 _GPT_HEADS = {384: 6, 768: 12, 1024: 16}
 
@@ -129,6 +135,8 @@ def _infer_single_stage(model_type: str, shapes: Mapping[str, tuple[int, ...]]) 
     }
     if model_type == "point_bert":
         sizes["patch_embedding_size"] = size_of(shapes, "reduce_dim.weight", 1)
+        return sizes
+    if model_type == "recon":
         return sizes
     if size_of(shapes, "pos_embed.0.weight", 1) != 3:
         # PCP-MAE.
@@ -206,6 +214,10 @@ def published_settings(model_type: str, sizes: Mapping[str, Any], name: str = ""
     parts = [part for part in re.split(r"[/\\]", name.lower()) if part and part != "model.safetensors"]
     name = parts[-1] if parts else ""
     is_scan = "scanobjectnn" in name or sizes.get("num_labels") == SCANOBJECTNN_LABELS
+    return {**_settings(model_type, sizes, name, is_scan), "weights_license": WEIGHTS_LICENSES[model_type]}
+
+
+def _settings(model_type: str, sizes: Mapping[str, Any], name: str, is_scan: bool) -> dict[str, Any]:
     if model_type == "point_m2ae":
         settings = {
             "num_attention_heads": 6,
@@ -221,7 +233,9 @@ def published_settings(model_type: str, sizes: Mapping[str, Any], name: str = ""
     settings = {"num_attention_heads": 6, "num_groups": 64, "group_size": 32}
     if model_type == "point_gpt":
         settings["num_attention_heads"] = _GPT_HEADS.get(sizes["hidden_size"], 6)
-    if model_type in ("point_mae", "point_gpt") and (is_scan or "shapenetpart" in name or "num_categories" in sizes):
+    if model_type in ("point_mae", "point_gpt", "recon") and (
+        is_scan or "shapenetpart" in name or "num_categories" in sizes
+    ):
         settings["num_groups"] = 128
     for part, num_groups in _DENSE_GROUPS.items():
         if re.search(rf"(?<![a-z0-9]){part}(?![a-z0-9])", name):

@@ -47,12 +47,6 @@ def _method(name: str, pattern: str, method: str | None = None) -> Family:
 # Some methods share names with others: the first that matches is meant.
 FAMILIES = (
     _model(
-        "ReCon (arXiv 2302.02318)",
-        r"\.(attn|mlp|norm[12])_contrast\.|^(img|text)_(token|pos)$",
-        "Its blocks are not those of Point-MAE: they have a cross attention for three more tokens, and residuals that "
-        "start behind the norms.",
-    ),
-    _model(
         "Point-FEMAE (arXiv 2312.10726)",
         r"^blocks\.blocks\.\d+\.cls(_norm)?\.",
         "Between the blocks of Point-MAE it has convolutions over neighbouring tokens, and it has no class token.",

@@ -18,6 +18,7 @@ MODEL_NAMES = {
     "point_gpt": "PointGPT",
     "point_m2ae": "Point-M2AE",
     "point_mae": "Point-MAE",
+    "recon": "ReCon",
 }
 # Wrappers around a whole model: data parallel training, the checkpoint's own key, and Lightning-like ones.
 _WRAPPERS = ("module.", "base_model.", "model.")
@@ -27,6 +28,8 @@ _ENCODER_MARK = "encoder.first_conv.0.weight"
 _NOT_THE_ENCODER = ("transformer_k.", "dvae")
 # Modules of an encoder, and parameters: all that are not in a module.
 _OF_THE_ENCODER = re.compile(r"(encoder|h_encoder|reduce_dim|pos_embed|blocks|norm)\..*|[^.]*")
+# In the blocks of ReCon, and its tokens.
+_OF_RECON = re.compile(r"\.(attn|mlp|norm[12])_contrast\.|^(img|text)_(token|pos)$")
 # For pre-training only, even where they stand inside of an encoder.
 _OF_PRETRAINING = re.compile(r"(h_encoder\.)?(mask_token|mask_pos_token|lm_head|cls_head|queue|queue_ptr)(\..*)?")
 
@@ -103,6 +106,8 @@ def guess_model_type(keys: Iterable[str]) -> str | None:
         return "point_gpt"
     if _ENCODER_MARK not in names:
         return None
+    if any(_OF_RECON.search(name) for name in names):
+        return "recon"
     return "point_bert" if "reduce_dim.weight" in names else "point_mae"
 
 
@@ -267,6 +272,37 @@ def _single_stage(base: str) -> list[_Rule]:
     ]
 
 
+def _recon() -> list[_Rule]:
+    block, target = r"blocks\.blocks\.(?P<block>\d+)", "recon.encoder.layers.{}"
+    kind = r"(?P<kind>weight|bias)"
+    names = {"q": "q_proj", "proj": "out_proj", "kv": "k_proj", "img": "image", "text": "text"}
+    return [
+        *_single_stage("recon"),
+        *(
+            _renamed(rf"{source}_{part}", f"recon.{names[source]}_token.{here}")
+            for source in ("img", "text")
+            for part, here in (("token", "token"), ("pos", "position"))
+        ),
+        _Rule(
+            rf"{block}\.norm(?P<number>[12])_contrast\.{kind}",
+            lambda m: f"{target.format(m['block'])}.contrast_norm{m['number']}.{m['kind']}",
+        ),
+        _Rule(
+            rf"{block}\.attn_contrast\.(?P<name>q|proj)\.{kind}",
+            lambda m: f"{target.format(m['block'])}.contrast_attention.{names[m['name']]}.{m['kind']}",
+        ),
+        _Rule(
+            rf"{block}\.attn_contrast\.kv\.{kind}",
+            lambda m: [f"{target.format(m['block'])}.contrast_attention.{name}_proj.{m['kind']}" for name in "kv"],
+        ),
+        _Rule(
+            rf"{block}\.mlp_contrast\.(?P<name>fc[12])\.{kind}",
+            lambda m: f"{target.format(m['block'])}.contrast_mlp.{m['name']}.{m['kind']}",
+        ),
+        *_DEEP_HEAD_RULES,
+    ]
+
+
 def _point_m2ae(num_stages: int) -> list[_Rule]:
     stage, last = r"(?P<stage>\d+)", num_stages - 1
     return [
@@ -351,6 +387,8 @@ def conversion_rules(model_type: str, num_stages: int = 1, has_segmentation_head
         return _point_m2ae(num_stages)
     if model_type == "point_gpt":
         return _point_gpt(has_segmentation_head)
+    if model_type == "recon":
+        return _recon()
     rules = _single_stage(model_type)
     if model_type == "point_bert":
         heads = _head({"0": "dense", "3": "output"})

@@ -185,10 +185,11 @@ def complete_report(
         settings: The options.
     """
     by_tensor = {id(tensor): key for key, tensor in tensors.items()}
-    in_file = {new: by_tensor.get(id(tensor), new) for new, tensor in adapter.base.items()}
-    in_file |= {new: key for key, new in research_names(tensors).items() if new not in in_file}
+    names = {new: key for key, new in research_names(tensors).items()}
+    # What is left of a file may have names there that another tensor of the file has.
+    in_file = names | {new: by_tensor.get(id(tensor), new) for new, tensor in adapter.base.items()}
     report.loaded = {in_file[new]: targets for new, targets in report.loaded.items()}
-    report.unused = {in_file[new]: reason for new, reason in adapter.unused.items()}
+    report.unused = {names[new]: reason for new, reason in adapter.unused.items()}
     report.ignored = [*(in_file[new] for new in report.ignored), *report.unused]
     known = {*report.loaded, *report.ignored}
     report.adapter = [key for key in tensors if key not in known]

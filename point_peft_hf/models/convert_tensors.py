@@ -267,7 +267,8 @@ def _has_classification_head(model_type: str, shapes: Mapping[str, tuple[int, ..
     if norm not in shapes:
         return False
     pooled, width = size_of(shapes, head, 1), size_of(shapes, norm)
-    return pooled == 2 * width or (model_type == "point_m2ae" and pooled == width)
+    is_read_out = pooled == (4 if model_type == "recon" else 2) * width
+    return is_read_out or (model_type == "point_m2ae" and pooled == width)
 
 
 def rename_tensors(

@@ -31,7 +31,7 @@ class PointSegmentationMixin:
         unread = self.base_model.readout_slot
         unread.is_read = False
         stage, fusion = unread.stage, self._build_fusion()
-        self.readout_slot = ReadoutSlot(stage, "points", SegmentationHead.global_size(fusion))
+        self.readout_slot = ReadoutSlot(stage, "points", SegmentationHead.global_size(fusion), len(self._levels))
         self.segmentation_head = self.build_head(self.readout_slot.hidden_size)
 
     def build_head(self, in_size: int) -> SegmentationHead:

@@ -2,9 +2,11 @@
 
 from .base import BranchLayer, SlotLayer, SlotTuner
 from .config import PointTunerConfig
+from .dapt import DAPTConfig, DAPTModel
 from .explain import Picture, Places, References
 from .gaprompt import GAPromptConfig, GAPromptModel
 from .geometry_adapter import GeometryAdapterConfig, GeometryAdapterModel
+from .idpt import IDPTConfig, IDPTModel
 from .mixing import active_adapters, add_adapters, load_adapters, save_adapters, set_adapters
 from .point_peft import PointPeftConfig, PointPeftModel
 from .point_prior_prompt import (
@@ -19,16 +21,23 @@ from .point_prior_prompt import (
 )
 from .pointgst import PointGSTConfig, PointGSTModel
 from .pointlora import PointLoRAConfig, PointLoRAModel
+from .ppt import PPTConfig, PPTModel
 from .registry import register_method
 from .stag import STAGConfig, STAGModel
 from .targets import register_default_targets
 
 __all__ = [
     "BranchLayer",
+    "DAPTConfig",
+    "DAPTModel",
     "GAPromptConfig",
     "GAPromptModel",
     "GeometryAdapterConfig",
     "GeometryAdapterModel",
+    "IDPTConfig",
+    "IDPTModel",
+    "PPTConfig",
+    "PPTModel",
     "Picture",
     "Places",
     "PointGSTConfig",

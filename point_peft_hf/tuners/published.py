@@ -8,7 +8,8 @@ the model type of the backbone. It takes what belongs to the adapter, and leaves
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -65,3 +66,83 @@ def module_names(base: Mapping[str, torch.Tensor]) -> list[str]:
         base: What is left of the file without the method's own tensors, by published name.
     """
     return ["classifier", *(["class_token"] if "cls_token" in base else [])]
+
+
+# What a published name matches, and what the tensor is called in the adapter's own file, behind the name of the
+# encoder; several names for one that holds several parts, one below the other.
+Rules = Mapping[str, Callable[[re.Match], str | list[str]]]
+
+
+def split_published(
+    tensors: Mapping[str, torch.Tensor], rules: Rules, model_type: str
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Take the tensors of an adapter out of a published file.
+
+    Args:
+        tensors: Tensors by their names in the file.
+        rules: What belongs to the adapter.
+        model_type: The model type of the backbone.
+
+    Returns:
+        The adapter's tensors by their names in its own file, and the others by their published names.
+
+    Raises:
+        ValueError: If a tensor cannot be cut into as many parts as it should hold.
+    """
+    weights, base = {}, {}
+    for name, tensor in tensors.items():
+        found = next(((match, target) for rule, target in rules.items() if (match := re.fullmatch(rule, name))), None)
+        if found is None:
+            base[name] = tensor
+            continue
+        targets = found[1](found[0])
+        targets = [targets] if isinstance(targets, str) else targets
+        if len(targets) > 1 and (tensor.ndim == 0 or tensor.shape[0] % len(targets)):
+            raise ValueError(
+                f"{name!r} should hold {len(targets)} parts, one below the other, but has shape "
+                f"{tuple(tensor.shape)}. The file is damaged or of another method."
+            )
+        parts = tensor.chunk(len(targets)) if len(targets) > 1 else [tensor]
+        weights.update((f"base_model.model.{model_type}.{t}", part) for t, part in zip(targets, parts, strict=True))
+    return weights, base
+
+
+def size_in(weights: Mapping[str, torch.Tensor], ending: str, method: str, published_name: str) -> int:
+    """Number of rows of the first of an adapter's tensors whose name ends so.
+
+    Args:
+        weights: The tensors.
+        ending: The end of the name.
+        method: Name of the method, for the message.
+        published_name: What it is called in the file, for the message.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = next((tensor for name, tensor in weights.items() if name.endswith(ending)), None)
+    if found is None or found.ndim == 0:
+        raise ValueError(f"A file of {method} has {published_name!r}; this one does not.")
+    return found.shape[0]
+
+
+def head_parts(base: Mapping[str, torch.Tensor]) -> int | None:
+    """How many features of the width of a token the classification head of a file reads; `None` if it has no head.
+
+    Raises:
+        ValueError: If it reads something else than whole tokens.
+    """
+    head, norm = base.get("cls_head_finetune.0.weight"), base.get("norm.weight")
+    if head is None or norm is None:
+        return None
+    if head.ndim != 2 or head.shape[1] % norm.numel():
+        raise ValueError(
+            f"'cls_head_finetune.0.weight' has shape {tuple(head.shape)}: it must read one or more tokens of width "
+            f"{norm.numel()}. The file is damaged or of another method."
+        )
+    return head.shape[1] // norm.numel()
+
+
+def option(settings: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """A published option; the text "None" is `None`."""
+    value = settings.get(name, default)
+    return None if value == "None" else value

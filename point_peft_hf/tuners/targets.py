@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from peft.utils import constants
 
-MODEL_TYPES = ("point_mae", "point_bert", "point_m2ae", "point_gpt")
+MODEL_TYPES = ("point_mae", "point_bert", "point_m2ae", "point_gpt", "recon")
 
 # Where a method is not listed: the projections that LoRA adapts in the models of transformers.
 DEFAULT_TARGETS = ["q_proj", "v_proj"]
 TARGETS = {
     "IA3": ["k_proj", "v_proj", "fc2"],
     # The head's norms have the same names, and they belong to the head.
-    "LNTUNING": r".*\.layers\.\d+\.norm[12]",
+    "LNTUNING": r".*\.layers\.\d+\.(contrast_)?norm[12]",
     # BEFT shifts a bias, and query, key and value have none (but for PointGPT).
     "BEFT": ["out_proj", "fc2"],
 }

@@ -104,7 +104,7 @@ def test_both_vocabularies(file, convert, tmp_path):
 def test_published_settings_without_a_configuration(file, tmp_path):
     torch.save(file, tmp_path / "checkpoint.pth")
     report = convert_checkpoint(tmp_path / "checkpoint.pth", tmp_path / "out", "point_mae", method="stag")
-    assert report.assumed == {"num_attention_heads": 6, "num_groups": 64, "group_size": 32}
+    assert report.assumed.items() >= {"num_attention_heads": 6, "num_groups": 64, "group_size": 32}.items()
     assert load(tmp_path / "out").peft_config["default"].num_neighbors == STAGConfig().num_neighbors
 
 

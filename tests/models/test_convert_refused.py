@@ -105,10 +105,10 @@ def test_point_transformer_v3(names, tmp_path):
 
 
 def test_a_folder_of_another_model(published, tmp_path):
-    tensors = published.point_mae_classifier() | random_tensors(MODELS["ReCon"])
+    tensors = published.point_mae_classifier() | random_tensors(MODELS["Point-FEMAE"])
     save_file(tensors, tmp_path / "model.safetensors")
     for model_class in (PointMAEForClassification, AutoModelForPointCloudClassification):
-        with pytest.raises(ValueError, match="ReCon"):
+        with pytest.raises(ValueError, match="Point-FEMAE"):
             model_class.from_pretrained(tmp_path)
 
 

@@ -15,7 +15,9 @@ def method(published_method):
 def test_file_is_read_completely(method):
     assert not method.report.new
     assert not method.report.ignored
-    config = method.published.config
+    assert set(method.report.adapter) | set(method.report.loaded) == set(method.tensors)
+    assert any("single clouds only" in text for text in method.report.switches)
+    config = method.model().peft_config["default"]
     assert (config.bottleneck_size, config.local_size, config.basis, config.transpose) == (6, 8, "published", False)
 
 

@@ -14,8 +14,11 @@ def method(published_method):
 
 def test_file_is_read_completely(method):
     assert not method.report.new
-    assert not method.report.ignored
-    config = method.published.config
+    factors = {f"blocks.blocks.{block}.attn.{layer}.weight" for block in range(4) for layer in ("qkv", "proj")}
+    assert set(method.report.ignored) == set(method.report.unused) == factors
+    assert set(method.report.not_asked_for) == {"num_points", "batch_size", "dropout"}
+    assert set(method.report.adapter) | set(method.report.loaded) | factors == set(method.tensors)
+    config = method.model().peft_config["default"]
     assert (config.r, config.bottleneck_size, config.scales) == (8, 32, [[48, 8, 32], [20, 16, 8]])
     assert config.mask_loss_weights == [0.004, 0.001]
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from point_peft_hf import PointMAEForClassification, PointMAEModel
+from point_peft_hf import PointMAEForClassification, PointMAEModel, ReConForClassification, ReConModel
 from point_peft_hf.models.convert import convert_checkpoint
 
 REFUSED = {
-    "backbones/recon_classifier": "ReCon",
-    "backbones/recon_pretrain": "ReCon",
+    "backbones/recon_classifier": "ReCon.*model_type='recon'",
+    "backbones/recon_pretrain": "ReCon.*model_type='recon'",
     "backbones/femae_classifier": "Point-FEMAE",
     "backbones/femae_pretrain": "Point-FEMAE",
     "backbones/ptv3": "Point Transformer V3",
@@ -37,7 +37,10 @@ def test_refused(file, reference_dir, tmp_path):
         convert_checkpoint(reference_dir / f"{file}.pth", tmp_path / "out", "point_mae")
 
 
-@pytest.fixture(scope="module", params=["act", "pcp"])
+CLASSES = {"recon": (ReConForClassification, ReConModel)}
+
+
+@pytest.fixture(scope="module", params=["act", "pcp", "recon"])
 def name(request):
     return request.param
 
@@ -65,9 +68,12 @@ def check_encoder_without_class_token(model, values, folder, tmp_path):
 @pytest.mark.parametrize("task", ["classifier", "pretrain"])
 def test_right(task, name, values, reference_dir, tmp_path):
     folder = reference_dir / "backbones"
-    report = convert_checkpoint(folder / f"{name}_{task}.pth", tmp_path, "point_mae", folder / f"{name}.json")
-    assert report.architecture == {"classifier": "PointMAEForClassification", "pretrain": "PointMAEModel"}[task]
-    model = (PointMAEForClassification if task == "classifier" else PointMAEModel).from_pretrained(tmp_path)
+    model_type = "recon" if name == "recon" else "point_mae"
+    report = convert_checkpoint(folder / f"{name}_{task}.pth", tmp_path, model_type, folder / f"{name}.json")
+    classifier, encoder = CLASSES.get(name, (PointMAEForClassification, PointMAEModel))
+    model_class = classifier if task == "classifier" else encoder
+    assert report.architecture == model_class.__name__
+    model = model_class.from_pretrained(tmp_path)
     if name == "pcp" and task == "pretrain":
         check_encoder_without_class_token(model, values, folder, tmp_path)
         return

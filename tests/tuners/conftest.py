@@ -2,9 +2,11 @@
 
 import copy
 import importlib.util
+import os
 import re
 import sys
 import types
+import zlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -58,20 +60,24 @@ BACKBONES = {
     "point_bert": (pp.PointBertForClassification, pp.PointBertConfig, {**SINGLE_STAGE, "patch_embedding_size": 32}),
     "point_m2ae": (pp.PointM2AEForClassification, pp.PointM2AEConfig, STAGES),
     "point_gpt": (pp.PointGPTForClassification, pp.PointGPTConfig, SINGLE_STAGE),
+    "recon": (pp.ReConForClassification, pp.ReConConfig, SINGLE_STAGE),
 }
 TYPES = {
     "geometry": (pp.GeometryAdapterConfig, {}),
     "prompt": (pp.PointPriorPromptConfig, {"num_prompt_tokens": 4}),
     "point_peft": (pp.PointPeftConfig, {"num_prompt_tokens": 4}),
+    "dapt": (pp.DAPTConfig, {"bottleneck_size": 8}),
+    "idpt": (pp.IDPTConfig, {"num_neighbors": 4}),
+    "ppt": (pp.PPTConfig, {"num_prompt_groups": 6, "prompt_group_size": 8, "bottleneck_size": 8}),
+    "stag": (pp.STAGConfig, {"rank": 6, "num_neighbors": 4}),
     "pointgst": (pp.PointGSTConfig, {"bottleneck_size": 6, "local_size": 4}),
     "pointlora": (pp.PointLoRAConfig, {"r": 2, "bottleneck_size": 6, "scales": [[24, 8, 6], [12, 8, 2]]}),
-    "stag": (pp.STAGConfig, {"rank": 6, "num_neighbors": 4}),
     "gaprompt": (pp.GAPromptConfig, {"num_prompt_tokens": 4, "prompt_depth": 2, "bottleneck_size": 4}),
     **{name: (config_class, {}) for name, config_class in TOYS.TOYS.items()},
     "contributed": (EXAMPLE.TokenScaleConfig, {}),
 }
 # Types whose adapters read out other features, so that they always bring a head of their own.
-OWN_HEAD = {"kept_token", "stag", "gaprompt"}
+OWN_HEAD = {"kept_token", "dapt", "idpt", "ppt", "stag", "gaprompt"}
 # Types whose adapters act before they are trained: prompts join the attention, or the read-out is another one.
 ACTIVE_WHEN_FRESH = {"prompt", "point_peft", "pointlora", *OWN_HEAD, *TOYS.ACTIVE_TOYS}
 # Types whose published initialisation leaves the frozen function as it is.
@@ -81,16 +87,25 @@ CASES = (*TYPES, *(f"{name}+bank" for name in BANK_TYPES))
 
 
 def pytest_collection_modifyitems(config, items):
-    """Run each toy on one backbone, in turn: they are there for the contract, which all backbones share."""
-    places = {
-        name: list(BACKBONES)[number % len(BACKBONES)] for number, name in enumerate([*TOYS.TOYS, "contributed"])
-    }
+    """Choose backbones for the tests of the types; `POINT_PEFT_ALL_BACKBONES=1` runs every type on every backbone.
+
+    Each toy is on one backbone: they are there for the contract, which all backbones share. The other types are on
+    Point-MAE and on one other backbone, in turn from test to test.
+    """
+    if os.environ.get("POINT_PEFT_ALL_BACKBONES"):
+        return
+    first, *others = BACKBONES
+    toys = {name: list(BACKBONES)[number % len(BACKBONES)] for number, name in enumerate([*TOYS.TOYS, "contributed"])}
     kept, left_out = [], []
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
-        types = {str(parameters.get(name, "")).partition("+")[0] for name in ("case", "type_case")}
-        wanted = [places[name] for name in types if name in places]
-        is_left_out = wanted and parameters.get("backbone_name", wanted[0]) != wanted[0]
+        backbone_name = parameters.get("backbone_name")
+        types = {str(parameters[name]).partition("+")[0] for name in ("case", "type_case") if name in parameters}
+        wanted = {toys[name] for name in types if name in toys}
+        if types and not wanted:
+            turn = zlib.crc32(f"{item.originalname} {sorted(types)}".encode())
+            wanted = {first, others[turn % len(others)]}
+        is_left_out = types and backbone_name is not None and backbone_name not in wanted
         (left_out if is_left_out else kept).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -152,7 +167,7 @@ class Case:
     @property
     def trains_embedding(self) -> bool:
         """Whether the type trains the layers that embed groups."""
-        return self.type_name == "pointlora"
+        return self.type_name in ("pointlora", "ppt")
 
     @property
     def without_head(self) -> dict:

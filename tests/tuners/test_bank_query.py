@@ -224,7 +224,7 @@ def test_a_cloud_in_training_does_not_see_its_own_entry(backbone, make_config, p
             without = pp.PointPriorBank(bank.features[4:], bank.labels[4:], bank.sample_ids[4:])
             pp.set_point_prior_bank(model, without)
             expected = model(points[row : row + 1], sample_ids=IDS[row : row + 1]).logits
-            torch.testing.assert_close(left_out, expected, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(left_out, expected, rtol=1e-4, atol=1e-5)
             assert not torch.allclose(unknown, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -399,8 +399,9 @@ def test_what_prompts_were_drawn_from(backbone, make_config, points, retrieval, 
     report = pp.explain_retrieval(model, points)
     for name in ("indices", "sample_ids", "labels", "weights", "similarities"):
         assert getattr(report, name).shape == (4, 3)
-    # Each cloud is in the bank, and most like itself.
-    assert report.sample_ids[:, 0].tolist() == [9, 10, 11, 12]
+    # Each cloud is in the bank, and most like itself, but for clouds that int8 cannot tell apart.
+    for best, itself in zip(report.sample_ids[:, 0].tolist(), [9, 10, 11, 12], strict=True):
+        assert best == itself or bank.features[best] @ bank.features[itself] > 0.999
     assert torch.equal(report.labels, bank.labels[report.indices])
     torch.testing.assert_close(report.similarities[:, 0], torch.ones(4), rtol=0, atol=0.02)
     assert bool((report.similarities.diff(dim=1) <= 0).all())

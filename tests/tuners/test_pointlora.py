@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import point_peft_hf as pp
 from point_peft_hf.tuners.base import SlotLayer
 from point_peft_hf.tuners.pointlora.layer import Scorer, negative_entropy
+from point_peft_hf.tuners.pointlora.published import read_published
 
 CONFIG = {"r": 2, "bottleneck_size": 6, "scales": [[24, 8, 6], [12, 8, 2]], "init_weights": False}
 KEY = "pointlora_default"
@@ -212,3 +213,53 @@ def test_pictures(make_backbone, points):
         ("selected of 24", 6),
         ("selected of 12", 2),
     ]
+
+
+# -- Published files --------------------------------------------------------------------------------------------------
+
+
+def published_tensors():
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"cls_token": (1, 1, 12), "norm.weight": (12,)}
+    for block in range(2):
+        for layer, out in (("qkv", 36), ("proj", 12)):
+            name = f"blocks.blocks.{block}.attn.{layer}"
+            shapes |= {f"{name}.lora_A": (3, 12), f"{name}.lora_B": (out, 3), f"{name}.linear.weight": (out, 12)}
+    shapes |= {"lora_mask_predictor.fc1.weight": (6, 12), "lora_mask_predictor.fc2.bias": (1,)}
+    for name, out in (("prompt_mlp", 12), ("prompt_pos_mlp", 12), ("prompt_qkv_mlp", 36), ("prompt_proj_mlp", 12)):
+        shapes |= {f"blocks.{name}.0.weight": (5, 12), f"blocks.{name}.2.weight": (out, 5)}
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    factors = {f"blocks.blocks.{block}.attn.{layer}.weight" for block in range(2) for layer in ("qkv", "proj")}
+    return tensors | dict.fromkeys(factors, torch.ones(1))
+
+
+def test_published_file():
+    tensors = published_tensors()
+    settings = {"scales": [[9, 4, 3]], "mask_loss_weight": 0.5, "rank": 3, "mlp_hidden": 5}
+    published = read_published(tensors, settings, "point_mae")
+    config, encoder = published.config, "base_model.model.point_mae.encoder"
+    assert (config.r, config.bottleneck_size, config.scales, config.mask_loss_weights) == (3, 5, [[9, 4, 3]], [0.5])
+    assert not config.train_scores_by_task
+    assert "patch_embedding.first_norm1" in config.modules_to_save
+    # The true weights of the layers get their names back from the factors.
+    assert torch.equal(
+        published.base["blocks.blocks.1.attn.qkv.weight"], tensors["blocks.blocks.1.attn.qkv.linear.weight"]
+    )
+    assert set(published.base) == {"cls_token", "norm.weight", *published.unused}
+    up = published.weights[f"{encoder}.layers.1.attention.k_proj_slot.pointlora_low_rank.up_weight"]
+    assert torch.equal(up, tensors["blocks.blocks.1.attn.qkv.lora_B"][12:24])
+    down = published.weights[f"{encoder}.layers.0.entry_slot.pointlora_qkv_low_rank.down_weight"]
+    assert torch.equal(down, tensors["blocks.blocks.0.attn.qkv.lora_A"])
+    shared = published.weights[f"{encoder}.token_slot.pointlora_selected_mlp.up_weight"]
+    assert torch.equal(shared, tensors["blocks.prompt_pos_mlp.2.weight"])
+    used = len(tensors) - len(published.unused)
+    # One way up of queries, keys and values is three.
+    assert len(published.weights) + len(published.base) == used + 2 * 2
+
+
+def test_published_file_that_does_not_fit():
+    tensors = published_tensors()
+    with pytest.raises(ValueError, match="rank=4.*have 3"):
+        read_published(tensors, {"rank": 4}, "point_mae")
+    with pytest.raises(ValueError, match="the factor of a shared MLP, is 2. Published training leaves it at 1"):
+        read_published(tensors | {"blocks.blocks.1.attn.proj.weight": torch.tensor([2.0])}, {}, "point_mae")

@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ...layers import FreezableBatchNorm1d, TaskModule
 
@@ -28,12 +27,13 @@ class ClassificationHead(TaskModule):
         self.dense2 = nn.Linear(hidden_size, hidden_size)
         self.norm2 = FreezableBatchNorm1d(hidden_size)
         self.output = nn.Linear(hidden_size, num_labels)
+        self.activation = nn.ReLU()
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return the class scores (logits)."""
-        features = self.dropout(F.relu(self.norm1(self.dense1(features))))
-        features = self.dropout(F.relu(self.norm2(self.dense2(features))))
+        features = self.dropout(self.activation(self.norm1(self.dense1(features))))
+        features = self.dropout(self.activation(self.norm2(self.dense2(features))))
         return self.output(features)
 
 
@@ -55,8 +55,9 @@ class ShallowClassificationHead(TaskModule):
         super().__init__()
         self.dense = nn.Linear(in_size, hidden_size)
         self.output = nn.Linear(hidden_size, num_labels)
+        self.activation = nn.ReLU()
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return the class scores (logits)."""
-        return self.output(self.dropout(F.relu(self.dense(features))))
+        return self.output(self.dropout(self.activation(self.dense(features))))

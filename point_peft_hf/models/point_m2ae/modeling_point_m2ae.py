@@ -284,10 +284,11 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
 
 def build_stages(config: PointM2AEConfig) -> list[Stage]:
     """The stages of a hierarchical encoder, from the finest to the coarsest."""
-    stages, first, count = [], 0, len(config.depths)
+    stages, first = [], 0
+    total, count = sum(config.depths), len(config.depths)
     sizes = zip(config.hidden_sizes, config.group_sizes, config.depths, config.num_groups, strict=True)
     for index, (size, group_size, depth, num_groups) in enumerate(sizes):
-        stages.append(Stage(size, group_size, depth, first, sum(config.depths), index, count, num_groups=num_groups))
+        stages.append(Stage(size, group_size, depth, first, total, index, count, num_groups=num_groups))
         first += depth
     return stages
 

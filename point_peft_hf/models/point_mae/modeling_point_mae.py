@@ -15,7 +15,7 @@ from transformers.utils import can_return_tuple
 
 from ...ops import chamfer_distance, gather_points, group_points
 from ...slots import Backbone, LayerSlot, PointSlot, ReadoutSlot, Stage
-from ...tokens import Cloud, Memo, Tokens, start_tokens
+from ...tokens import CLASS, Cloud, Memo, Tokens, start_tokens
 from ..configuration import SingleStageConfig
 from ..layers import (
     ClassificationHead,
@@ -52,11 +52,18 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
     # Whether the class token comes from pre-training; only then it has a say in the features of the pre-trained
     # encoder.
     is_pretrained_with_class_token = False
+    num_class_tokens = 1
     encoder_class: ClassVar[type[PointTransformerEncoder]] = PointTransformerEncoder
 
     def _build(self, config: SingleStageConfig, use_class_token: bool) -> None:
         size = config.hidden_size
-        stage = Stage(size, config.group_size, config.num_hidden_layers, num_groups=config.num_groups)
+        stage = Stage(
+            size,
+            config.group_size,
+            config.num_hidden_layers,
+            num_class=int(use_class_token),
+            num_groups=config.num_groups,
+        )
         self.point_slot = PointSlot(stage)
         self.patch_embedding = self._build_patch_embedding(config)
         self.patch_embedding_slot = LayerSlot(stage, "patch_embedding")
@@ -64,7 +71,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         self.class_token = ClassToken(size) if use_class_token else None
         self.encoder = self.encoder_class(config, stage, config.num_attention_heads)
         self.add_layer("layernorm", nn.LayerNorm(size, eps=config.layer_norm_eps), stage)
-        self.readout_slot = ReadoutSlot(stage, "cloud", 2 * size if use_class_token else size)
+        self.readout_slot = ReadoutSlot(stage, "cloud", (use_class_token * self.num_class_tokens + 1) * size)
 
     def _build_patch_embedding(self, config: SingleStageConfig) -> PatchEmbedding:
         return PatchEmbedding(3, tuple(config.patch_hidden_sizes), config.hidden_size)
@@ -178,7 +185,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         normed = self._norm_for_readout(tokens)
         pooled = normed.patches.amax(dim=1)
         if self.class_token is not None:
-            pooled = torch.cat([normed.features[:, normed.num_prefix - 1], pooled], dim=-1)
+            pooled = torch.cat([normed.of(CLASS).flatten(1), pooled], dim=-1)
         pooled = self.readout_slot(pooled, tokens, (normed,))
         return Encoded(tokens, normed, pooled, tuple(self._norm_level(level) for level in left))
 

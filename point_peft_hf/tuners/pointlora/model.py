@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
 from torch import nn
 
 from ...slots import AdapterSlot
 from ..base import SlotLayer, SlotTuner
+from ..embeddings import embedding_modules
 from ..registry import register_method
 from .config import PointLoRAConfig
 from .layer import BlockLayer, ProjectionLayer, ReadoutLayer, TokenLayer
 from .published import read_published
-
-# What of the backbone is trained as well: the patch embedding of points up to its first maximum, and where positions
-# are embedded.
-_TRAINED = re.compile(
-    r"(?:.*\.)?(patch_embedding\.first_\w+|patch_embeddings\.0\.first_\w+|position_embedding|position_embeddings\.\d+)"
-)
 
 
 @register_method("pointlora", PointLoRAConfig)
@@ -35,8 +28,7 @@ class PointLoRAModel(SlotTuner):
 
     def _default_modules_to_save(self, peft_config: PointLoRAConfig, model: nn.Module) -> list[str] | None:
         names = super()._default_modules_to_save(peft_config, model) or []
-        found = (_TRAINED.fullmatch(name) for name, _ in model.named_modules())
-        return [*names, *(match[1] for match in found if match)] or None
+        return [*names, *embedding_modules(model)] or None
 
     def _select(
         self, peft_config: PointLoRAConfig, model: nn.Module, slots: dict[str, AdapterSlot]

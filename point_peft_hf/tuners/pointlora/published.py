@@ -61,7 +61,7 @@ def read_published(
         else:
             # It has the name of the layer's own weight, which is called `linear.weight`.
             _check_factor(name, tensor)
-            unused[name] = "the factor of a shared MLP, which is 1"
+            unused[name] = "it is the factor of a shared MLP, and 1"
     downs = [tensor for name, tensor in weights.items() if name.endswith("qkv_low_rank.down_weight")]
     mlp = weights.get(f"{encoder}.token_slot.pointlora_patch_mlp.down_weight")
     if not downs or mlp is None:

@@ -1,0 +1,73 @@
+"""Configuration of PPT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..config import PointTunerConfig
+
+
+@dataclass
+class PPTConfig(PointTunerConfig):
+    """Configuration of PPT, Positional Prompt Tuning (arXiv 2408.11567; type PPT).
+
+    A second set of groups is embedded by the backbone itself, and its tokens join the attention of all blocks as
+    prompts. Three small networks, each one for all blocks, add to the patch tokens and to the prompts at the start of
+    a block, and to all tokens beside the feed-forward network. The first half of the patch embedding and the position
+    embedding are trained as well; they are in the adapter's file. The head reads class token and the means over patch
+    tokens and prompts.
+
+    The defaults are the published values, the same for ScanObjectNN and ModelNet40: the prompts are as many groups,
+    and as large, as those of the backbone. Since centres are sampled from the first point on, they are the same
+    groups, so the tokens are the same but for what the networks add, at twice the length of the sequence. Other sizes
+    give prompts that know something else of the cloud. [`for_shapenetpart`] has the values for part segmentation.
+
+    Prompts take part in the attention, so a fresh adapter changes the function. In a backbone of several stages the
+    prompts are in the first one, whose groups consist of points; the networks are in all of them, and the head reads
+    the mean over the patch tokens of the last one. In part segmentation the head reads maximum and mean over both sets
+    of tokens.
+
+    Args:
+        num_prompt_groups: Number of groups of the second set; default: as many as the backbone has.
+        prompt_group_size: Points of such a group; default: as many as in those of the backbone.
+        bottleneck_size: Width inside of the networks.
+        head_activation: Activation in the head: "gelu" as published, or "relu" as in the heads of the backbones.
+        shifted_rows: The two networks at the start of a block act one row further on than they should, as in the
+            published part segmentation, which counts a class token that is not there: the first patch token gets
+            nothing, and the first prompt what is for patches, too. Checkpoints from it need that. The second set must
+            be as large as the first.
+
+    Raises:
+        ValueError: If a value does not fit, with the name of the field and the value got.
+    """
+
+    num_prompt_groups: int | None = field(default=None, metadata={"help": "Groups of the second set."})
+    prompt_group_size: int | None = field(default=None, metadata={"help": "Points of such a group."})
+    bottleneck_size: int = field(default=256, metadata={"help": "Width inside of the networks."})
+    head_activation: str = field(default="gelu", metadata={"help": "Activation in the head: 'gelu' or 'relu'."})
+    shifted_rows: bool = field(default=False, metadata={"help": "Rows as in the published part segmentation."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("num_prompt_groups", "prompt_group_size"):
+            if getattr(self, name) is not None:
+                self._check_at_least(name, getattr(self, name), 1)
+        self._check_at_least("bottleneck_size", self.bottleneck_size, 1)
+        self._check_choice("head_activation", ("gelu", "relu"))
+
+    @classmethod
+    def for_shapenetpart(cls, **fields: Any) -> PPTConfig:
+        """The published values for part segmentation on ShapeNetPart.
+
+        Args:
+            **fields: Fields that are to have other values.
+        """
+        return cls(**{"bottleneck_size": 128, **fields})
+
+    @classmethod
+    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
+        text = "PPT (arXiv 2408.11567): a second set of tokens as prompts, and networks that all blocks share"
+        return text, ("num_prompt_groups", "prompt_group_size", "bottleneck_size")

@@ -1,0 +1,184 @@
+"""Layers of PPT (arXiv 2408.11567)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ...slots import AdapterSlot, Backbone, BranchSlot, EntrySlot, ReadoutSlot, TokenSlot
+from ...tokens import CLASS, PATCH, Tokens
+from ..base import BranchLayer, SlotLayer, bottleneck_size
+from ..explain import Picture, Places
+from ..readout import pool
+from .config import PPTConfig
+
+_STD = 0.02
+# With `init_weights=False`.
+_RANDOM_STD = 0.3
+
+
+class SharedNetwork(nn.Module):
+    """Linear - GELU - Linear; no residual connection of its own.
+
+    Args:
+        hidden_size: Width of the tokens.
+        inner_size: Width in between.
+
+    Shapes:
+        - input: `(batch_size, num_tokens, hidden_size)`
+        - output: as the input
+    """
+
+    def __init__(self, hidden_size: int, inner_size: int):
+        super().__init__()
+        self.down_weight = nn.Parameter(torch.empty(inner_size, hidden_size))
+        self.down_bias = nn.Parameter(torch.zeros(inner_size))
+        self.up_weight = nn.Parameter(torch.empty(hidden_size, inner_size))
+        self.up_bias = nn.Parameter(torch.zeros(hidden_size))
+
+    @torch.no_grad()
+    def reset_parameters(self, init_weights: bool | str = True) -> None:
+        """Initialise: for `True` the way up is 0, so the output is; as published it has noise."""
+        nn.init.trunc_normal_(self.down_weight, std=_STD)
+        if init_weights is True:
+            nn.init.zeros_(self.up_weight)
+        else:
+            nn.init.trunc_normal_(self.up_weight, std=_STD if init_weights == "published" else _RANDOM_STD)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return what is to be added, in the dtype of the weights."""
+        inner = F.linear(tokens.to(self.down_weight.dtype), self.down_weight, self.down_bias)
+        return F.linear(F.gelu(inner), self.up_weight, self.up_bias)
+
+
+class SharedLayer(SlotLayer):
+    """In front of the blocks of a stage: shares the networks, and in the first stage inserts the second set."""
+
+    slot_class = TokenSlot
+    parts = ("patch_network", "prompt_network", "token_network")
+
+    def create_parts(self, adapter_name: str, config: PPTConfig, slot_name: str) -> dict[str, nn.Module]:
+        """Create the networks; that for prompts only where there are prompts."""
+        width = bottleneck_size(config, slot_name, config.bottleneck_size)
+        created = {}
+        for part in self.parts:
+            if part != "prompt_network" or self.slot.stage.index == 0:
+                created[part] = SharedNetwork(self.slot.hidden_size, width)
+                created[part].reset_parameters(config.init_weights)
+        return created
+
+    def adapt(self, name: str, tokens: Tokens, backbone: Backbone) -> Tokens:
+        """Share the networks, and insert the second set with position embeddings and centres."""
+        config, key, stage = self.configs[name], self.key(name), self.slot.stage
+        tokens = tokens.sharing(key, {part: self.part(part, name) for part in self.parts})
+        if stage.index > 0:
+            return tokens
+        sizes = config.num_prompt_groups or tokens.num_patches, config.prompt_group_size or stage.group_size
+        if config.shifted_rows and sizes[0] != tokens.num_patches:
+            raise ValueError(
+                f"`shifted_rows`=True needs as many prompts as patch tokens, got `num_prompt_groups`={sizes[0]} for "
+                f"{tokens.num_patches} patch tokens. Leave `num_prompt_groups` out."
+            )
+        features, positions, centers = backbone.embed(tokens.cloud.points, *sizes)
+        return tokens.insert(key, features, positions, centers, keeps=True)
+
+    def explain(self, name: str, result: Tokens, *inputs) -> Iterator[Picture]:
+        """Show the centres of the second set."""
+        centers = [span.coordinates[0] for span in result.spans if span.owner == self.key(name)]
+        if centers:
+            yield Picture("second set of tokens", [Places("prompt", torch.cat(centers), on_top=True)])
+
+
+class EntryLayer(SlotLayer):
+    """At the start of a block: the networks for patch tokens and for prompts."""
+
+    slot_class = EntrySlot
+
+    def adapt(self, name: str, tokens: Tokens) -> Tokens:
+        """Add what they make of the tokens with their position embeddings."""
+        key = self.key(name)
+        embedded, networks = tokens.embedded(), shared_networks(self, name, tokens)
+        patches, prompts = tokens.of(PATCH, embedded), tokens.of(key, embedded)
+        if self.configs[name].shifted_rows and prompts.shape[1]:
+            update = networks["patch_network"](torch.cat([patches[:, 1:], prompts[:, :1]], dim=1))
+            of_patches, of_first = F.pad(update[:, :-1], (0, 0, 1, 0)), update[:, -1:]
+            of_first = F.pad(of_first, (0, 0, 0, prompts.shape[1] - 1))
+            of_prompts = of_first + networks["prompt_network"](prompts + of_first)
+        else:
+            of_patches = networks["patch_network"](patches)
+            of_prompts = networks["prompt_network"](prompts) if prompts.shape[1] else None
+        tokens = tokens.add_to(PATCH, of_patches)
+        return tokens if of_prompts is None else tokens.add_to(key, of_prompts)
+
+
+class FeedForwardLayer(BranchLayer):
+    """Beside the feed-forward network, outside of stochastic depth: the network for all tokens."""
+
+    slot_class = BranchSlot
+
+    @classmethod
+    def wants(cls, config: PPTConfig, slot: AdapterSlot) -> bool:
+        """Whether it is the branch of the feed-forward network."""
+        return slot.branch == "ffn"
+
+    def adapt_update(
+        self, name: str, update: torch.Tensor, inputs: torch.Tensor, tokens: Tokens
+    ) -> tuple[torch.Tensor, Tokens]:
+        """Add what it makes of the residual stream, `(batch_size, sequence_length, hidden_size)`."""
+        return update + shared_networks(self, name, tokens)["token_network"](tokens.features), tokens
+
+
+class ReadoutLayer(SlotLayer):
+    """Between pooling and head: class token and both sets of tokens."""
+
+    slot_class = ReadoutSlot
+
+    @classmethod
+    def wants(cls, config: PPTConfig, slot: AdapterSlot) -> bool:
+        """Whether a head reads what passes here, and of a part segmentation the stage with the second set."""
+        return slot.is_read and (slot.kind == "cloud" or slot.stage.count == 1)
+
+    def adapt(self, name: str, pooled: torch.Tensor, tokens: Tokens, levels: tuple[Tokens, ...]) -> torch.Tensor:
+        """Read out tokens; see [`readout_size`]."""
+        key = self.key(name)
+        if self.slot.kind == "points":
+            return self._summary(key, levels)
+        owners = [CLASS] if self.slot.stage.num_class else []
+        owners += [PATCH, key] if self.slot.stage.count == 1 else [PATCH]
+        return torch.cat([pool(levels[-1], owner, "mean") for owner in owners], dim=-1)
+
+    @staticmethod
+    def _summary(key: str, levels: Sequence[Tokens]) -> torch.Tensor:
+        """Maximum and mean over both sets, what the depths say of a token side by side."""
+        both = torch.cat([torch.cat([level.patches, level.of(key)], dim=1) for level in levels], dim=-1)
+        return torch.cat([both.amax(dim=1), both.mean(dim=1)], dim=-1)
+
+
+def readout_size(slot: ReadoutSlot) -> int:
+    """Width of what the head reads.
+
+    A classification head reads the class token and the means over patch tokens and prompts, as far as the last stage
+    has them. The head of a part segmentation reads maximum and mean over both sets in all depths.
+    """
+    stage = slot.stage
+    if slot.kind == "points":
+        return 2 * slot.num_levels * stage.hidden_size if stage.count == 1 else slot.hidden_size
+    return stage.hidden_size * (stage.num_class + (2 if stage.count == 1 else 1))
+
+
+def shared_networks(layer: SlotLayer, name: str, tokens: Tokens) -> dict[str, SharedNetwork]:
+    """The networks that the blocks of a stage share.
+
+    Raises:
+        ValueError: If the tokens did not pass the token slot.
+    """
+    networks = tokens.cloud.shared.get(layer.key(name))
+    if networks is None:
+        raise ValueError(
+            f"Block {layer.slot.layer_index} got no networks of adapter {name!r}. Let its tokens pass the token slot "
+            "first (see point_peft_hf.slots), and leave that slot out of `exclude_modules`."
+        )
+    return networks
