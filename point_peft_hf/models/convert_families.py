@@ -64,8 +64,12 @@ FAMILIES = (
     _method("GAPrompt (arXiv 2505.04119)", r"^(point_prompt|shift_net|shape_feature_mlp)\.|^prompt_cor$", "gaprompt"),
     _method("STAG (arXiv 2502.14142)", r"^blocks\.addparam_", "stag"),
     _method("MoST (arXiv 2503.18368)", r"(^|\.)point_monarch\."),
-    _method(
-        "Point-PEFT (arXiv 2310.03059)", r"\.adapter1?\.ln[12]\.|\.ad_gate$|\.cp_adapters?\.|\.prompt_embeddings$"
+    Family(
+        "a model fine-tuned with Point-PEFT (arXiv 2310.03059)",
+        re.compile(r"\.adapter1?\.ln[12]\.|\.ad_gate$|\.cp_adapters?\.|\.prompt_embeddings$"),
+        "Its prompts are made of a memory bank, which is not in the file, and of the features of the encoder before "
+        "its biases were tuned, so the file alone does not give the model that was trained. Convert the pre-trained "
+        "checkpoint that it was fine-tuned from, and train a PointPeftConfig on it.",
     ),
     Family(
         "a model with LoRA layers",

@@ -18,7 +18,7 @@ from peft.utils import PeftType, get_peft_model_state_dict, set_peft_model_state
 
 from ..attaching import is_under
 from ..io.weights import KEY_PREFIX
-from .convert_families import FAMILIES, recognize_family
+from .convert_families import FAMILIES, Family, recognize_family
 from .convert_keys import research_names
 
 if TYPE_CHECKING:
@@ -111,12 +111,15 @@ def read_adapter(
     Raises:
         ValueError: If the method is not known, or the file is not of this method or not whole.
     """
-    reader = _reader(method)
     names = research_names(tensors)
     if len(set(names.values())) < len(names):
         twice = next(new for new in names.values() if list(names.values()).count(new) > 1)
         raise ValueError(f"{name!r} has {twice!r} twice, under different prefixes. Save the one to use.")
-    _check_family(list(names.values()), method, name)
+    found = recognize_family(names.values())
+    if found is not None and found[0].method is None:
+        raise ValueError(f"{name!r} is of {found[0].name}: it has {found[1]!r}. {found[0].advice}")
+    reader = _reader(method)
+    _check_family(found, method, name)
     by_name = {names[key]: tensor for key, tensor in tensors.items()}
     try:
         adapter = reader(by_name, settings, model_type)
@@ -144,16 +147,14 @@ def _reader(method: str) -> Any:
     return readers[method]
 
 
-def _check_family(names: list[str], method: str, name: str) -> None:
-    found = recognize_family(names)
-    family = None if found is None else found[0]
-    if family is not None and family.method not in (None, method):
+def _check_family(found: tuple[Family, str] | None, method: str, name: str) -> None:
+    if found is not None and found[0].method != method:
         raise ValueError(
-            f"{name!r} is of {family.name}: it has {found[1]!r}. Convert it with the method {family.method!r}, not "
-            f"{method!r}."
+            f"{name!r} is of {found[0].name}: it has {found[1]!r}. Convert it with the method {found[0].method!r}, "
+            f"not {method!r}."
         )
     expected = next((family for family in FAMILIES if family.method == method), None)
-    if family is None and expected is not None:
+    if found is None and expected is not None:
         raise ValueError(
             f"{name!r} has no tensor that only {expected.name} has. If it is a plain backbone, convert it without a "
             "method."

@@ -21,6 +21,7 @@ from ..models import AutoModelForPointCloudClassification
 from ..pretrained import backbone_folder
 from ..tuners import (
     DAPTConfig,
+    GAPromptConfig,
     GeometryAdapterConfig,
     IDPTConfig,
     PointGSTConfig,
@@ -28,6 +29,7 @@ from ..tuners import (
     PointPeftConfig,
     PointPriorPromptConfig,
     PPTConfig,
+    STAGConfig,
 )
 from ..tuners.config import PointTunerConfig
 
@@ -99,6 +101,8 @@ METHODS = {
     "geometry": Method("Geometry-aware Adapter, and the head", 4e-3, GeometryAdapterConfig),
     "prompt": Method("Point-prior Prompt, and the head", 4e-3, PointPriorPromptConfig),
     "point_peft": Method("Point-PEFT: geometry, prompts, biases, final norm, and the head", 4e-3, PointPeftConfig),
+    "stag": Method("STAG: a side network on the graph of the tokens, and the head", 4e-3, STAGConfig),
+    "gaprompt": Method("GAPrompt: moved and added points, prompts with the shape, and the head", 4e-3, GAPromptConfig),
     "dapt": Method("DAPT: scales and shifts, dynamic adapters, prompts made of them, and the head", 4e-3, DAPTConfig),
     "idpt": Method("IDPT: a prompt that is generated from the tokens of each cloud, and the head", 4e-3, IDPTConfig),
     "ppt": Method("PPT: a second set of tokens, networks that all blocks share, and the head", 4e-3, PPTConfig),
