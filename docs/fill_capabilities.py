@@ -1,6 +1,6 @@
 """Try what each adapter type can do on each backbone, and write docs/capabilities.md.
 
-    python docs/fill_capabilities.py           # from the root of the repository; ten minutes of one core
+    python docs/fill_capabilities.py           # from the root of the repository; a quarter of an hour of one core
     python docs/fill_capabilities.py --check   # fail if the page says something else
 
 Everything is tried on tiny untrained models on the CPU. What does not work stands below the table, with the reason.
@@ -31,6 +31,7 @@ BACKBONES = {
     "Point-BERT": (pp.PointBertForClassification, pp.PointBertConfig),
     "Point-M2AE": (pp.PointM2AEForClassification, pp.PointM2AEConfig),
     "PointGPT": (pp.PointGPTForClassification, pp.PointGPTConfig),
+    "ReCon": (pp.ReConForClassification, pp.ReConConfig),
 }
 _BLOCKS = {"num_attention_heads": 6, "patch_hidden_sizes": (8, 16, 16), "classifier_hidden_size": 16, "num_labels": 3}
 _STAGES = {"hidden_sizes": (48, 48, 96), "depths": (1, 1, 1), "num_groups": (16, 8, 8), "group_sizes": (8, 4, 4)}
