@@ -88,6 +88,8 @@ def test_backbone_and_adapter(file, convert, tmp_path, prefix):
     config = model.peft_config["default"]
     assert (config.variant, config.rank, config.num_neighbors) == ("std", RANK, 4)
     assert config.base_model_name_or_path == str(tmp_path / "out" / "backbone")
+    # Not the name of the folder that it was written to first.
+    assert "\n# adapter\n" in (tmp_path / "out" / "adapter" / "README.md").read_text()
     logits = model(torch.randn(2, 64, 3)).logits
     assert logits.shape == (2, CLASSES)
     assert logits.isfinite().all()
