@@ -83,7 +83,10 @@ def _embed_plain(
     for norm, linear in zip(first[1::2], first[2::2], strict=True):
         features = linear(F.relu(norm(features, **options)))
     pooled = features.view(num_groups, group_size, -1).amax(dim=1)
-    if type(second_linear1) is nn.Linear and not second_linear1.weight.is_meta:
+    # Where a method trains the first half alone, the order of the published code is kept: the maximum of two points
+    # that are as good as equal falls on the same one, and with it the gradient.
+    is_linear = type(second_linear1) is nn.Linear and not second_linear1.weight.is_meta
+    if is_linear and (second_linear1.weight.requires_grad or not any(p.requires_grad for p in first[0].parameters())):
         # The same as below, but with the group's maximum multiplied once a group instead of once a point.
         weight_pooled, weight_point = second_linear1.weight.chunk(2, dim=1)
         features = F.linear(features, weight_point).view(num_groups, group_size, -1)
