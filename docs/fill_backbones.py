@@ -121,15 +121,15 @@ def page() -> str:
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"""# Backbones
 
-Written by `python docs/fill_backbones.py`. *Parameters*: of the classifier of 15 classes. *Licence*: of the weights, as
-their publishers state it; converting a file prints it, and the card of an adapter repeats it. *Weights*: names on the
-Hub that `from_pretrained` reads (the organisation has more of most), or files of the research repository for
-`examples/convert_checkpoint.py`. What each adapter type does on each backbone is in [capabilities.md](capabilities.md).
+Written by `python docs/fill_backbones.py`. *Parameters*: of the classifier of 15 classes. *Licence*: of the weights,
+as their publishers state it; converting a file prints it, and the card of an adapter repeats it. *Weights*: names on
+the Hub that `from_pretrained` reads (the organisation has more of most), or files of the research repository for
+`examples/convert_checkpoint.py`. [capabilities.md](capabilities.md) has what each adapter type does on each backbone.
 
 {table}
 
-Tokens that adapters insert stand in front of the patch tokens. In PointGPT, whose tokens only see those in front of them,
-patch tokens see them all; in ReCon they are in the branch of the patch tokens, which the three tokens look at.
+Tokens that adapters insert stand in front of the patch tokens. In PointGPT, whose tokens only see those in front of
+them, patch tokens see them all; in ReCon they are in the branch of the patch tokens, which the three tokens look at.
 Neighbourhoods are those of the centres, in whatever order the groups are.
 
 Not read, with the reason in the message: Point-FEMAE (no licence was published), Point Transformer V3 and its kind
