@@ -227,6 +227,11 @@ class Tokens:
         """Return these tokens with a state of an adapter, under its key, for the slots and blocks to come."""
         return replace(self, carry={**self.carry, key: value})
 
+    def taking(self, key: str) -> tuple[Any, Tokens]:
+        """What is carried under a key, `None` if nothing is, and these tokens without it."""
+        rest = {name: value for name, value in self.carry.items() if name != key}
+        return self.carry.get(key), replace(self, carry=rest)
+
     def continuing(self, carry: Mapping[str, Any], losses: tuple[torch.Tensor, ...]) -> Tokens:
         """Return these tokens, which enter a stage, with what the stage before carried on."""
         return replace(self, carry=carry, losses=losses)

@@ -243,6 +243,30 @@ def _settings(model_type: str, sizes: Mapping[str, Any], name: str, is_scan: boo
     return settings
 
 
+def read_options(path: str | Path, what: str) -> dict[str, Any]:
+    """Read the JSON object in a file.
+
+    Args:
+        path: The file.
+        what: What the object should have, for the message.
+
+    Raises:
+        ValueError: If there is no such file, or it is no JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no configuration file {str(path)!r}. Leave it out for the published settings.")
+    try:
+        options = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"The configuration {str(path)!r} is no JSON file: {error}.") from None
+    if not isinstance(options, dict):
+        raise ValueError(
+            f"The configuration {str(path)!r} must be a JSON object with {what}, got {type(options).__name__}."
+        )
+    return options
+
+
 def read_config_file(path: str | Path, model_type: str) -> dict[str, Any]:
     """Read the fields that a user gives for a conversion.
 
@@ -257,17 +281,7 @@ def read_config_file(path: str | Path, model_type: str) -> dict[str, Any]:
     Raises:
         ValueError: If there is no such file, if it is no JSON object, or is for another model type.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"There is no configuration file {str(path)!r}. Leave it out for the published settings.")
-    try:
-        fields = json.loads(Path(path).read_text())
-    except ValueError as error:
-        raise ValueError(f"The configuration {str(path)!r} is no JSON file: {error}.") from None
-    if not isinstance(fields, dict):
-        raise ValueError(
-            f"The configuration {str(path)!r} must be a JSON object with the fields of the model, got "
-            f"{type(fields).__name__}."
-        )
+    fields = read_options(path, "the fields of the model")
     if fields.get("model_type", model_type) != model_type:
         raise ValueError(
             f"The configuration {str(path)!r} is for model_type={fields['model_type']!r}, but the checkpoint is to be "

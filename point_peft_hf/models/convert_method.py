@@ -6,7 +6,6 @@ Which tensors are the adapter's, and what they are called in its file, is known 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +17,7 @@ from peft.utils import PeftType, get_peft_model_state_dict, set_peft_model_state
 
 from ..attaching import is_under
 from ..io.weights import KEY_PREFIX
+from .convert_config import read_options
 from .convert_families import FAMILIES, Family, recognize_family
 from .convert_keys import research_names
 
@@ -78,19 +78,7 @@ def read_settings(config: str | Path | Mapping[str, Any] | None) -> Settings:
     """
     if config is None or isinstance(config, Mapping):
         return Settings(config or {})
-    path = Path(config)
-    if not path.is_file():
-        raise ValueError(f"There is no configuration file {str(path)!r}. Leave it out for the published settings.")
-    try:
-        options = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"The configuration {str(path)!r} is no JSON file: {error}.") from None
-    if not isinstance(options, dict):
-        raise ValueError(
-            f"The configuration {str(path)!r} must be a JSON object with the options of backbone and method side by "
-            f"side, got {type(options).__name__}."
-        )
-    return Settings(options)
+    return Settings(read_options(config, "the options of backbone and method side by side"))
 
 
 def read_adapter(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from ..ops import validate_points
 from ..tokens import Memo, Tokens
 from .adapters import AdapterModelMixin
 from .configuration import PointTransformerConfig
-from .layers import ClassToken, PointAttention, trained_weight
+from .layers import ClassificationHead, ClassToken, PointAttention, trained_weight
 from .layers.encoder import OwnTokens
 from .modeling_outputs import PointClassifierOutput, PointModelOutput
 from .published import find_published_weights, load_published_weights
@@ -198,6 +198,13 @@ class PointEncoderMixin:
 
 class PointClassificationMixin:
     """The forward pass of a classifier: the encoder, then `classifier` on its pooled features."""
+
+    head_class: ClassVar[type[nn.Module]] = ClassificationHead
+
+    def build_head(self, in_size: int) -> nn.Module:
+        """A new head for features of shape `(batch_size, in_size)`."""
+        config = self.config
+        return self.head_class(in_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout)
 
     @capture_outputs(tie_last_hidden_states=False)
     def forward(

@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 from ..attaching import all_or_nothing, check_adapter_name, complete_modules_to_save
 from ..io.backbone import HEADS, describe_backbone
 from ..io.weights import check_file, check_loaded
-from ..slots import AdapterSlot, ReadoutSlot
+from ..slots import AdapterSlot, BranchSlot, ReadoutSlot
 from ..tokens import Tokens
 from .config import PointTunerConfig
 from .explain import Picture, References
@@ -111,16 +112,15 @@ class SlotLayer(nn.Module, BaseTunerLayer):
     def forward(self, value: Any, *inputs: Any) -> Any:
         """Run the slot, then the adapters at work."""
         result = self.base_layer(value, *inputs)
+        adapt = self.adapt
+        if getattr(result.features if isinstance(result, Tokens) else result, "dtype", None) in _HALF:
+            adapt = partial(self.in_own_dtype, adapt)
         for name in () if self._disable_adapters else self._active_adapter:
-            if name not in self.configs:
-                continue
-            if getattr(result.features if isinstance(result, Tokens) else result, "dtype", None) in _HALF:
-                result = self.in_own_dtype(name, self.adapt, result, *inputs)
-            else:
-                result = self.adapt(name, result, *inputs)
+            if name in self.configs:
+                result = adapt(name, result, *inputs)
         return result
 
-    def in_own_dtype(self, name: str, adapt: Callable, result: Any, *inputs: Any) -> Any:
+    def in_own_dtype(self, adapt: Callable, name: str, result: Any, *inputs: Any) -> Any:
         """Call `adapt(name, result, *inputs)` in the dtype of the adapter, and return its result in the backbone's.
 
         PEFT keeps adapters in float32 on a backbone in half precision.
@@ -141,6 +141,26 @@ class SlotLayer(nn.Module, BaseTunerLayer):
         """The module of a part, or `None` if the adapter has switched it off."""
         modules = self._modules[self.prefix + name]._modules
         return modules.get(adapter_name)
+
+    def shared(self, name: str, tokens: Tokens, what: str, key: str | None = None) -> Any:
+        """What the layer in front of the blocks shares with those in the blocks.
+
+        Args:
+            name: Name of the adapter.
+            tokens: The tokens.
+            what: What it is, for the message.
+            key: What it goes by; default: the key of the adapter.
+
+        Raises:
+            ValueError: If the tokens did not pass the token slot.
+        """
+        value = tokens.cloud.shared.get(self.key(name) if key is None else key)
+        if value is None:
+            raise ValueError(
+                f"Block {self.slot.layer_index} got no {what} of adapter {name!r}. Let its tokens pass the token slot "
+                "first (see point_peft_hf.slots), and leave that slot out of `exclude_modules`."
+            )
+        return value
 
     def working_adapters(self) -> Sequence[str]:
         """Names of the adapters that act in the next forward pass."""
@@ -214,6 +234,15 @@ class SlotLayer(nn.Module, BaseTunerLayer):
 class BranchLayer(SlotLayer):
     """An adapter layer around a [`~point_peft_hf.slots.BranchSlot`], inside or outside of stochastic depth."""
 
+    slot_class = BranchSlot
+    # The branch that it goes around, "attention" or "ffn"; `None` for both.
+    branch: ClassVar[str | None] = None
+
+    @classmethod
+    def wants(cls, config: PointTunerConfig, slot: AdapterSlot) -> bool:
+        """Whether it is the branch that the layer is for."""
+        return cls.branch in (None, slot.branch)
+
     def adapt_output(
         self, name: str, output: torch.Tensor, inputs: torch.Tensor, tokens: Tokens
     ) -> tuple[torch.Tensor, Tokens]:
@@ -237,18 +266,14 @@ class BranchLayer(SlotLayer):
         self, output: torch.Tensor, inputs: torch.Tensor, tokens: Tokens, drop_path: Callable[[torch.Tensor], Any]
     ) -> tuple[torch.Tensor, Tokens]:
         """Run the adapters at work around the slot."""
-        names, is_half = self.working_adapters(), output.dtype in _HALF
+        names, adapt_output, adapt_update = self.working_adapters(), self.adapt_output, self.adapt_update
+        if output.dtype in _HALF:
+            adapt_output, adapt_update = (partial(self.in_own_dtype, adapt) for adapt in (adapt_output, adapt_update))
         for name in names:
-            if is_half:
-                output, tokens = self.in_own_dtype(name, self.adapt_output, output, inputs, tokens)
-            else:
-                output, tokens = self.adapt_output(name, output, inputs, tokens)
+            output, tokens = adapt_output(name, output, inputs, tokens)
         update, tokens = self.base_layer(output, inputs, tokens, drop_path)
         for name in names:
-            if is_half:
-                update, tokens = self.in_own_dtype(name, self.adapt_update, update, inputs, tokens)
-            else:
-                update, tokens = self.adapt_update(name, update, inputs, tokens)
+            update, tokens = adapt_update(name, update, inputs, tokens)
         return update, tokens
 
 

@@ -175,6 +175,15 @@ class PointTunerConfig(PeftConfig):
         if value not in choices:
             raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
+    def _check_reads(self, *names: str) -> None:
+        """Check that not all of the fields say that the head reads nothing."""
+        values = {name: getattr(self, name) for name in names}
+        if not any(values.values()):
+            *first, last = (f"`{name}`={value}" for name, value in values.items())
+            raise ValueError(
+                f"{', '.join(first)} and {last} leave nothing for the head to read. Choose at least one of them."
+            )
+
     def _check_at_least(self, name: str, value: int | float | None, minimum: int | float) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or value < minimum:
             raise ValueError(f"`{name}` must be a number of at least {minimum}, got {value!r}.")

@@ -62,19 +62,13 @@ class PointBertForClassification(PointClassificationMixin, PointBertPreTrainedMo
     """
 
     task_module_names = ("classifier", "class_token")
+    head_class = ShallowClassificationHead
 
     def __init__(self, config: PointBertConfig):
         super().__init__(config)
         self.point_bert = PointBertModel(config)
         self.classifier = self.build_head(2 * config.hidden_size)
         self.post_init()
-
-    def build_head(self, in_size: int) -> ShallowClassificationHead:
-        """A new head for features of shape `(batch_size, in_size)`."""
-        config = self.config
-        return ShallowClassificationHead(
-            in_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout
-        )
 
 
 class PointBertForSegmentation(SingleStageSegmentation, PointBertPreTrainedModel):

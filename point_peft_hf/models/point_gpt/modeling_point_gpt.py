@@ -13,7 +13,7 @@ from torch import nn
 from ...ops import gather_points, greedy_path
 from ...slots import Backbone
 from ...tokens import Cloud, Tokens, start_tokens
-from ..layers import ClassificationHead, ClassToken, original
+from ..layers import ClassToken, original
 from ..modeling import Encoded, PointClassificationMixin, PointPreTrainedModel
 from ..point_mae.modeling_point_mae import SingleStageEncoder, SingleStageSegmentation
 from .configuration_point_gpt import PointGPTConfig
@@ -145,11 +145,6 @@ class PointGPTForClassification(PointClassificationMixin, PointGPTPreTrainedMode
         self.classifier = self.build_head(2 * config.hidden_size)
         self.generator = PointGPTGenerator(config) if config.generation_loss_weight else None
         self.post_init()
-
-    def build_head(self, in_size: int) -> ClassificationHead:
-        """A new head for features of shape `(batch_size, in_size)`."""
-        config = self.config
-        return ClassificationHead(in_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout)
 
     def further_losses(self, encoded: Encoded) -> tuple[torch.Tensor, ...]:
         """The weighted generation loss, if it has a weight."""

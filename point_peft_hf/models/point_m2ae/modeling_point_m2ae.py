@@ -15,7 +15,6 @@ from ...ops import gather_points, group_points
 from ...slots import Backbone, LayerSlot, PointSlot, ReadoutSlot, Stage
 from ...tokens import Cloud, Memo, Tokens, start_tokens
 from ..layers import (
-    ClassificationHead,
     PatchEmbedding,
     PointTransformerEncoder,
     PositionEmbedding,
@@ -312,11 +311,6 @@ class PointM2AEForClassification(PointClassificationMixin, PointM2AEPreTrainedMo
         self.point_m2ae = PointM2AEModel(config)
         self.classifier = self.build_head(pooled_size(config))
         self.post_init()
-
-    def build_head(self, in_size: int) -> ClassificationHead:
-        """A new head for features of shape `(batch_size, in_size)`."""
-        config = self.config
-        return ClassificationHead(in_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout)
 
 
 class PointM2AEForSegmentation(PointSegmentationMixin, PointM2AEPreTrainedModel):

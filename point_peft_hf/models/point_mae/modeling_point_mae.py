@@ -18,7 +18,6 @@ from ...slots import Backbone, LayerSlot, PointSlot, ReadoutSlot, Stage
 from ...tokens import CLASS, Cloud, Memo, Tokens, start_tokens
 from ..configuration import SingleStageConfig
 from ..layers import (
-    ClassificationHead,
     ClassToken,
     PatchEmbedding,
     PointTransformerEncoder,
@@ -294,11 +293,6 @@ class PointMAEForClassification(PointClassificationMixin, PointMAEPreTrainedMode
         self.point_mae = PointMAEModel(config)
         self.classifier = self.build_head(2 * config.hidden_size)
         self.post_init()
-
-    def build_head(self, in_size: int) -> ClassificationHead:
-        """A new head for features of shape `(batch_size, in_size)`."""
-        config = self.config
-        return ClassificationHead(in_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout)
 
 
 class SingleStageSegmentation(PointSegmentationMixin):

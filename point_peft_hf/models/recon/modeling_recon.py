@@ -14,7 +14,6 @@ from transformers.activations import ACT2FN
 from ...slots import Stage
 from ...tokens import Cloud, Tokens, start_tokens
 from ..layers import (
-    ClassificationHead,
     ClassToken,
     PointTransformerEncoder,
     PointTransformerLayer,
@@ -57,14 +56,13 @@ class ContrastAttention(nn.Module):
             self.add_module(name, nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias))
         self.out_proj = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, queries: torch.Tensor, patches: torch.Tensor, frozen: bool = False) -> torch.Tensor:
-        """Attend, or attend as it was pre-trained to."""
-        query, key, value, out = (original(layer) if frozen else layer for layer in self.children())
+    def forward(self, queries: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        """Attend."""
         heads = [  # (batch_size, num_heads, length, head_dim)
             projection(inputs).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection, inputs in ((query, queries), (key, patches), (value, patches))
+            for projection, inputs in ((self.q_proj, queries), (self.k_proj, patches), (self.v_proj, patches))
         ]
-        return out(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+        return self.out_proj(F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
 
 
 class ContrastMLP(nn.Module):
@@ -82,10 +80,9 @@ class ContrastMLP(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, frozen: bool = False) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Map tokens of shape `(batch_size, 3, hidden_size)` to the same shape."""
-        fc1, fc2 = (original(layer) if frozen else layer for layer in (self.fc1, self.fc2))
-        return fc2(self.activation(fc1(hidden_states)))
+        return self.fc2(self.activation(self.fc1(hidden_states)))
 
 
 class ReConLayer(PointTransformerLayer):
@@ -193,11 +190,6 @@ class ReConForClassification(PointClassificationMixin, ReConPreTrainedModel):
         self.recon = ReConModel(config)
         self.classifier = self.build_head(self.recon.readout_slot.hidden_size)
         self.post_init()
-
-    def build_head(self, in_size: int) -> ClassificationHead:
-        """A new head for features of shape `(batch_size, in_size)`."""
-        config = self.config
-        return ClassificationHead(in_size, config.classifier_hidden_size, config.num_labels, config.classifier_dropout)
 
 
 class ReConForSegmentation(SingleStageSegmentation, ReConPreTrainedModel):

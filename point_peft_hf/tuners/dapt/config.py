@@ -59,11 +59,7 @@ class DAPTConfig(PointTunerConfig):
         for name in ("prompt_pooling", "patch_pooling"):
             self._check_choice(name, ("mean", "max", None))
         self._check_choice("position", ("every", "once"))
-        if not (self.class_token or self.prompt_pooling or self.patch_pooling):
-            raise ValueError(
-                "`class_token`=False, `prompt_pooling`=None and `patch_pooling`=None leave nothing for the head to "
-                "read. Choose at least one of them."
-            )
+        self._check_reads("class_token", "prompt_pooling", "patch_pooling")
 
     @classmethod
     def for_modelnet40(cls, **fields: Any) -> DAPTConfig:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...slots import AdapterSlot, Backbone, BlockSlot, BranchSlot, LayerSlot, OutputSlot, ReadoutSlot, TokenSlot
+from ...slots import AdapterSlot, Backbone, BlockSlot, LayerSlot, OutputSlot, ReadoutSlot, TokenSlot
 from ...tokens import CLASS, PATCH, Tokens
 from ..base import BranchLayer, SlotLayer, bottleneck_size
 from ..explain import Picture
@@ -139,13 +139,8 @@ class PositionLayer(SlotLayer):
 class FeedForwardLayer(BranchLayer):
     """Beside the feed-forward network, inside of stochastic depth: the adapter."""
 
-    slot_class = BranchSlot
+    branch = "ffn"
     parts = ("dynamic_adapter",)
-
-    @classmethod
-    def wants(cls, config: DAPTConfig, slot: AdapterSlot) -> bool:
-        """Whether it is the branch of the feed-forward network."""
-        return slot.branch == "ffn"
 
     def create_parts(self, adapter_name: str, config: DAPTConfig, slot_name: str) -> dict[str, nn.Module]:
         """Create the adapter."""
@@ -190,14 +185,12 @@ class PromptLayer(SlotLayer):
 
     def adapt(self, name: str, tokens: Tokens) -> Tokens:
         """Insert the prompt, without a position."""
-        carry = dict(tokens.carry)
-        mean = carry.pop(_carried(self, name), None)  # (B, 1, C)
+        mean, tokens = tokens.taking(_carried(self, name))  # (B, 1, C)
         if mean is None:
             raise ValueError(
                 f"Block {self.slot.layer_index} makes its prompt of what the adapter at its `ffn_slot` adds, and "
                 f"adapter {name!r} has none there. Attach to `ffn_slot` as well, or leave out its `output_slot`."
             )
-        tokens = replace(tokens, carry=carry)
         return tokens.insert(self.key(name), self.part("internal_prompt", name)(mean), keeps=True)
 
 

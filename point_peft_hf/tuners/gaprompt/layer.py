@@ -16,7 +16,7 @@ from ...tokens import Tokens
 from ..base import SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
 from .config import GAPromptConfig
-from .shift import SHAPE_SIZE
+from .shift import SHAPE_SIZE, linear_parameters
 
 CENTER_SCALE = 0.3
 PROPAGATION_EPS = 1e-8
@@ -47,9 +47,7 @@ class ShapeProjection(nn.Module):
 
     def __init__(self, hidden_size: int):
         super().__init__()
-        bound = 1 / math.sqrt(SHAPE_SIZE)
-        self.weight = nn.Parameter(torch.empty(hidden_size, SHAPE_SIZE).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(hidden_size).uniform_(-bound, bound))
+        self.weight, self.bias = linear_parameters(SHAPE_SIZE, hidden_size)
 
 
 class PromptCoordinates(nn.Module):

@@ -51,7 +51,7 @@ class NormedLinear(FreezableBatchNorm1d):
 
     def __init__(self, in_size: int, out_size: int):
         super().__init__(out_size)
-        self.linear_weight, self.linear_bias = _linear_parameters(in_size, out_size)
+        self.linear_weight, self.linear_bias = linear_parameters(in_size, out_size)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map features of shape `(..., in_size)` to `(..., out_size)`."""
@@ -64,8 +64,8 @@ class ShiftHead(nn.Module):
 
     def __init__(self, in_size: int, dropout: float):
         super().__init__()
-        self.hidden_weight, self.hidden_bias = _linear_parameters(in_size, _HIDDEN)
-        self.output_weight, self.output_bias = _linear_parameters(_HIDDEN, 3)
+        self.hidden_weight, self.hidden_bias = linear_parameters(in_size, _HIDDEN)
+        self.output_weight, self.output_bias = linear_parameters(_HIDDEN, 3)
         nn.init.zeros_(self.hidden_bias)
         nn.init.zeros_(self.output_bias)
         self.dropout = nn.Dropout(dropout)
@@ -81,7 +81,7 @@ class ShapeHead(nn.Module):
 
     def __init__(self, in_size: int, dropout: float):
         super().__init__()
-        self.weight, self.bias = _linear_parameters(in_size, SHAPE_SIZE)
+        self.weight, self.bias = linear_parameters(in_size, SHAPE_SIZE)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, code: torch.Tensor) -> torch.Tensor:
@@ -97,7 +97,7 @@ class PointPrompts(nn.Module):
         self.coordinates = nn.Parameter(torch.empty(count, 3).uniform_(-0.01, 0.01))
 
 
-def _linear_parameters(in_size: int, out_size: int) -> tuple[nn.Parameter, nn.Parameter]:
+def linear_parameters(in_size: int, out_size: int) -> tuple[nn.Parameter, nn.Parameter]:
     """Weight and bias of a linear layer, initialised as PyTorch does."""
     bound = 1 / math.sqrt(in_size)
     weight = torch.empty(out_size, in_size).uniform_(-bound, bound)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...layers import FreezableBatchNorm1d, add_product, recompute_in_backward, with_known_value
 from ...ops import farthest_point_sample, gather_points, inverse_distance_weights, knn_indices
-from ...slots import AdapterSlot, Backbone, BranchSlot, OutputSlot, TokenSlot
+from ...slots import Backbone, OutputSlot, TokenSlot
 from ...tokens import Tokens
 from ..base import BranchLayer, SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
@@ -73,13 +73,8 @@ class SharedAttentionLayer(SlotLayer):
 class FeedForwardLayer(BranchLayer):
     """After the feed-forward network: f + scale * bottleneck(f)."""
 
-    slot_class = BranchSlot
+    branch = "ffn"
     parts = ("ffn_bottleneck",)
-
-    @classmethod
-    def wants(cls, config: GeometryOptions, slot: AdapterSlot) -> bool:
-        """Whether it is the branch of the feed-forward network."""
-        return slot.branch == "ffn"
 
     def create_parts(self, adapter_name: str, config: GeometryOptions, slot_name: str) -> dict[str, nn.Module]:
         """Create the bottleneck after the feed-forward network."""
@@ -186,12 +181,7 @@ class OutputLayer(SlotLayer):
         """One feature for each neighbourhood, of shape `(batch_size * num_local_centers, hidden_size)`."""
         rows = neighborhoods.neighbor_rows
         features = tokens.features.flatten(0, 1).to(self.part("pooled_bn", name).weight.dtype)
-        attention = tokens.cloud.shared.get(f"{self.key(name)}.local_attention")
-        if attention is None:
-            raise ValueError(
-                f"Block {self.slot.layer_index} got no local attention of adapter {name!r}. Let its tokens pass the "
-                "token slot first (see point_peft_hf.slots), and leave that slot out of `exclude_modules`."
-            )
+        attention = self.shared(name, tokens, "local attention", f"{self.key(name)}.local_attention")
         return attention.attend_and_take_maximum(features, rows, self.drop_path(name, features, rows.shape[0]))
 
     def drop_path(self, name: str, features: torch.Tensor, num_neighborhoods: int) -> torch.Tensor | None:

@@ -72,11 +72,7 @@ class IDPTConfig(PointTunerConfig):
                     f"`prompt_layers`={self.prompt_layers} and `keep_prompts`=True: a prompt that stays is made in "
                     "front of one block only. Name one block, or set `keep_prompts=False`."
                 )
-        if not (self.class_token or self.prompt_token or self.patch_pooling):
-            raise ValueError(
-                "`class_token`=False, `prompt_token`=False and `patch_pooling`=None leave nothing for the head to "
-                "read. Choose at least one of them."
-            )
+        self._check_reads("class_token", "prompt_token", "patch_pooling")
 
     @classmethod
     def for_shapenetpart(cls, **fields: Any) -> IDPTConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import nn
@@ -124,9 +123,7 @@ class GeneratedLayer(SlotLayer):
     def adapt(self, name: str, tokens: Tokens) -> Tokens:
         """Insert it."""
         key = _generated(self.key(name))
-        carry = dict(tokens.carry)
-        prompt = carry.pop(key, None)
-        tokens = replace(tokens, carry=carry)
+        prompt, tokens = tokens.taking(key)
         return tokens if prompt is None else tokens.insert(key, prompt, keeps=True)
 
 

@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...ops import gather_points, morton_keys
-from ...slots import AdapterSlot, BranchSlot
 from ...tokens import Tokens
 from ..base import BranchLayer, bottleneck_size
 from ..explain import Picture
@@ -113,13 +112,8 @@ class SpectralFilter(nn.Module):
 class PointGSTLayer(BranchLayer):
     """Beside the feed-forward network: filters the residual stream in front of its norm."""
 
-    slot_class = BranchSlot
+    branch = "ffn"
     parts = ("spectral_filter",)
-
-    @classmethod
-    def wants(cls, config: PointGSTConfig, slot: AdapterSlot) -> bool:
-        """Whether it is the branch of the feed-forward network."""
-        return slot.branch == "ffn"
 
     def create_parts(self, adapter_name: str, config: PointGSTConfig, slot_name: str) -> dict[str, nn.Module]:
         """Create the filter."""

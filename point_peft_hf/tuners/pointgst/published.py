@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from ..published import PublishedAdapter, module_names, read_size
+from ..published import PublishedAdapter, module_names, read_size, split_published
 from .config import PointGSTConfig
 
 # By the names in a published file, those of the adapter's own part.
@@ -19,7 +18,11 @@ _NAMES = {
     "adapt1": "filter",
     "up": "up",
 }
-_PUBLISHED = re.compile(rf"blocks\.blocks\.(\d+)\.gft_adapter\.({'|'.join(_NAMES)})\.(weight|bias)")
+_RULES = {
+    rf"blocks\.blocks\.(\d+)\.gft_adapter\.({'|'.join(_NAMES)})\.(weight|bias)": lambda m: (
+        f"encoder.layers.{m[1]}.ffn_slot.pointgst_spectral_filter.{_NAMES[m[2]]}_{m[3]}"
+    ),
+}
 
 
 def read_published(
@@ -38,15 +41,7 @@ def read_published(
     Raises:
         ValueError: If the file has no adapters, or adapters of several ranks.
     """
-    weights, base = {}, {}
-    for name, tensor in tensors.items():
-        match = _PUBLISHED.fullmatch(name)
-        if match is None:
-            base[name] = tensor
-            continue
-        layer, part, kind = match.groups()
-        slot = f"base_model.model.{model_type}.encoder.layers.{layer}.ffn_slot"
-        weights[f"{slot}.pointgst_spectral_filter.{_NAMES[part]}_{kind}"] = tensor
+    weights, base = split_published(tensors, _RULES, model_type)
     ranks = {len(tensor) for name, tensor in weights.items() if name.endswith("down_bias")}
     if len(ranks) != 1:
         found = f"of the ranks {sorted(ranks)}" if ranks else "no `blocks.blocks.0.gft_adapter.down.bias`"

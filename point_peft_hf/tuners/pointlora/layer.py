@@ -161,12 +161,7 @@ class BlockLayer(SlotLayer):
 
     def adapt(self, name: str, tokens: Tokens) -> Tokens:
         """Change patch tokens and selected tokens, each by their MLP, which sees them with their positions."""
-        mlps = tokens.cloud.shared.get(f"{self.key(name)}.mlps")
-        if mlps is None:
-            raise ValueError(
-                f"Block {self.slot.layer_index} got no MLPs of adapter {name!r}. Let its tokens pass the token slot "
-                "first (see point_peft_hf.slots), and leave that slot out of `exclude_modules`."
-            )
+        mlps = self.shared(name, tokens, "MLPs", f"{self.key(name)}.mlps")
         embedded = tokens.embedded()
         for owner, mlp in ((PATCH, mlps["patch"]), (self.key(name), mlps["selected"])):
             if mlp is not None and tokens.places(owner):

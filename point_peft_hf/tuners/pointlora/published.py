@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..published import PublishedAdapter, module_names, read_size
+from ..published import PublishedAdapter, module_names, read_size, size_in, split_published
 from .config import PointLoRAConfig
 
 # By the names in a published file, those of the parts that all blocks share.
@@ -24,7 +24,21 @@ _SHARED = {
     "blocks.prompt_proj_mlp.0": "out_mlp.down",
     "blocks.prompt_proj_mlp.2": "out_mlp.up",
 }
-_ATTENTION = re.compile(r"blocks\.blocks\.(\d+)\.attn\.(qkv|proj)\.(lora_A|lora_B|weight|linear\.weight|linear\.bias)")
+_LAYER = r"blocks\.blocks\.(\d+)\.attn\."
+_WAYS = {"A": "down_weight", "B": "up_weight"}
+_RULES = {
+    rf"({'|'.join(map(re.escape, _SHARED))})\.(\w+)": lambda m: f"encoder.token_slot.pointlora_{_SHARED[m[1]]}_{m[2]}",
+    # Queries, keys and values share the way down, and are rows of one way up.
+    rf"{_LAYER}qkv\.lora_A": lambda m: f"encoder.layers.{m[1]}.entry_slot.pointlora_qkv_low_rank.down_weight",
+    rf"{_LAYER}qkv\.lora_B": lambda m: [
+        f"encoder.layers.{m[1]}.attention.{name}_proj_slot.pointlora_low_rank.up_weight" for name in "qkv"
+    ],
+    rf"{_LAYER}proj\.lora_([AB])": lambda m: (
+        f"encoder.layers.{m[1]}.attention.out_proj_slot.pointlora_low_rank.{_WAYS[m[2]]}"
+    ),
+}
+# It has the name of the layer's own weight, which is called `linear.weight`.
+_FACTOR = re.compile(rf"{_LAYER}(qkv|proj)\.weight")
 _TRAINED = ("first_linear1", "first_norm1", "first_linear2")
 
 
@@ -45,28 +59,15 @@ def read_published(
     Raises:
         ValueError: If a factor of a shared MLP, which training leaves at 1, is another number.
     """
-    encoder = f"base_model.model.{model_type}.encoder"
-    weights, base, unused = {}, {}, {}
-    for name, tensor in tensors.items():
-        module, _, kind = name.rpartition(".")
-        match = _ATTENTION.fullmatch(name)
-        if module in _SHARED:
-            weights[f"{encoder}.token_slot.pointlora_{_SHARED[module]}_{kind}"] = tensor
-        elif match is None:
-            base[name] = tensor
-        elif match[3].startswith("lora_"):
-            weights |= _low_rank(f"{encoder}.layers.{match[1]}", match[2], match[3], tensor)
-        elif match[3].startswith("linear."):
-            base[name.replace(".linear.", ".")] = tensor
-        else:
-            # It has the name of the layer's own weight, which is called `linear.weight`.
-            _check_factor(name, tensor)
-            unused[name] = "it is the factor of a shared MLP, and 1"
-    downs = [tensor for name, tensor in weights.items() if name.endswith("qkv_low_rank.down_weight")]
-    mlp = weights.get(f"{encoder}.token_slot.pointlora_patch_mlp.down_weight")
-    if not downs or mlp is None:
-        missing = "blocks.prompt_mlp.0.weight" if downs else "blocks.blocks.0.attn.qkv.lora_A"
-        raise ValueError(f"A file of PointLoRA has {missing!r}; this one does not.")
+    factors = {name: tensor for name, tensor in tensors.items() if _FACTOR.fullmatch(name)}
+    for name, tensor in factors.items():
+        _check_factor(name, tensor)
+    unused = dict.fromkeys(factors, "it is the factor of a shared MLP, and 1")
+    used = {name: tensor for name, tensor in tensors.items() if name not in factors}
+    weights, base = split_published(used, _RULES, model_type)
+    base = {re.sub(rf"^({_LAYER}(?:qkv|proj))\.linear\.", r"\1.", name): tensor for name, tensor in base.items()}
+    rank = size_in(weights, "qkv_low_rank.down_weight", "PointLoRA", "blocks.blocks.0.attn.qkv.lora_A")
+    width = size_in(weights, "pointlora_patch_mlp.down_weight", "PointLoRA", "blocks.prompt_mlp.0.weight")
     options: dict[str, Any] = {}
     if "scales" in settings:
         options["scales"] = [list(scale) for scale in settings["scales"]]
@@ -74,8 +75,8 @@ def read_published(
     weight = settings.get("mask_loss_weight", 0.004)
     second = settings.get("second_scale_weight", 0.25)
     config = PointLoRAConfig(
-        r=read_size(settings, "rank", len(downs[0])),
-        bottleneck_size=read_size(settings, "mlp_hidden", len(mlp)),
+        r=read_size(settings, "rank", rank),
+        bottleneck_size=read_size(settings, "mlp_hidden", width),
         mask_loss_weights=[weight * (second if index else 1) for index in range(len(scales))],
         train_scores_by_task=False,
         confident_scores=False,
@@ -90,19 +91,6 @@ def read_published(
         "train_scores_by_task=False, confident_scores=False: trained on, the scores learn nothing from the task",
     )
     return PublishedAdapter(config, weights, base, switches, unused)
-
-
-def _low_rank(layer: str, module: str, way: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Weights of a low-rank update: queries, keys and values share the way down and are rows of one way up."""
-    if module == "proj":
-        kind = "down_weight" if way == "lora_A" else "up_weight"
-        return {f"{layer}.attention.out_proj_slot.pointlora_low_rank.{kind}": tensor}
-    if way == "lora_A":
-        return {f"{layer}.entry_slot.pointlora_qkv_low_rank.down_weight": tensor}
-    return {
-        f"{layer}.attention.{name}_slot.pointlora_low_rank.up_weight": rows
-        for name, rows in zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True)
-    }
 
 
 def _check_factor(name: str, tensor: torch.Tensor) -> None:

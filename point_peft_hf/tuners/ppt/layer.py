@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...slots import AdapterSlot, Backbone, BranchSlot, EntrySlot, ReadoutSlot, TokenSlot
+from ...slots import AdapterSlot, Backbone, EntrySlot, ReadoutSlot, TokenSlot
 from ...tokens import CLASS, PATCH, Tokens
 from ..base import BranchLayer, SlotLayer, bottleneck_size
 from ..explain import Picture, Places
@@ -103,7 +103,7 @@ class EntryLayer(SlotLayer):
     def adapt(self, name: str, tokens: Tokens) -> Tokens:
         """Add what they make of the tokens with their position embeddings."""
         key = self.key(name)
-        embedded, networks = tokens.embedded(), shared_networks(self, name, tokens)
+        embedded, networks = tokens.embedded(), self.shared(name, tokens, "networks")
         patches, prompts = tokens.of(PATCH, embedded), tokens.of(key, embedded)
         if self.configs[name].shifted_rows and prompts.shape[1]:
             update = networks["patch_network"](torch.cat([patches[:, 1:], prompts[:, :1]], dim=1))
@@ -120,18 +120,13 @@ class EntryLayer(SlotLayer):
 class FeedForwardLayer(BranchLayer):
     """Beside the feed-forward network, outside of stochastic depth: the network for all tokens."""
 
-    slot_class = BranchSlot
-
-    @classmethod
-    def wants(cls, config: PPTConfig, slot: AdapterSlot) -> bool:
-        """Whether it is the branch of the feed-forward network."""
-        return slot.branch == "ffn"
+    branch = "ffn"
 
     def adapt_update(
         self, name: str, update: torch.Tensor, inputs: torch.Tensor, tokens: Tokens
     ) -> tuple[torch.Tensor, Tokens]:
         """Add what it makes of the residual stream, `(batch_size, sequence_length, hidden_size)`."""
-        return update + shared_networks(self, name, tokens)["token_network"](tokens.features), tokens
+        return update + self.shared(name, tokens, "networks")["token_network"](tokens.features), tokens
 
 
 class ReadoutLayer(SlotLayer):
@@ -170,18 +165,3 @@ def readout_size(slot: ReadoutSlot) -> int:
     if slot.kind == "points":
         return 2 * slot.num_levels * stage.hidden_size if stage.count == 1 else slot.hidden_size
     return stage.hidden_size * (stage.num_class + (2 if stage.count == 1 else 1))
-
-
-def shared_networks(layer: SlotLayer, name: str, tokens: Tokens) -> dict[str, SharedNetwork]:
-    """The networks that the blocks of a stage share.
-
-    Raises:
-        ValueError: If the tokens did not pass the token slot.
-    """
-    networks = tokens.cloud.shared.get(layer.key(name))
-    if networks is None:
-        raise ValueError(
-            f"Block {layer.slot.layer_index} got no networks of adapter {name!r}. Let its tokens pass the token slot "
-            "first (see point_peft_hf.slots), and leave that slot out of `exclude_modules`."
-        )
-    return networks
