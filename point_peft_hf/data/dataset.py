@@ -81,6 +81,7 @@ class PointCloudDataset(torch.utils.data.Dataset):
         self.num_points, self.sampling, self.seed = num_points, sampling, seed
         self.set_parts(class_parts, part_names)
         self._clouds, self._part_labels = clouds, part_labels
+        self.layout: str | None = None  # of the folder that they come from
         self._places = np.arange(len(clouds))  # where the cloud of an item lies in `clouds`
 
     def set_parts(self, class_parts: list[list[int]] | None, part_names: Sequence[str] | None = None) -> None:

@@ -196,6 +196,8 @@ def load_dataset(
     empty = [split for split, dataset in splits.items() if len(dataset) == 0]
     if empty:
         raise PointCloudError(f"{path}: the {empty[0]} split is empty; every class has one cloud at most, or none")
+    for dataset in splits.values():
+        dataset.layout = name
     return splits
 
 

@@ -1,10 +1,11 @@
-"""Fine-tuning under Accelerate: methods, tasks, adapter-only checkpoints, metrics."""
+"""Fine-tuning on `transformers.Trainer`: methods, tasks, adapter-only checkpoints, metrics."""
 
-from .arguments import FinetuneArguments
+from .arguments import PointCloudArguments, PointCloudTrainingArguments, parse_arguments
 from .batch_norm import SyncFreezableBatchNorm1d, synchronize_batch_norms
 from .batches import EpochSampler, TrainingCollator, evaluation_loader, training_loader
-from .checkpoints import Checkpoints, load_model, register_adapter_checkpoints, save_model
-from .finetune import Finetuning
+from .checkpoints import load_model, save_model
+from .command import train_methods
+from .finetune import Finetuning, finetune
 from .interruption import TrainingDiverged, TrainingInterrupted, TrainingStopped
 from .methods import (
     METHODS,
@@ -16,24 +17,29 @@ from .methods import (
     prepare_method,
 )
 from .metrics import ClassificationMetrics
-from .optimization import parameter_groups, warmup_cosine
 from .part_predictor import PartPrediction, PartPredictor
 from .predictor import Predictor, load_predictor
 from .record import data_fingerprint, results_table
 from .resident import load_resident, share_weights
 from .segmentation import SegmentationMetrics, SegmentationTask, load_segmentation_task, predict_parts
 from .task import ClassificationTask, load_task
-from .tasks import Task, task_from_arguments
+from .tasks import Task, load_task_of
+from .trainer import PointCloudTrainer
 from .verbosity import show_only_own_messages
 
 __all__ = [
     "METHODS",
-    "Checkpoints",
     "ClassificationMetrics",
     "ClassificationTask",
     "EpochSampler",
-    "FinetuneArguments",
     "Finetuning",
+    "PointCloudArguments",
+    "PointCloudTrainer",
+    "PointCloudTrainingArguments",
+    "finetune",
+    "train_methods",
+    "load_task_of",
+    "parse_arguments",
     "PartPrediction",
     "PartPredictor",
     "Predictor",
@@ -57,16 +63,12 @@ __all__ = [
     "load_segmentation_task",
     "load_task",
     "method_config",
-    "parameter_groups",
     "predict_parts",
     "prepare_method",
-    "register_adapter_checkpoints",
     "results_table",
     "save_model",
     "show_only_own_messages",
     "synchronize_batch_norms",
     "training_loader",
     "share_weights",
-    "task_from_arguments",
-    "warmup_cosine",
 ]

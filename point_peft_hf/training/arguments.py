@@ -1,162 +1,264 @@
-"""What to fine-tune, and how."""
+"""What to fine-tune on which data, and how to train: two dataclasses, the second one of transformers."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from transformers import HfArgumentParser, TrainingArguments
 
 from ..data import get_augmentation
 from ..pretrained import DEFAULT_BACKBONE
 from .methods import DEFAULT_LEARNING_RATE, METHODS, find_method
 from .task import PROCEDURAL
 
-# Fields with which a run may be resumed although they were others before: they change no weight. Backbone and data are
-# compared by their contents, so that their folders may be moved.
-FREE_FIELDS = frozenset(
-    {
-        *("model", "data", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "report_to", "num_workers"),
-        *("checkpoint_every_steps", "keep_checkpoints", "log_every_steps", "gradient_checkpointing", "test_votes"),
-        *("skip_bad_files", "drop_invalid", "layout"),
-    }
-)
-
-
 TASKS = ("classification", "segmentation")
+_JSON_FIELDS = ("config", "model_config", "processor_config")
 
 
 @dataclass
-class FinetuneArguments:
-    """What to fine-tune, and how. The fields are the options of `examples/train.py`."""
+class PointCloudArguments:
+    """What is fine-tuned on which data."""
 
-    method: str = field(
-        default="point_peft",
+    model: str = field(default=DEFAULT_BACKBONE, metadata={"help": "Backbone: a name, a folder or a Hub repository."})
+    data: str = field(default=PROCEDURAL, metadata={"help": "'procedural', or the folder of a data set."})
+    task: str = field(default="classification", metadata={"help": "classification, or segmentation (of parts)."})
+    layout: str | None = field(
+        default=None, metadata={"help": "Layout of the folder, if it holds several data sets. Default: detected."}
+    )
+    skip_bad_files: bool = field(default=False, metadata={"help": "Skip files that cannot be read, with a warning."})
+    drop_invalid: bool = field(
+        default=False, metadata={"help": "Drop points with NaN or infinite coordinates, as depth cameras write them."}
+    )
+    num_points: int | None = field(default=None, metadata={"help": "Points of a cloud. Default: the backbone's."})
+    augmentation: str = field(default="scale_translate", metadata={"help": "Augmentation of the training clouds."})
+    clouds_per_class: int = field(default=50, metadata={"help": "Procedural data: training clouds of a class."})
+    corruption: str = field(default="scan", metadata={"help": "Procedural data: clean, scan or hard_scan."})
+    max_train_clouds: int | None = field(default=None, metadata={"help": "Limit of the training clouds."})
+    max_test_clouds: int | None = field(default=None, metadata={"help": "Limit of the test clouds."})
+    validation_fraction: float = field(
+        default=0.2, metadata={"help": "Share of the training clouds that chooses the epoch, if there is no split."}
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of the validation split and of the limits."})
+    test_votes: int = field(
+        default=1, metadata={"help": "Number of views of a test cloud to average, drawn and augmented as in training."}
+    )
+    config: dict | str | None = field(
+        default=None, metadata={"help": "Fields of the method's configuration, as JSON: '{\"r\": 16}'."}
+    )
+    model_config: dict | str | None = field(
+        default=None, metadata={"help": "Fields of the backbone's configuration, as JSON."}
+    )
+    processor_config: dict | str | None = field(
+        default=None, metadata={"help": 'Fields of the preprocessing, as JSON: \'{"up_axis": "z"}\'.'}
+    )
+
+    def __post_init__(self):
+        for name in _JSON_FIELDS:
+            value = getattr(self, name)
+            try:
+                value = json.loads(value) if isinstance(value, str) else value or {}
+            except ValueError:
+                pass
+            if not isinstance(value, dict):
+                raise ValueError(f"--{name} must be a JSON object with names and values, got {value!r}.")
+            setattr(self, name, value)
+        if self.task not in TASKS:
+            raise ValueError(f"--task must be one of {', '.join(TASKS)}, got {self.task!r}.")
+        for name in ("clouds_per_class", "test_votes", "num_points", "max_train_clouds", "max_test_clouds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, got {value}.")
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"--validation_fraction must be between 0 and 1, got {self.validation_fraction}.")
+        if self.test_votes > 1 and self.task == "segmentation":
+            raise ValueError(
+                f"--test_votes {self.test_votes} needs --task classification: the views of a cloud have different "
+                "points, so their parts cannot be averaged."
+            )
+        get_augmentation(self.augmentation)
+
+    @property
+    def processor_fields(self) -> dict[str, Any]:
+        """Fields of the preprocessing that replace those of the backbone."""
+        return self.processor_config | ({} if self.num_points is None else {"num_points": self.num_points})
+
+
+@dataclass
+class PointCloudTrainingArguments(TrainingArguments):
+    """The arguments of `transformers.Trainer` with the defaults of this package, and a few more.
+
+    `learning_rate` and `warmup_steps` default to those of the method, `per_device_eval_batch_size` to the training
+    batch size, `metric_for_best_model` to the score of the task.
+    """
+
+    output_dir: str | None = field(
+        default="outputs", metadata={"help": "Each method gets a folder of its name in this one."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the run that lies in the output folder and start anew."}
+    )
+    num_train_epochs: float = field(default=8.0, metadata={"help": "Number of epochs."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Clouds of a step and process."})
+    per_device_eval_batch_size: int | None = field(
+        default=None, metadata={"help": "Clouds of an evaluation step. Default: those of a training step."}
+    )
+    learning_rate: float | None = field(default=None, metadata={"help": "Peak learning rate. Default: the method's."})
+    warmup_steps: float | None = field(
+        default=None, metadata={"help": "Warm-up steps, or below 1 their share of all steps. Default: the method's."}
+    )
+    weight_decay: float = field(default=0.05, metadata={"help": "Not applied to biases, norms, tokens and prompts."})
+    max_grad_norm: float = field(default=10.0, metadata={"help": "Gradients are clipped to this norm."})
+    lr_scheduler_type: str = field(
+        default="cosine_warmup_with_min_lr", metadata={"help": "Learning-rate schedule of transformers."}
+    )
+    lr_scheduler_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Options of the schedule. Default: a minimum of 0.002 of the peak."}
+    )
+    optim: str = field(default="adamw_torch", metadata={"help": "Optimizer of transformers."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: epoch or steps."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint: epoch or steps."})
+    save_total_limit: int | None = field(
+        default=2, metadata={"help": "Number of checkpoints to keep. The best and the last one are always kept."}
+    )
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Choose the epoch on the validation split."})
+    logging_steps: float = field(default=10, metadata={"help": "Log after this number of steps."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite stops training."})
+    remove_unused_columns: bool | None = field(default=False, metadata={"help": "Batches are used as they are."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
+    extra_save_steps: int | None = field(
+        default=None, metadata={"help": "Save further checkpoints between the epochs, after this number of steps."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this number of evaluations without a better one."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of weights, order, augmentation and dropout."})
+    sync_batch_norm: bool = field(
+        default=False, metadata={"help": "Trained BatchNorms normalise over the clouds of all processes."}
+    )
+    exact_batch_norm: int = field(
+        default=256,
         metadata={
-            "help": f"One of {', '.join(METHODS)}; a type of peft by its name (boft, hira, ...); or "
+            "help": "Clouds that re-estimate the statistics of trained BatchNorms before an evaluation; 0: off."
+        },
+    )
+
+    def __post_init__(self):
+        names = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps")
+        for name in (*names, "extra_save_steps", "save_total_limit", "early_stopping_patience"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"--{name} must be above 0, got {value}.")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise ValueError(f"--learning_rate must be above 0, got {self.learning_rate}.")
+        if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "cosine_warmup_with_min_lr":
+            self.lr_scheduler_kwargs = {"min_lr_rate": 2e-3}
+        if self.per_device_eval_batch_size is None:
+            self.per_device_eval_batch_size = self.per_device_train_batch_size
+        if self.disable_tqdm is None:
+            self.disable_tqdm = not sys.stderr.isatty()
+        # `TrainingArguments` replaces or compares these, which depend on the method and the task.
+        unset = {"warmup_steps": self.warmup_steps, "metric_for_best_model": self.metric_for_best_model}
+        self.warmup_steps = self.warmup_steps or 0
+        super().__post_init__()
+        for name, value in unset.items():
+            setattr(self, name, value)
+
+    def for_method(self, method: str, score: str) -> PointCloudTrainingArguments:
+        """These arguments with what depends on the method and the task filled in.
+
+        Args:
+            method: A name that [`find_method`] knows.
+            score: The validation score that chooses the epoch.
+        """
+        chosen = find_method(method)
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        copy.output_dir = f"{self.output_dir}/{folder_name(method)}"
+        copy.learning_rate = self.learning_rate or chosen.learning_rate
+        copy.warmup_steps = chosen.warmup_ratio if self.warmup_steps is None else self.warmup_steps
+        copy.metric_for_best_model = self.metric_for_best_model or score
+        copy.greater_is_better = not copy.metric_for_best_model.endswith("loss")
+        copy.run_name = self.run_name or method
+        return copy
+
+
+@dataclass
+class MethodArguments:
+    """Which methods to train."""
+
+    method: list[str] = field(
+        default_factory=lambda: ["linear", "point_peft"],
+        metadata={
+            "help": f"One or more of {', '.join(METHODS)}; a type of peft by its name (boft, hira, ...); or "
             "package.module:Config, the configuration class of a type of your own (default learning rate of both: "
             f"{DEFAULT_LEARNING_RATE:g})."
         },
     )
-    model: str = field(default=DEFAULT_BACKBONE, metadata={"help": "Backbone: a name, a folder or a Hub repository."})
-    data: str = field(default=PROCEDURAL, metadata={"help": "'procedural', or a folder of a data set."})
-    layout: str | None = field(
-        default=None, metadata={"help": "Layout of the folder, where it holds several data sets; default: by looking."}
-    )
-    skip_bad_files: bool = field(
-        default=False, metadata={"help": "Leave out files that cannot be read, and name them, instead of stopping."}
-    )
-    drop_invalid: bool = field(
-        default=False,
-        metadata={"help": "Leave out points with NaN or infinite coordinates, as depth cameras write them."},
-    )
-    task: str = field(default="classification", metadata={"help": "classification or segmentation (of parts)."})
-    num_points: int | None = field(default=None, metadata={"help": "Points of a cloud; default: the backbone's."})
-    output_dir: str = field(
-        default="outputs", metadata={"help": "The result goes to a folder of the method's name in it."}
-    )
-    overwrite_output_dir: bool = field(
-        default=False,
-        metadata={"help": "Start anew where an unfinished run lies, or one on other data, and delete it."},
-    )
-    epochs: int = field(default=8, metadata={"help": "Number of epochs."})
-    batch_size: int = field(default=16, metadata={"help": "Clouds of a step and process."})
-    learning_rate: float | None = field(default=None, metadata={"help": "Default: that of the method."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Not for biases, norms and tokens."})
-    warmup_ratio: float | None = field(
-        default=None, metadata={"help": "Share of the steps with rising learning rate. Default: that of the method."}
-    )
-    max_gradient_norm: float = field(default=10.0, metadata={"help": "Gradients are clipped to this norm."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches of an optimizer step."})
-    mixed_precision: str | None = field(default=None, metadata={"help": "no, fp16 or bf16."})
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Compute activations again in the backward pass instead of keeping them."}
-    )
-    sync_batch_norm: bool = field(
-        default=False, metadata={"help": "Trained BatchNorms see the clouds of all processes."}
-    )
-    augmentation: str = field(default="scale_translate", metadata={"help": "Augmentation of the training clouds."})
-    clouds_per_class: int = field(default=50, metadata={"help": "Procedural data: training clouds of a class."})
-    corruption: str = field(default="scan", metadata={"help": "Procedural data: clean, scan or hard_scan."})
-    max_train_clouds: int | None = field(default=None, metadata={"help": "Use only so many training clouds."})
-    max_test_clouds: int | None = field(default=None, metadata={"help": "Use only so many test clouds."})
-    test_votes: int = field(
-        default=1,
-        metadata={"help": "Average over so many views of a test cloud, drawn and augmented as in training."},
-    )
-    validation_fraction: float = field(default=0.2, metadata={"help": "Share of training clouds for validation."})
-    data_seed: int = field(default=0, metadata={"help": "Seed of the validation split and of limits."})
-    seed: int = field(default=0, metadata={"help": "Seed of weights, order, augmentation and dropout."})
-    num_workers: int = field(default=0, metadata={"help": "Worker processes of a data loader."})
-    resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "'latest' (starts anew where there is none yet), or a checkpoint's folder."}
-    )
-    checkpoint_every_steps: int | None = field(
-        default=None, metadata={"help": "Save a checkpoint after so many optimizer steps, beside that of each epoch."}
-    )
-    keep_checkpoints: int = field(default=2, metadata={"help": "Keep so many checkpoints."})
-    log_every_steps: int = field(default=10, metadata={"help": "Write a line of metrics after so many steps."})
-    report_to: str = field(default="none", metadata={"help": "Tracker: none, tensorboard or trackio."})
-    processor_config: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={"help": 'Fields of the preprocessing, as JSON: \'{"up_axis": "z"}\'; default: the backbone\'s.'},
-    )
-    model_config: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "Fields of the backbone's config, as JSON."}
-    )
-    config: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of the method's config, as JSON."})
 
-    @property
-    def method_name(self) -> str:
-        """The method as the name of a folder."""
-        return self.method.replace(":", ".")
 
-    @property
-    def peak_learning_rate(self) -> float:
-        """The learning rate after the warm-up: the one asked for, else that of the method."""
-        return self.learning_rate or find_method(self.method).learning_rate
+def folder_name(method: str) -> str:
+    """The name of a method as that of a folder."""
+    return method.replace(":", ".")
 
-    @property
-    def warmup_share(self) -> float:
-        """The share of the steps with rising learning rate: the one asked for, else that of the method."""
-        return find_method(self.method).warmup_ratio if self.warmup_ratio is None else self.warmup_ratio
 
-    @property
-    def processor_fields(self) -> dict[str, Any]:
-        """Fields of the preprocessing that are to be other than the backbone's."""
-        return self.processor_config | ({} if self.num_points is None else {"num_points": self.num_points})
+def parse_arguments(
+    arguments: Sequence[str] | Mapping[str, Any] | None = None, description: str | None = None
+) -> tuple[list[str], PointCloudArguments, PointCloudTrainingArguments]:
+    """Read the methods, [`PointCloudArguments`] and [`PointCloudTrainingArguments`].
 
-    def check(self) -> None:
-        """Check the values.
+    Args:
+        arguments: A command line; default: that of this process. Or names and values, "method" among them.
+        description: The description that `--help` prints.
 
-        Raises:
-            ValueError: If one does not fit, with its name and the value got.
-        """
-        if self.task not in TASKS:
-            raise ValueError(f"--task must be one of {', '.join(TASKS)}, got {self.task!r}.")
-        for name in ("config", "model_config", "processor_config"):
-            value = getattr(self, name)
-            if not isinstance(value, dict):
-                raise ValueError(f"--{name} must be a JSON object with names and values, got {value!r}.")
-        # Both say what is wrong.
-        find_method(self.method).config(**self.config)
-        names = ("epochs", "batch_size", "gradient_accumulation_steps", "clouds_per_class", "test_votes")
-        for name in (*names, "num_points", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}.")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise ValueError(f"--learning_rate must be above 0, got {self.learning_rate}.")
-        for name in ("validation_fraction", "warmup_ratio"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise ValueError(f"--{name} must be between 0 and 1, got {value}.")
-        if self.test_votes > 1 and self.task == "segmentation":
-            raise ValueError(
-                f"--test_votes {self.test_votes} is for classification: the views of a cloud have other points, so "
-                "that their parts cannot be averaged. Leave it out."
-            )
-        get_augmentation(self.augmentation)
+    Returns:
+        The methods, and the two sets of arguments.
 
-    def recipe(self) -> dict[str, Any]:
-        """The fields that decide the weights that come out, beside backbone and data."""
-        fields = {name: value for name, value in asdict(self).items() if name not in FREE_FIELDS}
-        return fields | {"learning_rate": self.peak_learning_rate, "warmup_ratio": self.warmup_share}
+    Raises:
+        ValueError: If a value does not fit, or a name is unknown.
+    """
+    parser = HfArgumentParser(
+        (MethodArguments, PointCloudArguments, PointCloudTrainingArguments), description=description
+    )
+    if isinstance(arguments, Mapping):
+        method = arguments.get("method", "point_peft")
+        methods = [method] if isinstance(method, str) else list(method)
+        known = {each.name for kind in (PointCloudArguments, PointCloudTrainingArguments) for each in fields(kind)}
+        if unknown := sorted(arguments.keys() - known - {"method"}):
+            raise ValueError(f"There are no arguments {unknown}. See examples/train.py --help.")
+        kinds = (PointCloudArguments, PointCloudTrainingArguments)
+        what, how = (
+            kind(**{f.name: arguments[f.name] for f in fields(kind) if f.name in arguments}) for kind in kinds
+        )
+    else:
+        chosen, what, how = parser.parse_args_into_dataclasses(arguments)
+        methods = chosen.method
+    for method in methods:
+        find_method(method).config(**what.config)
+    return methods, what, how
+
+
+# What the trained weights depend on, beside the weights of the backbone and the data.
+_FREE = {"model", "data", "layout", "skip_bad_files", "drop_invalid", "test_votes"}
+_DECISIVE = (
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "weight_decay"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "label_smoothing_factor", "seed"),
+    *("eval_strategy", "eval_steps", "metric_for_best_model", "sync_batch_norm", "exact_batch_norm"),
+)
+
+
+def recipe(method: str, what: PointCloudArguments, how: PointCloudTrainingArguments) -> dict[str, Any]:
+    """What decides the weights that come out, as JSON can hold it, without the backbone and the data.
+
+    Args:
+        method: The method.
+        what: What is trained.
+        how: How, from `for_method`.
+    """
+    values = {name: getattr(how, name) for name in _DECISIVE}
+    values = {name: getattr(value, "value", value) for name, value in values.items()}
+    return {"method": method} | {k: v for k, v in asdict(what).items() if k not in _FREE} | values

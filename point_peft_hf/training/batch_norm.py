@@ -1,8 +1,12 @@
-"""Batch normalisation over the clouds of all processes."""
+"""Batch normalisation in training: over the clouds of all processes, and with exact statistics to evaluate with."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
 import torch
+from accelerate import Accelerator
 from torch import distributed, nn
 
 from ..layers import FreezableBatchNorm1d
@@ -81,3 +85,60 @@ def synchronize_batch_norms(model: nn.Module) -> nn.Module:
                 )
                 setattr(module, name, synced)
     return model
+
+
+def trained_batch_norms(model: nn.Module) -> list[FreezableBatchNorm1d]:
+    """The BatchNorms of a model whose statistics change in training."""
+    return [norm for norm in model.modules() if isinstance(norm, FreezableBatchNorm1d) and not norm.is_frozen]
+
+
+class _Moments:
+    """Sums of the inputs of a BatchNorm and of their squares, in float64."""
+
+    def __init__(self, norm: FreezableBatchNorm1d):
+        self.norm = norm
+        # A mean that is about right keeps the squares small.
+        self.center = norm.running_mean.double().clone()
+        self.sums = torch.zeros(2, norm.num_features, dtype=torch.float64, device=norm.running_mean.device)
+        self.count = torch.zeros(1, dtype=torch.float64, device=norm.running_mean.device)
+
+    def add(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        rows = inputs[0].detach().double()
+        # (rows, features)
+        rows = (rows if rows.ndim == 2 else rows.transpose(1, 2).flatten(0, 1)) - self.center
+        self.sums += torch.stack([rows.sum(0), rows.square().sum(0)])
+        self.count += len(rows)
+
+    def apply(self, accelerator: Accelerator) -> None:
+        values = torch.cat([self.sums.flatten(), self.count])
+        if accelerator.num_processes > 1:
+            values = accelerator.reduce(values.float() if values.device.type == "mps" else values)
+        mean, square = (values[:-1] / values[-1]).view(2, -1)
+        variance = (square - mean.square()).clamp(min=0) * values[-1] / (values[-1] - 1).clamp(min=1)
+        self.norm.running_mean.copy_(self.center + mean)
+        self.norm.running_var.copy_(variance)
+
+
+@contextmanager
+def estimate_statistics(norms: Sequence[FreezableBatchNorm1d], accelerator: Accelerator) -> Iterator[None]:
+    """Give BatchNorms the mean and variance of what passes through them within this context, over all processes.
+
+    The running statistics of training lag behind the weights, more so in every layer above, so that the accuracy of an
+    epoch can be read far too low. Within this context the norms normalise each batch by itself, as in training; all
+    other layers should be in eval mode.
+
+    Args:
+        norms: The norms; their mode is put back at the end.
+        accelerator: The accelerator.
+    """
+    before = [(norm.training, norm.num_batches_tracked.clone()) for norm in norms]
+    moments = [_Moments(norm) for norm in norms]
+    with ExitStack() as stack:
+        for norm, each in zip(norms, moments, strict=True):
+            norm.train()
+            stack.callback(norm.register_forward_pre_hook(each.add).remove)
+        yield
+    for norm, each, (mode, count) in zip(norms, moments, before, strict=True):
+        each.apply(accelerator)
+        norm.train(mode)
+        norm.num_batches_tracked.copy_(count)

@@ -19,34 +19,38 @@ class PrecomputedValues:
     PointGST, queries of a bank); where there are none, nothing is done.
 
     Args:
-        model: The model, as Accelerate prepared it.
         accelerator: The Accelerator.
         max_bytes: Clouds whose values do not fit are computed in every epoch.
     """
 
-    def __init__(self, model: nn.Module, accelerator: Accelerator, max_bytes: int = MAX_BYTES):
-        self.model, self.accelerator, self.bytes_left = model, accelerator, max_bytes
+    def __init__(self, accelerator: Accelerator, max_bytes: int = MAX_BYTES):
+        self.accelerator, self.bytes_left = accelerator, max_bytes
         self.rows: dict[int, dict[str, torch.Tensor]] = {}
         self.is_needed = True
 
     @torch.no_grad()
-    def of(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
-        """The values of a batch with `points` and `sample_ids`, or `None`."""
+    def of(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
+        """The values of a batch with `points` and `sample_ids`, or `None`.
+
+        Args:
+            model: The model, whether Accelerate prepared it or not.
+            batch: The batch.
+        """
         numbers = batch["sample_ids"].tolist()
         if not self.is_needed or any(number < 0 for number in numbers):
             return None
         if any(number not in self.rows for number in numbers):
             if self.bytes_left <= 0:
                 return None
-            self._add(numbers, batch["points"])
+            self._add(model, numbers, batch["points"])
         if not self.is_needed:
             return None
         names = self.rows[numbers[0]]
         device = batch["points"].device
         return {name: torch.stack([self.rows[number][name] for number in numbers]).to(device) for name in names}
 
-    def _add(self, numbers: list[int], points: torch.Tensor) -> None:
-        model = self.accelerator.unwrap_model(self.model)
+    def _add(self, model: nn.Module, numbers: list[int], points: torch.Tensor) -> None:
+        model = self.accelerator.unwrap_model(model)
         was_training = model.training
         with self.accelerator.autocast():
             values = {name: value.cpu() for name, value in model.eval().precompute(points).items()}

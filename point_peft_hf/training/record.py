@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,90 +19,8 @@ from .resources import versions
 from .segmentation import SegmentationTask
 from .task import ClassificationTask
 
-LOG_NAME = "train.log"
-METRICS_NAME = "metrics.jsonl"
-TRACKERS = ("tensorboard", "trackio")
 # Clouds of a split whose points count in its fingerprint, spread evenly.
 _SAMPLED_CLOUDS = 64
-
-
-class RunLog:
-    """The log of a run for people, "train.log", and for programs, "metrics.jsonl".
-
-    Files are opened for each line, as the folder may be replaced between two of them.
-
-    Args:
-        folder: Where they are.
-        report: Called with each line for people.
-    """
-
-    def __init__(self, folder: Path, report: Callable[[str], None]):
-        self.folder = folder
-        self.report = report
-
-    def line(self, text: str) -> None:
-        """Tell people something."""
-        self.report(text)
-        self.write(text)
-
-    def write(self, text: str) -> None:
-        """Write a line for people without telling them now."""
-        with open(self.folder / LOG_NAME, "a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-
-    def metrics(self, kind: str, values: dict[str, Any]) -> None:
-        """Write a line of metrics, an object of JSON.
-
-        Args:
-            kind: "step" or "epoch".
-            values: What was measured, with "step" and "epoch" among it.
-        """
-        with open(self.folder / METRICS_NAME, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **values}) + "\n")
-
-    def rewind(self, step: int, epoch: int) -> None:
-        """Leave out the metrics of what will be done again.
-
-        Args:
-            step: The last step that was done.
-            epoch: The last epoch that was finished.
-        """
-        path = self.folder / METRICS_NAME
-        if not path.is_file():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                values = json.loads(line)
-            except ValueError:
-                continue  # cut off by a power failure
-            if values["epoch"] <= epoch or (values["kind"] == "step" and values["step"] <= step):
-                kept.append(line + "\n")
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
-
-    def clear(self) -> None:
-        """Begin anew."""
-        for name in (LOG_NAME, METRICS_NAME):
-            (self.folder / name).unlink(missing_ok=True)
-
-
-def check_tracker(name: str) -> None:
-    """Check that a tracker can be used.
-
-    Raises:
-        ValueError: If it is unknown or not installed.
-    """
-    if name == "none":
-        return
-    if name not in TRACKERS:
-        raise ValueError(f"--report_to must be none or one of {', '.join(TRACKERS)}, got {name!r}.")
-    if importlib.util.find_spec(name) is None:
-        raise ValueError(
-            f"--report_to {name} needs the package {name}, which is not installed: pip install {name}. Or leave it "
-            f"out: {METRICS_NAME} in the output folder has the same numbers."
-        )
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:

@@ -107,6 +107,11 @@ class SegmentationTask:
     is_segmentation = True
 
     @property
+    def layout(self) -> str | None:
+        """The layout of the folder that the clouds come from, if they come from one."""
+        return self.train.layout
+
+    @property
     def model_fields(self) -> dict[str, Any]:
         """Fields of the model's configuration that follow from the task. One category need not be told."""
         num_categories = len(self.category_names)

@@ -39,6 +39,11 @@ class ClassificationTask:
     is_segmentation = False
 
     @property
+    def layout(self) -> str | None:
+        """The layout of the folder that the clouds come from, if they come from one."""
+        return self.train.layout
+
+    @property
     def model_fields(self) -> dict[str, Any]:
         """Fields of the model's configuration that follow from the task, beside the names of its classes."""
         return {}

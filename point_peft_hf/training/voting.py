@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from accelerate import Accelerator
-from torch import nn
 from torch.utils.data import DataLoader
 
-from ..data import PointCloudProcessor, get_augmentation
-from .arguments import FinetuneArguments
+from ..data import get_augmentation
 from .batches import EpochSampler, TrainingCollator
-from .task import ClassificationTask
+
+if TYPE_CHECKING:
+    from .trainer import PointCloudTrainer
 
 
 @torch.no_grad()
-def judge_by_votes(
-    model: nn.Module,
-    task: ClassificationTask,
-    processor: PointCloudProcessor,
-    args: FinetuneArguments,
-    accelerator: Accelerator,
-) -> dict[str, float]:
-    """Judge a model on the test split by its mean class probabilities over `args.test_votes` views of each cloud.
+def judge_by_votes(trainer: PointCloudTrainer, num_votes: int) -> dict[str, float]:
+    """Judge a model on the test split by its mean class probabilities over several views of each cloud.
 
     Each view has other points of the cloud (if it has more than the model takes) and is augmented as in training. The
-    number of views is fixed beforehand and all of them count, so there is nothing to pick the best of.
+    number of views is fixed beforehand and all of them count, so there is no best one to pick.
 
     Args:
-        model: The model, on the device of the accelerator.
-        task: The task.
-        processor: Prepares the clouds; its own seed is not used.
-        args: Arguments of the run; the views depend on its `seed`.
-        accelerator: Its accelerator.
+        trainer: The trainer, with its model and task; the views depend on its seed.
+        num_votes: Number of views.
 
     Returns:
         The measures of the task.
     """
-    model.eval()
+    model, task, accelerator = trainer.model_wrapped.eval(), trainer.task, trainer.accelerator
     total: torch.Tensor | None = None
-    for vote in range(args.test_votes):
+    for vote in range(num_votes):
         probabilities, labels = [], []
-        for batch in accelerator.prepare(_view(task, processor, args, vote)):
+        for batch in accelerator.prepare(_view(trainer, vote)):
             predicted = model(**task.inputs(batch)).logits.float().softmax(dim=-1)
             # What fills up a last batch for the sake of other processes is cut off again.
             predicted, known = accelerator.gather_for_metrics((predicted, batch["labels"]))
@@ -53,14 +45,15 @@ def judge_by_votes(
     return metrics.compute()
 
 
-def _view(task: ClassificationTask, processor: PointCloudProcessor, args: FinetuneArguments, vote: int) -> DataLoader:
+def _view(trainer: PointCloudTrainer, vote: int) -> DataLoader:
     """A loader of one view of the test clouds, in their order."""
-    source = EpochSampler(len(task.test), args.seed)
+    args = trainer.args
+    source = EpochSampler(len(trainer.task.test), args.seed)
     source.set_epoch(vote)
     return DataLoader(
-        task.test,
-        batch_size=args.batch_size,
-        collate_fn=TrainingCollator(processor, get_augmentation(args.augmentation), source),
-        num_workers=args.num_workers,
+        trainer.task.test,
+        batch_size=args.per_device_eval_batch_size,
+        collate_fn=TrainingCollator(trainer.processor, get_augmentation(trainer.what.augmentation), source),
+        num_workers=args.dataloader_num_workers,
         generator=torch.Generator(),
     )

@@ -1,0 +1,86 @@
+"""The training command: several methods, one after the other, and the table that compares them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import release_memory
+
+from ..visualization.figure import in_words
+from .arguments import parse_arguments
+from .finetune import FEW_STEPS, Finetuning
+from .record import results_table
+from .verbosity import show_only_own_messages
+
+
+def train_methods(arguments: Sequence[str] | None = None, description: str | None = None) -> list[dict[str, Any]]:
+    """Train the methods of a command line on the same data, and print the table.
+
+    Args:
+        arguments: The command line; default: that of this process.
+        description: The description that `--help` prints.
+
+    Returns:
+        The record of each run.
+
+    Raises:
+        ValueError: If an argument does not fit.
+        TrainingStopped: If a run cannot go on.
+    """
+    show_only_own_messages()
+    methods, what, how = parse_arguments(arguments, description)
+    task, records = None, []
+    for method in methods:
+        run = Finetuning(method, what, how, task)
+        task = run.task
+        records.append(run.run())
+        run.trainer.accelerator.free_memory()
+        run = release_memory(run)
+    if PartialState().is_main_process:
+        print(f"\n{results_table(records)}\n")
+        print(conclusion(records))
+        best = best_record(records)
+        folder = Path(how.output_dir) / best["method"].replace(":", ".")
+        # Whoever loads an adapter has to know its type.
+        own_type = f" --method {best['method']}" if ":" in best["method"] else ""
+        print(f"To predict: python examples/predict.py FILE --adapter {folder}{own_type}")
+    PartialState().destroy_process_group()
+    return records
+
+
+def best_record(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The record with the highest score on the validation split; the first one of equals, or without a split."""
+    return max(records, key=lambda record: record[f"validation_{record['score']}"] or 0.0)
+
+
+def conclusion(records: Sequence[dict[str, Any]]) -> str:
+    """The best method by validation, and what its numbers leave open."""
+    best = best_record(records)
+    score = f"validation_{best['score']}"
+    if best[score] is None:
+        return "There is no validation split, so the last epoch was taken and no method is better than another."
+    text = f"{'Best by validation' if len(records) > 1 else 'Chosen by validation'}: {best['method']}"
+    text += f", {in_words(best['score'])} {100 * best[score]:.1f} % in epoch {best['best_epoch']}."
+    last, steps = best["history"][-1], num_steps(best)
+    if len(records) > 1:
+        second = sorted((record[score] for record in records), reverse=True)[1]
+        lead, share, count = best[score] - second, best[score], best["clouds"]["validation"]
+        # At most the standard error of a difference of two shares of the same clouds.
+        if lead < 1.96 * math.sqrt(max(share * (1 - share), 0.01) / count):
+            text += f" Its lead of {100 * lead:.1f} points may be chance: it is one seed on {count} clouds."
+    if best["best_epoch"] == last["epoch"] > 1:
+        text += " Still improving in the last epoch: more --num_train_epochs may help."
+    if steps < FEW_STEPS:
+        text += f" Only {steps} steps: the numbers say little."
+    return text
+
+
+def num_steps(record: dict[str, Any]) -> int:
+    """Optimizer steps of a run."""
+    arguments = record["arguments"]
+    batch = arguments["per_device_train_batch_size"] * record["processes"] * arguments["gradient_accumulation_steps"]
+    return math.ceil(max(record["clouds"]["train"] // batch, 1)) * len(record["history"])
