@@ -27,7 +27,13 @@ def measure(num_processes: int, clouds_per_step: int, options: list[str]) -> dic
     with tempfile.TemporaryDirectory() as folder:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
         script = str(Path(__file__).with_name("train.py"))
-        fixed = ["--output_dir", folder, "--batch_size", str(clouds_per_step // num_processes), "--sync_batch_norm"]
+        fixed = [
+            "--output_dir",
+            folder,
+            "--per_device_train_batch_size",
+            str(clouds_per_step // num_processes),
+            "--sync_batch_norm",
+        ]
         command = [sys.executable, *launcher, script, "--method", "point_peft", *fixed, *options]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
@@ -48,7 +54,7 @@ def main() -> None:
     print("| processes | clouds a step and process | clouds/s | peak memory a process | device |")
     print("|---|---|---|---|---|")
     for number in args.processes:
-        record = measure(number, args.clouds_per_step, ["--epochs", "2", *options])
+        record = measure(number, args.clouds_per_step, ["--num_train_epochs", "2", *options])
         # The first epoch pays for what is only done once.
         row = record["history"][-1]
         batches = record["clouds"]["train"] // args.clouds_per_step

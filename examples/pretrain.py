@@ -16,23 +16,16 @@ four thirds of the width, and with four times, twice and once the groups.
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-import transformers
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from torch.utils.data import DataLoader, Dataset, RandomSampler
-from tqdm.auto import tqdm
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch.utils.data import Dataset, RandomSampler
+from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments, set_seed
 
-import point_peft_hf
 from point_peft_hf import (
     PointBertConfig,
     PointBertModel,
@@ -43,7 +36,8 @@ from point_peft_hf import (
     PointMAEForPreTraining,
 )
 from point_peft_hf.data import BASE_CLASSES, PointCloudCollator, ProceduralShapes, get_augmentation, load_dataset
-from point_peft_hf.training import parameter_groups, warmup_cosine
+from point_peft_hf.training import TrainingDiverged, versions
+from point_peft_hf.training.optimization import is_exempt_from_decay
 from point_peft_hf.training.task import PROCEDURAL
 
 ARCHITECTURES = {
@@ -55,54 +49,83 @@ ARCHITECTURES = {
 
 @dataclass
 class PretrainArguments:
-    """Arguments of the script; each is a command-line option of the same name."""
+    """What is pre-trained on which clouds."""
 
-    model_type: str = "point_mae"
-    output_dir: str = "outputs/point-mae-small-procedural"
+    model_type: str = field(default="point_mae", metadata={"choices": list(ARCHITECTURES)})
     data: str = PROCEDURAL
-    layout: str | None = None
+    layout: str | None = field(default=None, metadata={"help": "Layout of the folder, if it holds several data sets."})
     hidden_size: int = 144
     num_hidden_layers: int = 6
     num_attention_heads: int = 6
-    patch_hidden_sizes: tuple[int, ...] = (48, 96, 192)
+    patch_hidden_sizes: list[int] = field(default_factory=lambda: [48, 96, 192])
     num_groups: int = 64
     group_size: int = 32
     decoder_num_hidden_layers: int = 2
     num_points: int = 1024
-    steps: int = 1500
-    warmup_steps: int = 100
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
     clouds_per_class: int = 5000
-    num_workers: int = 1
+
+
+@dataclass
+class PretrainTrainingArguments(TrainingArguments):
+    """The arguments of the Trainer, with the defaults of this script."""
+
+    output_dir: str | None = "outputs/point-mae-small-procedural"
+    max_steps: int = 1500
+    warmup_steps: float = 100
+    per_device_train_batch_size: int = 64
+    learning_rate: float = 1e-3
+    lr_scheduler_type: str = "cosine_warmup_with_min_lr"
+    lr_scheduler_kwargs: dict | str | None = field(default_factory=lambda: {"min_lr_rate": 1e-3})
+    weight_decay: float = 0.05
+    max_grad_norm: float = 10.0
+    optim: str = "adamw_torch"
+    dataloader_num_workers: int = 1
+    dataloader_drop_last: bool = True
+    logging_steps: float = 50
+    logging_nan_inf_filter: bool = False
+    remove_unused_columns: bool | None = False
+    save_strategy: str = "no"
     seed: int = 0
-    log_every: int = 50
 
 
-def parse_arguments() -> PretrainArguments:
-    """Read the arguments from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for field in fields(PretrainArguments):
-        if field.name == "patch_hidden_sizes":
-            parser.add_argument("--patch_hidden_sizes", type=int, nargs=3, default=field.default)
-        elif field.name == "model_type":
-            parser.add_argument("--model_type", choices=ARCHITECTURES, default=field.default)
-        elif field.name == "layout":
-            parser.add_argument("--layout", help="Layout of the folder, where it holds several data sets.")
-        else:
-            parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
-    return PretrainArguments(**vars(parser.parse_args()))
+class PreTrainer(Trainer):
+    """A Trainer of masked autoencoding: clouds drawn with replacement, augmented on their device."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.augment = get_augmentation("scale_translate")
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RandomSampler:
+        count = self.args.max_steps * self.args.per_device_train_batch_size * self.args.world_size
+        generator = torch.Generator().manual_seed(self.args.seed)
+        return RandomSampler(self.train_dataset, replacement=True, num_samples=count, generator=generator)
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """All but biases, norms and tokens."""
+        return [name for name, parameter in model.named_parameters() if not is_exempt_from_decay(name, parameter)]
+
+    def floating_point_ops(self, inputs: dict) -> int:
+        """Not counted: the formula of transformers is one of language models."""
+        return 0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The Chamfer distance of the masked groups."""
+        loss = model(self.augment(inputs["points"])).loss
+        if not torch.isfinite(loss):
+            raise TrainingDiverged(
+                f"The loss is {loss.item()} at step {self.state.global_step}; try a lower --learning_rate."
+            )
+        return loss
 
 
 def model_card(record: dict) -> str:
     """The card of the backbone, written from the record of its pre-training."""
     args = record["arguments"]
-    defaults = asdict(PretrainArguments())
+    defaults = asdict(PretrainArguments()) | vars(PretrainTrainingArguments())
     options = [
-        f"--{name} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+        f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
         for name, value in args.items()
-        if name not in ("output_dir", "seed") and list_of(value) != list_of(defaults[name])
+        if name not in ("output_dir", "seed") and value != defaults[name]
     ]
     name, data = (
         Path(args["output_dir"]).name,
@@ -133,7 +156,7 @@ tags:
 | blocks | {record["shape"]["blocks"]}, {args["num_attention_heads"]} heads |
 | input | {args["num_points"]} points, unit sphere, y up; {record["shape"]["groups"]} |
 | data | {data} |
-| training | {args["steps"]} steps of {record["batch"]} clouds, AdamW, learning rate {args["learning_rate"]} |
+| training | {args["max_steps"]} steps of {record["batch"]} clouds, AdamW, learning rate {args["learning_rate"]} |
 | Chamfer distance of masked groups at the end | {record["final_chamfer_x1000"]:.3f} / 1000 |
 | versions | {", ".join(f"{k} {v}" for k, v in record["versions"].items())} |
 
@@ -167,7 +190,7 @@ def build_model(args: PretrainArguments) -> PreTrainedModel:
     """A model for masked autoencoding; its encoder is the attribute that its `base_model_prefix` names."""
     common = {
         "num_attention_heads": args.num_attention_heads,
-        "patch_hidden_sizes": list(args.patch_hidden_sizes),
+        "patch_hidden_sizes": args.patch_hidden_sizes,
         "drop_path_rate": 0.0,
     }
     if args.model_type == "point_m2ae":
@@ -209,11 +232,11 @@ def shape_of(config: PreTrainedConfig) -> dict[str, str]:
     }
 
 
-def load_clouds(args: PretrainArguments) -> tuple[Dataset, PointCloudCollator | None]:
+def load_clouds(args: PretrainArguments, seed: int) -> tuple[Dataset, PointCloudCollator | None]:
     """The clouds to pre-train on, and what makes batches of them."""
     if args.data == PROCEDURAL:
         shapes = ProceduralShapes(
-            BASE_CLASSES, args.clouds_per_class, num_points=args.num_points, seed=args.seed, cache=False
+            BASE_CLASSES, args.clouds_per_class, num_points=args.num_points, seed=seed, cache=False
         )
         return shapes, None
     # Other points of a cloud each time it is seen.
@@ -221,83 +244,46 @@ def load_clouds(args: PretrainArguments) -> tuple[Dataset, PointCloudCollator | 
     return load_dataset(args.data, args.layout)["train"], PointCloudCollator(processor)
 
 
-def list_of(value: object) -> object:
-    """Tuples as lists, as JSON has them."""
-    return list(value) if isinstance(value, tuple) else value
-
-
 def main() -> None:
     """Pre-train, then save backbone, preprocessing and the record of the run."""
-    args = parse_arguments()
-    accelerator = Accelerator()
+    parser = HfArgumentParser((PretrainArguments, PretrainTrainingArguments), description=__doc__)
+    what, args = parser.parse_args_into_dataclasses()
     set_seed(args.seed)
-    model = build_model(args)
-    dataset, collate = load_clouds(args)
-    sampler = RandomSampler(
-        dataset,
-        replacement=True,
-        # Each process gets its share, and takes all the steps.
-        num_samples=args.steps * args.batch_size * accelerator.num_processes,
-        generator=torch.Generator().manual_seed(args.seed),
-    )
-    loader = DataLoader(
-        dataset, args.batch_size, sampler=sampler, num_workers=args.num_workers, drop_last=True, collate_fn=collate
-    )
-    optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.learning_rate)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, args.steps, args.warmup_steps, floor=1e-3)
-    )
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    augment = get_augmentation("scale_translate")
-    if accelerator.num_processes > 1:
-        # The weights are the same on all processes, the masks are not.
-        set_seed(args.seed, device_specific=True)
-
-    model.train()
-    started, losses = time.perf_counter(), []
+    model = build_model(what)
+    dataset, collate = load_clouds(what, args.seed)
+    trainer = PreTrainer(model, args, train_dataset=dataset, data_collator=collate)
+    # The weights are the same on all processes, the masks are not.
+    set_seed(args.seed, device_specific=True)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    if not trainer.is_world_process_zero():
+        return
     output_dir = Path(args.output_dir)
-    progress = tqdm(loader, disable=not accelerator.is_local_main_process, file=sys.stderr, mininterval=10)
-    for step, batch in enumerate(progress, start=1):
-        loss = model(augment(batch["points"])).loss
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"The loss is {loss.item()} at step {step}; try a lower --learning_rate.")
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 10.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        if step % args.log_every == 0:
-            mean = sum(losses[-args.log_every :]) / args.log_every
-            progress.set_postfix(chamfer_x1000=f"{1000 * mean:.3f}")
-            accelerator.print(f"step {step}: chamfer x 1000 = {1000 * mean:.3f}", flush=True)
-
-    if accelerator.is_main_process:
-        model = accelerator.unwrap_model(model)
-        backbone = getattr(model, model.base_model_prefix)
-        backbone.config.dtype = "float32"
-        backbone.save_pretrained(output_dir)
-        PointCloudProcessor(num_points=args.num_points).save_pretrained(output_dir)
-        record = {
-            "arguments": asdict(args),
-            "shape": shape_of(backbone.config),
-            "batch": args.batch_size * accelerator.num_processes,
-            "clouds": len(dataset),
-            "classes": list(BASE_CLASSES if args.data == PROCEDURAL else dataset.class_names),
-            "final_chamfer_x1000": 1000 * sum(losses[-args.log_every :]) / len(losses[-args.log_every :]),
-            "seconds": round(time.perf_counter() - started),
-            "versions": {
-                "point_peft_hf": point_peft_hf.__version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "python": platform.python_version(),
-            },
-        }
-        (output_dir / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
-        (output_dir / "README.md").write_text(model_card(record))
-        accelerator.print(f"Saved the backbone to {output_dir} after {record['seconds']} s.")
-    accelerator.end_training()
+    model = trainer.accelerator.unwrap_model(model)
+    backbone = getattr(model, model.base_model_prefix)
+    vars(backbone.config).pop("use_cache", None)
+    backbone.config.dtype = "float32"
+    backbone.save_pretrained(output_dir)
+    PointCloudProcessor(num_points=what.num_points).save_pretrained(output_dir)
+    recorded = ("output_dir", "seed", "max_steps", "warmup_steps", "per_device_train_batch_size", "learning_rate")
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    record = {
+        "arguments": asdict(what) | {name: getattr(args, name) for name in (*recorded, "weight_decay")},
+        "shape": shape_of(backbone.config),
+        "batch": args.per_device_train_batch_size * args.world_size,
+        "clouds": len(dataset),
+        "classes": list(BASE_CLASSES if what.data == PROCEDURAL else dataset.class_names),
+        "final_chamfer_x1000": 1000 * (losses[-1] if losses else trainer.state.log_history[-1]["train_loss"]),
+        "seconds": round(time.perf_counter() - started),
+        "versions": versions(),
+    }
+    (output_dir / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
+    (output_dir / "README.md").write_text(model_card(record))
+    print(f"Saved the backbone to {output_dir} after {record['seconds']} s.")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ImportError, OSError, ValueError, TrainingDiverged) as error:
+        sys.exit(f"error: {error}")

@@ -87,7 +87,7 @@ def draw_training(args: argparse.Namespace, runs: list[dict]) -> Iterator[Path]:
 
 def draw_test_clouds(args: argparse.Namespace, predictor: Predictor, arguments: dict) -> Iterator[Path]:
     """Draw what a classifier makes of the test clouds."""
-    options = {name: arguments[name] for name in DATA_ARGUMENTS} | {"seed": arguments["data_seed"]}
+    options = {name: arguments[name] for name in DATA_ARGUMENTS} | {"seed": arguments["split_seed"]}
     for name in ("skip_bad_files", "drop_invalid"):
         options[name] = arguments.get(name, False)
     # The recorded layout is that of the recorded folder.

@@ -20,6 +20,9 @@ class FreezableBatchNorm1d(nn.BatchNorm1d):
         - output: as the input
     """
 
+    # Called with what is about to be normalised; see `training.batch_norm.estimate_statistics`.
+    observer: Callable[[torch.Tensor], None] | None = None
+
     @property
     def is_frozen(self) -> bool:
         """Whether no parameter of this layer is trained."""
@@ -32,6 +35,8 @@ class FreezableBatchNorm1d(nn.BatchNorm1d):
 
     def forward(self, hidden_states: torch.Tensor, frozen: bool = False) -> torch.Tensor:
         """Normalise `hidden_states`, in any case by the running statistics if `frozen`."""
+        if self.observer is not None:
+            self.observer(hidden_states)
         if not (frozen or self.uses_running_stats):
             if hidden_states.numel() < 2 * self.num_features:
                 raise ValueError(

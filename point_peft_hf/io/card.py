@@ -230,14 +230,16 @@ def _run_values(fields: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str,
 
 def _recipe(run: dict[str, Any]) -> list[str]:
     arguments = run.get("arguments", {})
-    epochs, rate, warmup = (
-        run.get(name) or arguments.get(name) for name in ("epochs", "learning_rate", "warmup_ratio")
+    epochs, batch, rate, warmup = (
+        arguments.get(name)
+        for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "warmup_steps")
     )
+    share = f"{warmup or 0:.0%} of the steps" if warmup and warmup < 1 else f"{warmup} steps"
     parts = (
-        (epochs, f"{epochs} epoch{'s' * (epochs != 1)}"),
-        (arguments.get("batch_size"), f"batch size {arguments.get('batch_size')}"),
+        (epochs, f"{epochs or 0:g} epoch{'s' * (epochs != 1)}"),
+        (batch, f"batch size {batch}"),
         (rate, f"AdamW with learning rate {rate or 0:g}"),
-        (warmup, f"warm-up over {warmup or 0:.0%} of the steps"),
+        (warmup, f"warm-up over {share}"),
         ("weight_decay" in arguments, f"weight decay {arguments.get('weight_decay', 0):g}"),
         (arguments.get("augmentation"), f"augmentation `{arguments.get('augmentation')}`"),
     )

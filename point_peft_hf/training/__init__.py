@@ -5,7 +5,7 @@ from .batch_norm import SyncFreezableBatchNorm1d, synchronize_batch_norms
 from .batches import EpochSampler, TrainingCollator, evaluation_loader, training_loader
 from .checkpoints import load_model, save_model
 from .command import train_methods
-from .finetune import Finetuning, finetune
+from .finetuning import Finetuning, finetune
 from .interruption import TrainingDiverged, TrainingInterrupted, TrainingStopped
 from .methods import (
     METHODS,
@@ -21,6 +21,7 @@ from .part_predictor import PartPrediction, PartPredictor
 from .predictor import Predictor, load_predictor
 from .record import data_fingerprint, results_table
 from .resident import load_resident, share_weights
+from .resources import versions
 from .segmentation import SegmentationMetrics, SegmentationTask, load_segmentation_task, predict_parts
 from .task import ClassificationTask, load_task
 from .tasks import Task, load_task_of
@@ -38,6 +39,7 @@ __all__ = [
     "PointCloudTrainingArguments",
     "finetune",
     "train_methods",
+    "versions",
     "load_task_of",
     "parse_arguments",
     "PartPrediction",

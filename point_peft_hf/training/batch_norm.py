@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -42,6 +42,8 @@ class SyncFreezableBatchNorm1d(FreezableBatchNorm1d):
         """Normalise `hidden_states`."""
         if self.uses_running_stats or not distributed.is_initialized() or distributed.get_world_size() == 1:
             return super().forward(hidden_states)
+        if self.observer is not None:
+            self.observer(hidden_states)
         dims = [0] if hidden_states.ndim == 2 else [0, 2]
         shape = (1, -1) if hidden_states.ndim == 2 else (1, -1, 1)
         values = hidden_states.float()
@@ -102,8 +104,8 @@ class _Moments:
         self.sums = torch.zeros(2, norm.num_features, dtype=torch.float64, device=norm.running_mean.device)
         self.count = torch.zeros(1, dtype=torch.float64, device=norm.running_mean.device)
 
-    def add(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        rows = inputs[0].detach().double()
+    def add(self, inputs: torch.Tensor) -> None:
+        rows = inputs.detach().double()
         # (rows, features)
         rows = (rows if rows.ndim == 2 else rows.transpose(1, 2).flatten(0, 1)) - self.center
         self.sums += torch.stack([rows.sum(0), rows.square().sum(0)])
@@ -133,11 +135,14 @@ def estimate_statistics(norms: Sequence[FreezableBatchNorm1d], accelerator: Acce
     """
     before = [(norm.training, norm.num_batches_tracked.clone()) for norm in norms]
     moments = [_Moments(norm) for norm in norms]
-    with ExitStack() as stack:
+    try:
         for norm, each in zip(norms, moments, strict=True):
             norm.train()
-            stack.callback(norm.register_forward_pre_hook(each.add).remove)
+            norm.observer = each.add
         yield
+    finally:
+        for norm in norms:
+            norm.observer = None
     for norm, each, (mode, count) in zip(norms, moments, before, strict=True):
         each.apply(accelerator)
         norm.train(mode)

@@ -55,6 +55,9 @@ class RunCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Start the clock, and put back the history of a run that is resumed."""
         self.history = [row["history"] for row in state.log_history if "history" in row]
+        if state.best_global_step:
+            # The folder may have been moved since.
+            state.best_model_checkpoint = f"{args.output_dir}/checkpoint-{state.best_global_step}"
         self.first_step, self.started = state.global_step, time.perf_counter()
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):

@@ -17,6 +17,9 @@ from torch import nn
 from ..io.files import file_checksum, read_json, write_json
 
 MANIFEST_NAME = "manifest.json"
+# The best model so far, in the folder of a later checkpoint.
+BEST_NAME = "best"
+_MODEL_FILES = ("*.safetensors", "*config.json")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -66,6 +69,39 @@ def seal_checkpoint(checkpoint: Path, content: Mapping[str, Any]) -> None:
         with open(file, "rb" if os.name == "posix" else "r+b") as opened:
             os.fsync(opened.fileno())
     write_json(checkpoint / MANIFEST_NAME, {**content, "files": manifest})
+
+
+def keep_best(checkpoint: Path, best: Path) -> None:
+    """Give a checkpoint the model of the best one, so that it can be resumed without it.
+
+    Args:
+        checkpoint: The checkpoint.
+        best: The best checkpoint.
+    """
+    if best == checkpoint or not best.is_dir():
+        return
+    (checkpoint / BEST_NAME).mkdir(exist_ok=True)
+    for file in (file for pattern in _MODEL_FILES for file in best.glob(pattern)):
+        target = checkpoint / BEST_NAME / file.name
+        target.unlink(missing_ok=True)
+        try:
+            os.link(file, target)
+        except OSError:
+            shutil.copy2(file, target)
+
+
+def restore_best(checkpoint: Path, folder: Path, step: int) -> None:
+    """Put the best model that a checkpoint holds into the folder of its run, if it is not there.
+
+    Args:
+        checkpoint: The checkpoint.
+        folder: The folder of the run.
+        step: The step of the best model.
+    """
+    target, source = folder / f"checkpoint-{step}", checkpoint / BEST_NAME
+    if source.is_dir() and not target.is_dir():
+        shutil.copytree(source, target)
+        seal_checkpoint(target, {})
 
 
 def delete_unfinished(folder: Path) -> None:

@@ -12,7 +12,7 @@ from accelerate.utils import release_memory
 
 from ..visualization.figure import in_words
 from .arguments import parse_arguments
-from .finetune import FEW_STEPS, Finetuning
+from .finetuning import FEW_STEPS, Finetuning
 from .record import results_table
 from .verbosity import show_only_own_messages
 

@@ -32,6 +32,7 @@ from ..tuners import (
     STAGConfig,
 )
 from ..tuners.config import PointTunerConfig
+from .verbosity import quiet_loading
 
 
 @dataclass(frozen=True)
@@ -246,14 +247,15 @@ def load_backbone(
         The model.
     """
     id2label = dict(enumerate(class_names))
-    backbone = auto_class.from_pretrained(
-        backbone_folder(name),
-        num_labels=len(class_names),
-        id2label=id2label,
-        label2id={label: index for index, label in id2label.items()},
-        ignore_mismatched_sizes=True,
-        **fields,
-    )
+    with quiet_loading():
+        backbone = auto_class.from_pretrained(
+            backbone_folder(name),
+            num_labels=len(class_names),
+            id2label=id2label,
+            label2id={label: index for index, label in id2label.items()},
+            ignore_mismatched_sizes=True,
+            **fields,
+        )
     # A shipped backbone goes by its name, as its folder is another on every machine; a relative folder by one that no
     # repository can have.
     is_relative_folder = os.path.isdir(name) and not os.path.isabs(name)

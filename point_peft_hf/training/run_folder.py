@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ..io.files import RECORD_NAME, read_json
 from ..io.folders import recover_folder
 from ..locks import locked_folder
-from .checkpoints import checkpoint_paths, delete_unfinished, read_manifest
+from .checkpoints import checkpoint_paths, delete_unfinished, read_manifest, restore_best
 
 _WAY_OUT = "Pass another --output_dir, or --overwrite_output_dir to replace it."
 
@@ -41,32 +42,27 @@ class RunFolder:
             ValueError: If the folder cannot be written, another process writes to it, or it holds an unfinished run
                 that is neither to be resumed nor overwritten.
         """
-        if not self.state.is_main_process:
-            self.state.wait_for_everyone()
-            yield
-            return
-        try:
-            with locked_folder(self.path):
-                recover_folder(self.path)
-                self.path.mkdir(exist_ok=True)
-                probe = self.path / ".writable"
-                probe.write_bytes(b"")
-                probe.unlink()
-                delete_unfinished(self.path)
+        with ExitStack() as stack:
+            if self.state.is_main_process:
+                try:
+                    stack.enter_context(locked_folder(self.path))
+                    recover_folder(self.path)
+                    self.path.mkdir(exist_ok=True)
+                    probe = self.path / ".writable"
+                    probe.write_bytes(b"")
+                    probe.unlink()
+                    delete_unfinished(self.path)
+                except OSError as error:
+                    raise ValueError(
+                        f"--output_dir {self.path.parent} cannot be written: {error}. Pass a folder that can."
+                    ) from error
                 if resume is None and not self.overwrite and checkpoint_paths(self.path) and not self._record():
                     raise ValueError(
                         f"{self.path} holds an unfinished run. Pass --resume_from_checkpoint latest to continue it, "
                         "--overwrite_output_dir to start anew, or another --output_dir."
                     )
-                self.state.wait_for_everyone()
-                yield
-        except PermissionError as error:
-            raise self._unwritable(error) from error
-        except (NotADirectoryError, FileExistsError) as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> ValueError:
-        return ValueError(f"--output_dir {self.path.parent} cannot be written: {error}. Pass a folder that can.")
+            self.state.wait_for_everyone()
+            yield
 
     def refuse_to_replace(self, identity: Mapping[str, Any], model: str, resumes: bool) -> None:
         """Refuse to replace a finished run on other data, or with other arguments; the same again may replace it.
@@ -139,6 +135,8 @@ class RunFolder:
                 for later in paths[places.index(checkpoint.resolve()) + 1 :]:
                     shutil.rmtree(later)
             shutil.rmtree(self.path / "failure", ignore_errors=True)
+            if step := read_json(checkpoint / TRAINER_STATE_NAME)["best_global_step"]:
+                restore_best(checkpoint, self.path, step)
         self.state.wait_for_everyone()
         return read_manifest(checkpoint)["progress"]
 

@@ -21,7 +21,7 @@ from ..models.segmentation import IGNORE_INDEX
 from .arguments import PointCloudArguments, PointCloudTrainingArguments
 from .batch_norm import estimate_statistics, synchronize_batch_norms, trained_batch_norms
 from .batches import evaluation_loader, training_loader
-from .checkpoints import load_model, save_failure, save_model, seal_checkpoint, what_is_safe
+from .checkpoints import keep_best, load_model, save_failure, save_model, seal_checkpoint, what_is_safe
 from .interruption import TrainingDiverged, TrainingStopped
 from .optimization import is_exempt_from_decay
 from .precomputed import PrecomputedValues
@@ -68,6 +68,8 @@ class PointCloudTrainer(Trainer):
             compute_metrics=self._compute_metrics,
             callbacks=callbacks,
         )
+        # A field of language models, which the Trainer sets and other configurations refuse to load.
+        vars(self.accelerator.unwrap_model(self.model).config).pop("use_cache", None)
         # What adapters compute of a cloud is computed once where it comes with the same points in every epoch. A part
         # of a sharded model cannot be run on its own.
         is_whole = self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -275,6 +277,8 @@ class PointCloudTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
                 wait_for_everyone()
                 if self.args.should_save:
+                    if self.state.best_model_checkpoint is not None:
+                        keep_best(folder, Path(self.state.best_model_checkpoint))
                     seal_checkpoint(folder, {"identity": self.identity, "progress": self.progress})
         finally:
             self.args.save_total_limit = limit

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import transformers
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Mute the report of transformers that a pre-trained backbone has no head yet, which is what is expected."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
 
 
 def show_only_own_messages() -> None:

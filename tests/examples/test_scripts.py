@@ -32,16 +32,47 @@ def script(monkeypatch, tmp_path):
 
 def test_pretrain_then_train_then_predict(script, tmp_path, capsys):
     script(
-        *["pretrain.py", "--output_dir", "backbone", "--steps", 3, "--batch_size", 4, "--num_points", 64],
+        *[
+            "pretrain.py",
+            "--output_dir",
+            "backbone",
+            "--max_steps",
+            3,
+            "--per_device_train_batch_size",
+            4,
+            "--num_points",
+            64,
+        ],
         *["--hidden_size", 24, "--num_hidden_layers", 2, "--num_attention_heads", 2, "--num_groups", 8],
-        *["--group_size", 8, "--patch_hidden_sizes", 8, 16, 16, "--decoder_num_hidden_layers", 1, "--num_workers", 0],
+        *[
+            "--group_size",
+            8,
+            "--patch_hidden_sizes",
+            8,
+            16,
+            16,
+            "--decoder_num_hidden_layers",
+            1,
+            "--dataloader_num_workers",
+            0,
+        ],
     )
     record = json.loads((tmp_path / "backbone" / "pretraining.json").read_text())
     assert np.isfinite(record["final_chamfer_x1000"])
 
     script(
-        *["train.py", "--model", "backbone", "--epochs", 1, "--clouds_per_class", 3, "--max_test_clouds", 24],
-        *["--method", "linear", "geometry", "--output_dir", "runs", "--batch_size", 16],
+        *[
+            "train.py",
+            "--model",
+            "backbone",
+            "--num_train_epochs",
+            1,
+            "--clouds_per_class",
+            3,
+            "--max_test_clouds",
+            24,
+        ],
+        *["--method", "linear", "geometry", "--output_dir", "runs", "--per_device_train_batch_size", 16],
     )
     printed = capsys.readouterr().out
     assert "| linear " in printed
@@ -95,7 +126,7 @@ def test_a_type_of_ones_own_is_trained_and_predicts(script, tmp_path, tiny_backb
     monkeypatch.syspath_prepend(tmp_path)
     options = ["--model", tiny_backbone, "--clouds_per_class", 3, "--max_test_clouds", 24, "--output_dir", "runs"]
     method = "own_offset:OffsetConfig"
-    script("train.py", "--method", method, "--config", '{"start": 0.25}', "--epochs", 2, *options)
+    script("train.py", "--method", method, "--config", '{"start": 0.25}', "--num_train_epochs", 2, *options)
     printed = capsys.readouterr().out
     assert "learning rate 0.004, the default" in printed
     assert f"| {method} |" in printed
@@ -125,9 +156,19 @@ def test_a_type_of_ones_own_is_trained_and_predicts(script, tmp_path, tiny_backb
 @pytest.mark.parametrize("model_type", ["point_bert", "point_m2ae"])
 def test_pretrain_other_architectures_then_train(model_type, script, tmp_path, capsys):
     script(
-        *["pretrain.py", "--model_type", model_type, "--output_dir", "backbone", "--steps", 2, "--batch_size", 4],
+        *[
+            "pretrain.py",
+            "--model_type",
+            model_type,
+            "--output_dir",
+            "backbone",
+            "--max_steps",
+            2,
+            "--per_device_train_batch_size",
+            4,
+        ],
         *["--num_points", 64, "--hidden_size", 24, "--num_hidden_layers", 3, "--num_attention_heads", 2],
-        *["--num_groups", 8, "--group_size", 8, "--patch_hidden_sizes", 8, 16, 16, "--num_workers", 0],
+        *["--num_groups", 8, "--group_size", 8, "--patch_hidden_sizes", 8, 16, 16, "--dataloader_num_workers", 0],
         *["--decoder_num_hidden_layers", 1],
     )
     config = json.loads((tmp_path / "backbone" / "config.json").read_text())
@@ -136,8 +177,18 @@ def test_pretrain_other_architectures_then_train(model_type, script, tmp_path, c
     assert np.isfinite(record["final_chamfer_x1000"])
     assert f"\n- {model_type}\n" in (tmp_path / "backbone" / "README.md").read_text()
     script(
-        *["train.py", "--model", "backbone", "--epochs", 1, "--clouds_per_class", 3, "--max_test_clouds", 24],
-        *["--method", "point_peft", "--batch_size", 16],
+        *[
+            "train.py",
+            "--model",
+            "backbone",
+            "--num_train_epochs",
+            1,
+            "--clouds_per_class",
+            3,
+            "--max_test_clouds",
+            24,
+        ],
+        *["--method", "point_peft", "--per_device_train_batch_size", 16],
     )
     assert "| point_peft " in capsys.readouterr().out
 
@@ -213,7 +264,7 @@ def test_compare_then_do_a_run_again_then_corrupt(script, tmp_path, tiny_backbon
 
 def test_benchmark(script, tmp_path, capsys):
     script(
-        *["benchmark.py", "--hidden_size", 24, "--num_layers", 1, "--batch_size", 2, "--rounds", 1],
+        *["benchmark.py", "--hidden_size", 24, "--num_layers", 1, "--per_device_train_batch_size", 2, "--rounds", 1],
         *["--shapes", "scanobjectnn", "--sections", "embedding", "block", "inference", "step", "memory"],
     )
     printed = capsys.readouterr().out
@@ -233,8 +284,17 @@ def test_train_on_parts_then_predict_them(script, tmp_path, capsys):
         folder.mkdir(parents=True, exist_ok=True)
         write_point_cloud(folder / f"{index}.ply", points, labels=(points[:, 1] > 0).astype(int))
     script(
-        *["train.py", "--task", "segmentation", "--data", "scans", "--method", "linear", "--epochs", 1],
-        *["--output_dir", "runs", "--batch_size", 4, "--num_points", 128, "--model_config", '{"num_groups": 8}'],
+        *["train.py", "--task", "segmentation", "--data", "scans", "--method", "linear", "--num_train_epochs", 1],
+        *[
+            "--output_dir",
+            "runs",
+            "--per_device_train_batch_size",
+            4,
+            "--num_points",
+            128,
+            "--model_config",
+            '{"num_groups": 8}',
+        ],
     )
     assert "| test mIoU | category mIoU |" in capsys.readouterr().out
 

@@ -11,7 +11,7 @@ import pytest
 
 from point_peft_hf import PointCloudProcessor, PointMAEConfig, PointMAEModel
 from point_peft_hf.data import write_point_cloud
-from point_peft_hf.training import FinetuneArguments, Finetuning, load_segmentation_task
+from point_peft_hf.training import finetune, load_segmentation_task
 
 pytest.importorskip("matplotlib")
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "visualize.py"
@@ -30,16 +30,8 @@ def backbone(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(backbone, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    arguments = FinetuneArguments(
-        "point_peft",
-        str(backbone),
-        output_dir=str(folder),
-        epochs=1,
-        clouds_per_class=4,
-        max_test_clouds=24,
-        mixed_precision="no",
-    )
-    Finetuning(arguments, report=lambda line: None).run()
+    arguments = {"model": str(backbone), "output_dir": str(folder), "num_train_epochs": 1}
+    finetune(arguments | {"clouds_per_class": 4, "max_test_clouds": 24}, report=lambda line: None)
     return folder / "point_peft"
 
 
@@ -89,10 +81,9 @@ def test_parts_are_drawn(script, backbone, tmp_path, capsys):
         for index in range(6):
             points = rng.normal(size=(150, 3))
             write_point_cloud(tmp_path / f"data/{category}/{index}.ply", points, labels=first + (points[:, 1] > 0))
-    arguments = FinetuneArguments(
-        "linear", str(backbone), task="segmentation", output_dir=str(tmp_path), epochs=1, mixed_precision="no"
-    )
-    Finetuning(arguments, load_segmentation_task(str(tmp_path / "data")), report=lambda line: None).run()
+    arguments = {"method": "linear", "model": str(backbone), "task": "segmentation", "output_dir": str(tmp_path)}
+    task = load_segmentation_task(str(tmp_path / "data"))
+    finetune(arguments | {"num_train_epochs": 1}, task, report=lambda line: None)
     script("data/mug/0.ply", "--adapter", tmp_path / "linear", "--category", "mug")
     names = {Path(line).stem for line in capsys.readouterr().out.splitlines()}
     assert {"cloud", "cloud_predicted_part", "learning_curves"} <= names

@@ -198,8 +198,8 @@ def record():
         "arguments": {
             "data": "/home/somebody/data/ModelNet40",
             "output_dir": "/home/somebody/outputs",
-            "epochs": 10,
-            "batch_size": 32,
+            "num_train_epochs": 10,
+            "per_device_train_batch_size": 32,
             "weight_decay": 0.05,
             "augmentation": "scale_translate",
             "seed": 5,

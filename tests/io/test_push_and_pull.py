@@ -31,7 +31,7 @@ from point_peft_hf import (
     save_adapters,
 )
 from point_peft_hf.io import push_adapter, save_adapter
-from point_peft_hf.training import FinetuneArguments, Finetuning, Predictor, load_task
+from point_peft_hf.training import Predictor, finetune, load_task
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "push_and_pull.py"
 PULL = """
@@ -414,12 +414,9 @@ def test_no_folder_of_this_machine_is_pushed(hub, make_adapter, push_backbone, t
 
 def test_what_training_saved_is_pushed_and_predicts(hub, push_backbone, tmp_path):
     base_name = push_backbone()
-    options = {"epochs": 1, "clouds_per_class": 3, "max_test_clouds": 24, "batch_size": 16}
-    arguments = FinetuneArguments(method="point_peft", model=base_name, output_dir=str(tmp_path), **options)
-    run = Finetuning(
-        arguments, load_task(num_points=64, clouds_per_class=3, max_test_clouds=24), report=lambda _: None
-    )
-    record = run.run()
+    task = load_task(num_points=64, clouds_per_class=3, max_test_clouds=24)
+    arguments = {"model": base_name, "output_dir": str(tmp_path), "num_train_epochs": 1}
+    record = finetune(arguments, task, report=lambda _: None)
     push_adapter(tmp_path / "point_peft", "alice/trained")
     card = Path(hf_hub_download("alice/trained", "README.md")).read_text()
     assert f"test accuracy {100 * record['test']['accuracy']:.1f} %" in card

@@ -1,8 +1,9 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
-from point_peft_hf.training import FinetuneArguments, Finetuning, load_task
+from point_peft_hf.training import Finetuning, load_task, parse_arguments
 
 
 @pytest.fixture(scope="session")
@@ -15,9 +16,9 @@ def finetune(tiny_backbone, tiny_task):
     """Make a run on the tiny backbone: 3 steps an epoch."""
 
     def make(output_dir, *, task=None, report=lambda line: None, **options) -> Finetuning:
-        arguments = {"method": "point_peft", "epochs": 2, "batch_size": 16, "mixed_precision": "no"} | options
-        arguments = {"model": tiny_backbone} | arguments
-        return Finetuning(FinetuneArguments(output_dir=str(output_dir), **arguments), task or tiny_task, report)
+        arguments = {"model": tiny_backbone, "num_train_epochs": 2, "output_dir": str(output_dir)} | options
+        (method,), what, how = parse_arguments(arguments)
+        return Finetuning(method, what, how, task or tiny_task, report)
 
     return make
 
@@ -28,17 +29,15 @@ class Killed(BaseException):
 
 @pytest.fixture
 def crash():
-    """Run until a step is done, and not further."""
+    """Run until a step is done, with what is evaluated and saved after it, and not further."""
 
     def run_until(run: Finetuning, step: int) -> None:
-        after_step = run._after_step
+        class Kill(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == step:
+                    raise Killed
 
-        def after(measured):
-            after_step(measured)
-            if run.progress.step == step:
-                raise Killed
-
-        run._after_step = after
+        run.trainer.add_callback(Kill)
         with pytest.raises(Killed):
             run.run()
 
@@ -50,7 +49,7 @@ def last_weights():
     """The trained weights at the end of a run, from its last checkpoint."""
 
     def load(folder) -> dict[str, torch.Tensor]:
-        checkpoint = max((folder / "checkpoints").glob("step-*"))
-        return load_file(next((checkpoint / "model_0").glob("*.safetensors")))
+        checkpoint = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        return load_file(next(checkpoint.glob("*.safetensors")))
 
     return load

@@ -7,6 +7,7 @@ over all that an attempt does: reading the checkpoint, training, saving the best
 """
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -20,7 +21,9 @@ import transformers
 from safetensors.torch import load_file
 
 from point_peft_hf import PointCloudProcessor, PointMAEConfig, PointMAEModel
-from point_peft_hf.training import FinetuneArguments, Finetuning, load_task
+from point_peft_hf.training import finetune, load_task
+
+RUNS = ("unbroken", "killed")
 
 
 def fork(action) -> int:
@@ -38,8 +41,9 @@ def fork(action) -> int:
 
 def leftovers(folder: Path) -> list[str]:
     """What a killed process left half written or half deleted."""
-    inside = folder.glob("point_peft/checkpoints/.step-*")
-    return [path.name for path in (*folder.glob(".*"), *inside) if path.suffix != ".lock"]
+    checkpoints = folder.glob("point_peft/checkpoint-*")
+    unfinished = [path.name for path in checkpoints if not (path / "manifest.json").is_file()]
+    return unfinished + [path.name for path in folder.glob(".*") if path.suffix != ".lock"]
 
 
 def files(folder: Path) -> set[str]:
@@ -48,13 +52,17 @@ def files(folder: Path) -> set[str]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """The weights after the last step, and those of the best epoch."""
-    last = max((folder / "point_peft" / "checkpoints").glob("step-*"))
-    places = {"last": last / "model_0", "best": folder / "point_peft"}
+    places = {"last": last_checkpoint(folder), "best": folder / "point_peft"}
     return {
         f"{name}.{key}": tensor
         for name, place in places.items()
         for key, tensor in load_file(place / "adapter_model.safetensors").items()
     }
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    paths = (folder / "point_peft").glob("checkpoint-*")
+    return max(paths, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
 def main() -> None:
@@ -78,18 +86,14 @@ def main() -> None:
         task = load_task(num_points=128, clouds_per_class=5, max_test_clouds=37)
 
         def train(folder: str) -> None:
-            Finetuning(
-                FinetuneArguments(
-                    model=str(root / "backbone"),
-                    output_dir=str(root / folder),
-                    epochs=options.epochs,
-                    checkpoint_every_steps=1,
-                    log_every_steps=1,
-                    resume_from_checkpoint="latest",
-                ),
-                task,
-                report=lambda line: None,
-            ).run()
+            arguments = {
+                "model": str(root / "backbone"),
+                "output_dir": str(root / folder),
+                "num_train_epochs": options.epochs,
+                "extra_save_steps": 1,
+                "resume_from_checkpoint": "latest",
+            }
+            finetune(arguments, task, report=lambda line: None)
 
         started = time.perf_counter()
         assert os.waitpid(fork(lambda: train("unbroken")), 0)[1] == 0
@@ -106,8 +110,8 @@ def main() -> None:
             kills += not finished
             left = leftovers(root / "killed")
             half_written += bool(left)
-            steps = sorted(path.name for path in (root / "killed").glob("point_peft/checkpoints/step-*"))
-            print(f"kill {kills}: last checkpoint {steps[-1] if steps else None}, half written: {left}", flush=True)
+            last = last_checkpoint(root / "killed")
+            print(f"kill {kills}: last checkpoint {last and last.name}, half written: {left}", flush=True)
         assert os.waitpid(fork(lambda: train("killed")), 0)[1] == 0
 
         expected, got = weights(root / "unbroken"), weights(root / "killed")
@@ -115,10 +119,9 @@ def main() -> None:
         different = [key for key in expected if not torch.equal(expected[key], got[key])]
         assert not different, different
         assert files(root / "killed") == files(root / "unbroken"), files(root / "killed") ^ files(root / "unbroken")
-        lines = [
-            (root / run / "point_peft" / "metrics.jsonl").read_text().splitlines() for run in ("killed", "unbroken")
-        ]
-        assert len(lines[0]) == len(lines[1])
+        histories = [json.loads((root / run / "point_peft" / "run.json").read_text())["history"] for run in RUNS]
+        kept = [[{k: v for k, v in row.items() if k != "seconds"} for row in history] for history in histories]
+        assert kept[0] == kept[1]
         print(f"{kills} kills, {half_written} of them left something half written; all weights and files are the same")
 
 

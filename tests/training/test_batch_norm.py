@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import distributed, multiprocessing, nn
 
 from point_peft_hf.layers import FreezableBatchNorm1d
 from point_peft_hf.training import SyncFreezableBatchNorm1d, synchronize_batch_norms
+from point_peft_hf.training import trainer as trainer_module
+from point_peft_hf.training.batch_norm import estimate_statistics, trained_batch_norms
 
 # Different numbers of rows, and a mean that is large against the spread.
 ROWS = (5, 3)
@@ -68,3 +71,44 @@ def test_alone_it_is_a_batch_norm():
     values, _ = make_data(2)
     norm = synchronize_batch_norms(nn.Sequential(FreezableBatchNorm1d(4)))
     assert torch.equal(norm(values), FreezableBatchNorm1d(4)(values))
+
+
+# -- Exact statistics -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_estimated_statistics_are_those_of_all_rows(ndim):
+    values, _ = make_data(ndim)
+    norm = FreezableBatchNorm1d(4).eval()
+    norm.running_mean.fill_(-7)
+    with estimate_statistics([norm], Accelerator(cpu=True)):
+        outputs = [norm(part) for part in values.split(ROWS)]
+    rows = values if ndim == 2 else values.transpose(1, 2).flatten(0, 1)
+    torch.testing.assert_close(norm.running_mean, rows.mean(0))
+    torch.testing.assert_close(norm.running_var, rows.var(0))
+    # Within, each batch is normalised by itself, as in training.
+    assert all(output.transpose(0, 1).flatten(1).mean(1).abs().max() < 1e-4 for output in outputs)
+    assert (norm.training, norm.observer, int(norm.num_batches_tracked)) == (False, None, 0)
+
+
+@pytest.mark.parametrize("method", ["full", "linear", "gaprompt", "idpt"])
+def test_statistics_are_exact_at_each_evaluation_and_in_the_file(method, finetune, tmp_path):
+    """All training clouds of the last epoch, through the trained model: what its norms see is what they hold."""
+    options = {"augmentation": "none", "processor_config": {"sampling": "first"}, "num_train_epochs": 1}
+    run = finetune(tmp_path, method=method, exact_batch_norm=10**6, **options)
+    run.run()
+    norms = trained_batch_norms(run.trainer.model)
+    held = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
+    assert norms
+    run.trainer.model.eval()
+    with torch.no_grad(), estimate_statistics(norms, run.trainer.accelerator):
+        for batch in run.trainer.get_train_dataloader():
+            run.trainer.model(points=batch["points"])
+    for norm, (mean, variance) in zip(norms, held, strict=True):
+        torch.testing.assert_close(norm.running_mean, mean, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(norm.running_var, variance, atol=1e-5, rtol=1e-5)
+
+
+def test_switched_off_they_are_the_running_ones(finetune, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer_module, "estimate_statistics", pytest.fail)
+    finetune(tmp_path, method="linear", exact_batch_norm=0, num_train_epochs=1).run()

@@ -1,57 +1,65 @@
-"""The folder of checkpoints: each is whole or not there."""
+"""Checkpoints that a Trainer writes: whole, or not taken."""
 
 import json
 import shutil
 
 import pytest
-import torch
-from accelerate import Accelerator
 
-from point_peft_hf.training import Checkpoints, register_adapter_checkpoints
-from point_peft_hf.training.checkpoints import find_problem, read_state
+from point_peft_hf.training.checkpoints import checkpoint_paths, delete_unfinished, find_checkpoint, find_problem
 
 
-class Model(torch.nn.Linear):
-    def save_pretrained(self, folder, state_dict=None):
-        folder.mkdir(parents=True)
-        torch.save(self.state_dict(), folder / "weights.pt")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_backbone_of_module):
+    from point_peft_hf.training import finetune, load_task
+
+    folder = tmp_path_factory.mktemp("run")
+    arguments = {"method": "linear", "model": tiny_backbone_of_module, "output_dir": str(folder)}
+    task = load_task(num_points=128, clouds_per_class=5, max_test_clouds=12)
+    finetune(arguments | {"num_train_epochs": 3, "save_total_limit": 2}, task, report=lambda line: None)
+    return folder / "linear"
+
+
+@pytest.fixture(scope="module")
+def tiny_backbone_of_module(tmp_path_factory):
+    import torch
+
+    from point_peft_hf import PointCloudProcessor, PointMAEConfig, PointMAEModel
+
+    folder = tmp_path_factory.mktemp("backbone")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_groups": 8, "group_size": 8}
+    torch.manual_seed(0)
+    config = PointMAEConfig(**sizes, patch_hidden_sizes=(8, 16, 16), classifier_hidden_size=16)
+    PointMAEModel(config, use_class_token=False).save_pretrained(folder)
+    PointCloudProcessor(num_points=128).save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture
-def accelerator():
-    accelerator = Accelerator(cpu=True)
-    accelerator.prepare(Model(2, 3))
-    register_adapter_checkpoints(accelerator)
-    return accelerator
+def folder(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
 
 
-@pytest.fixture
-def checkpoints(accelerator, tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
-    for step in (5, 10, 15):
-        checkpoints.save(accelerator, step, {"step": step})
-    return checkpoints
+def names(folder):
+    return [path.name for path in checkpoint_paths(folder)]
 
 
-def names(checkpoints):
-    return sorted(path.name for path in checkpoints.folder.iterdir())
+def test_the_last_and_the_best_are_kept(folder):
+    state = json.loads((folder / "checkpoint-9" / "trainer_state.json").read_text())
+    assert set(names(folder)) == {"checkpoint-9", f"checkpoint-{state['best_global_step']}"} | (
+        {"checkpoint-6"} if state["best_global_step"] == 9 else set()
+    )
+    assert find_checkpoint(folder, "latest", pytest.fail) == folder / "checkpoint-9"
+    assert find_checkpoint(folder, "True", pytest.fail) == folder / "checkpoint-9"
 
 
-def test_so_many_are_kept_and_nothing_else(checkpoints):
-    assert names(checkpoints) == ["step-00000010", "step-00000015"]
-    assert checkpoints.latest(pytest.fail).name == "step-00000015"
-    assert read_state(checkpoints.latest(pytest.fail)) == {"step": 15}
-
-
-def test_the_manifest_lists_all_files(checkpoints):
-    folder = checkpoints.paths()[-1]
-    listed = json.loads((folder / "manifest.json").read_text())["files"]
-    found = {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
-    assert {
-        **{name: entry["bytes"] for name, entry in listed.items()},
-        "manifest.json": found["manifest.json"],
-    } == found
-    assert {"model_0/weights.pt", "random_states_0.pkl", "training_state.json"} <= listed.keys()
+def test_a_checkpoint_holds_what_was_trained_and_a_manifest_of_it(folder):
+    checkpoint = folder / "checkpoint-9"
+    listed = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    found = {file.relative_to(checkpoint).as_posix() for file in checkpoint.rglob("*") if file.is_file()}
+    assert listed.keys() == found - {"manifest.json"}
+    assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= listed.keys()
+    # The backbone is in none of them.
+    assert not any("backbone" in name or name.startswith("model.") for name in listed)
 
 
 def cut(path):
@@ -67,61 +75,43 @@ def flip(path):
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("model_0/weights.pt", cut, r"weights.pt has \d+ bytes instead of \d+"),
-        ("random_states_0.pkl", flip, r"random_states_0.pkl has other contents than were written"),
-        ("training_state.json", lambda path: path.unlink(), r"training_state.json: No such file"),
+        ("adapter_model.safetensors", cut, r"adapter_model.safetensors has \d+ bytes instead of \d+"),
+        ("rng_state.pth", flip, r"rng_state.pth has changed since it was written"),
+        ("trainer_state.json", lambda path: path.unlink(), r"trainer_state.json: No such file"),
         ("manifest.json", cut, r"manifest.json cannot be read"),
         ("manifest.json", lambda path: path.write_text("[]"), r"manifest.json cannot be read"),
         ("manifest.json", lambda path: path.unlink(), r"manifest.json: No such file"),
     ],
 )
-def test_a_damaged_one_is_passed_over_with_a_warning(name, damage, message, checkpoints):
-    damage(checkpoints.paths()[-1] / name)
+def test_a_damaged_one_is_passed_over_with_a_warning(name, damage, message, folder):
+    damage(folder / "checkpoint-9" / name)
     warnings = []
-    assert checkpoints.latest(warnings.append).name == "step-00000010"
+    assert find_checkpoint(folder, "latest", warnings.append).name == names(folder)[0]
     assert len(warnings) == 1
     with pytest.raises(ValueError, match=message):
         raise ValueError(warnings[0])
 
 
-def test_asked_for_by_name_a_damaged_one_is_an_error(checkpoints):
-    cut(checkpoints.paths()[-1] / "model_0" / "weights.pt")
-    with pytest.raises(ValueError, match=r"step-00000015 is not whole: model_0/weights.pt has"):
-        read_state(checkpoints.paths()[-1])
+def test_asked_for_by_name_a_damaged_one_is_an_error(folder):
+    cut(folder / "checkpoint-9" / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"checkpoint-9 is damaged: adapter_model.safetensors has"):
+        find_checkpoint(folder, str(folder / "checkpoint-9"), pytest.fail)
 
 
-def test_none_that_is_whole_is_an_error_and_none_at_all_is_not(checkpoints):
-    for path in checkpoints.paths():
+def test_none_that_is_whole_is_an_error_and_none_at_all_is_not(folder):
+    for path in checkpoint_paths(folder):
         cut(path / "manifest.json")
-    with pytest.raises(ValueError, match=r"None of the 2 checkpoints in .* is whole.*--overwrite_output_dir"):
-        checkpoints.latest(lambda line: None)
-    shutil.rmtree(checkpoints.folder)
-    assert checkpoints.latest(pytest.fail) is None
+    with pytest.raises(ValueError, match=r"All 2 checkpoints in .* are damaged.*--overwrite_output_dir"):
+        find_checkpoint(folder, "latest", lambda line: None)
+    for path in checkpoint_paths(folder):
+        shutil.rmtree(path)
+    assert find_checkpoint(folder, "latest", pytest.fail) is None
 
 
-def test_a_step_that_is_there_already_is_replaced(checkpoints, accelerator):
-    cut(checkpoints.paths()[-1] / "manifest.json")
-    checkpoints.save(accelerator, 15, {"step": 15, "again": True})
-    assert read_state(checkpoints.latest(pytest.fail))["again"]
-    assert names(checkpoints) == ["step-00000010", "step-00000015"]
-
-
-def test_what_killed_processes_left_is_cleaned_up(checkpoints):
-    folder = checkpoints.folder
-    shutil.copytree(folder / "step-00000015", folder / ".step-00000020.tmp")  # killed while writing
-    (folder / ".step-00000005.tmp").mkdir()  # killed while deleting
-    (folder / "step-00000015").rename(folder / ".step-00000015.old")  # killed while replacing
-    shutil.copytree(folder / "step-00000010", folder / ".step-00000010.old")  # killed after replacing
-    checkpoints.clean()
-    assert names(checkpoints) == ["step-00000010", "step-00000015"]
-    assert [find_problem(path) for path in checkpoints.paths()] == [None, None]
-
-
-def test_a_failed_save_leaves_the_others_and_nothing_half_written(checkpoints, accelerator, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Model, "save_pretrained", full)
-    with pytest.raises(OSError, match="No space left"):
-        checkpoints.save(accelerator, 20, {})
-    assert names(checkpoints) == ["step-00000010", "step-00000015"]
+def test_what_a_killed_process_left_half_written_is_deleted(folder):
+    (folder / "checkpoint-12").mkdir()
+    (folder / "checkpoint-12" / "optimizer.pt").write_bytes(b"half")
+    before = names(folder)[:-1]
+    delete_unfinished(folder)
+    assert names(folder) == before
+    assert [find_problem(path) for path in checkpoint_paths(folder)] == [None, None]

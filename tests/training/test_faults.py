@@ -5,30 +5,32 @@ import os
 import re
 import signal
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from point_peft_hf import locks
 from point_peft_hf.data import write_point_cloud
 from point_peft_hf.training import TrainingInterrupted, TrainingStopped, load_task
 from point_peft_hf.training import checkpoints as checkpoints_module
-from point_peft_hf.training.checkpoints import find_problem
+from point_peft_hf.training import trainer as trainer_module
+from point_peft_hf.training.checkpoints import checkpoint_paths, find_checkpoint, find_problem
 from point_peft_hf.training.interruption import StopRequest
 
 
 def within_step(run, step, act):
     """Let something happen between the forward and the backward pass of a step."""
-    count = run._check_and_count
+    count = run.trainer._check_and_count
 
     def count_and_act(outputs, batch):
-        loss = count(outputs, batch)
-        if run.progress.step + 1 == step:
+        count(outputs, batch)
+        if run.trainer.state.global_step + 1 == step:
             act()
-        return loss
 
-    run._check_and_count = count_and_act
+    run.trainer._check_and_count = count_and_act
 
 
 # -- Signals ----------------------------------------------------------------------------------------------------------
@@ -44,9 +46,9 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, code, st
     with pytest.raises(TrainingInterrupted) as caught:
         run.run()
     assert caught.value.code == code
-    assert run.progress.step == step
-    checkpoint = run.folder.checkpoints.latest(pytest.fail)
-    assert checkpoint.name == f"step-{step:08d}"
+    assert run.trainer.state.global_step == step
+    checkpoint = find_checkpoint(run.folder.path, "latest", pytest.fail)
+    assert checkpoint.name == f"checkpoint-{step}"
     assert f"{number.name}: stopped after step {step} of 6. {checkpoint} is safe" in lines[-1]
     assert lines[-1].endswith("--resume_from_checkpoint latest.")
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -98,41 +100,47 @@ def full_disk(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("where", ["write_json", "_manifest", "save_model"])
+@pytest.mark.parametrize("where", ["write_json", "file_checksum", "save_model"])
 def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint_before(where, finetune, monkeypatch, tmp_path):
-    run = finetune(tmp_path, checkpoint_every_steps=1)
-    within_step(run, 3, lambda: monkeypatch.setattr(checkpoints_module, where, full_disk))
+    run = finetune(tmp_path, extra_save_steps=1)
+    module = trainer_module if where == "save_model" else checkpoints_module
+    within_step(run, 3, lambda: monkeypatch.setattr(module, where, full_disk))
     with pytest.raises(TrainingStopped) as caught:
         run.run()
     message = str(caught.value)
     assert "Could not write the checkpoint of step 3" in message
     assert "No space left on device" in message
-    assert re.search(r"step-00000002 is safe: go on from there with --resume_from_checkpoint latest", message)
-    folder = tmp_path / "point_peft" / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == ["step-00000001", "step-00000002"]
-    assert find_problem(folder / "step-00000002") is None
-    assert message in (tmp_path / "point_peft" / "train.log").read_text()
-
+    assert re.search(r"checkpoint-2 is safe: continue from it with --resume_from_checkpoint latest", message)
     monkeypatch.undo()
+    folder = tmp_path / "point_peft"
+    assert find_problem(folder / "checkpoint-2") is None
+    assert not (folder / "checkpoint-3" / "manifest.json").exists()
     assert len(finetune(tmp_path, resume_from_checkpoint="latest").run()["history"]) == 2
 
 
-def test_a_full_disk_under_the_metrics_stops_the_run_too(finetune, monkeypatch, tmp_path):
-    run = finetune(tmp_path, method="linear", log_every_steps=1)
-    monkeypatch.setattr(run.folder.log, "metrics", full_disk)
-    with pytest.raises(TrainingStopped, match=r"Could not write the metrics .*No space left.*No checkpoint was saved"):
+def test_a_full_disk_at_the_end_keeps_the_checkpoint(finetune, monkeypatch, tmp_path):
+    run = finetune(tmp_path, method="linear")
+    monkeypatch.setattr("point_peft_hf.training.finetuning.save_adapter", full_disk)
+    with pytest.raises(
+        TrainingStopped, match=r"Could not write the trained model .*No space left.*checkpoint-6 is safe"
+    ):
         run.run()
+    monkeypatch.undo()
+    assert finetune(tmp_path, method="linear", resume_from_checkpoint="latest").run()["test"]
 
 
-def test_a_real_full_disk(finetune, tmp_path):
+def test_a_real_full_disk(finetune, tmp_path, monkeypatch):
     """/dev/full answers each write as a full disk does."""
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full")
-    run = finetune(tmp_path, method="linear", log_every_steps=1)
-    (tmp_path / "linear" / "metrics.jsonl").symlink_to("/dev/full")
-    run.folder.log.clear = lambda: None
-    with pytest.raises(TrainingStopped, match=r"Could not write the metrics .*No space left on device"):
+    run = finetune(tmp_path, method="linear")
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda content, path, **options: save(content, "/dev/full", **options))
+    with pytest.raises(TrainingStopped, match=r"Could not write the checkpoint of step 3 "):
         run.run()
+    assert [find_problem(path) for path in checkpoint_paths(tmp_path / "linear")] == [
+        "manifest.json: No such file or directory"
+    ]
 
 
 @pytest.mark.parametrize("place", ["file/runs", "/proc/runs"])
@@ -158,22 +166,21 @@ def test_a_folder_that_another_process_writes_to_is_refused(finetune, locked_els
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_names_the_clouds_and_saves_them(finetune, tmp_path):
-    run = finetune(tmp_path, method="linear", checkpoint_every_steps=1)
-    head = next(p for name, p in run.model.named_parameters() if "modules_to_save" in name)
-    after_step = run._after_step
+    run = finetune(tmp_path, method="linear", extra_save_steps=1)
+    head = next(p for name, p in run.trainer.model.named_parameters() if "modules_to_save" in name)
 
-    def spoil(measured):
-        after_step(measured)
-        if run.progress.step == 2:
-            with torch.no_grad():
-                head.fill_(float("inf"))
+    class Spoil(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                with torch.no_grad():
+                    head.fill_(float("inf"))
 
-    run._after_step = spoil
+    run.trainer.add_callback(Spoil)
     with pytest.raises(TrainingStopped) as caught:
         run.run()
     message = str(caught.value)
     assert re.search(r"The loss is nan in step 3 \(epoch 1\), on cloud \d+, cloud \d+", message)
-    assert "step-00000002 is safe" in message
+    assert "checkpoint-2 is safe" in message
     failure = tmp_path / "linear" / "failure"
     facts = json.loads((failure / "failure_0.json").read_text())
     batch = load_file(failure / "batch_0.safetensors")
@@ -191,14 +198,14 @@ def test_the_files_of_the_clouds_are_named(finetune, tiny_task, tmp_path):
             write_point_cloud(folder / f"{index}.npy", item["points"].numpy())
     run = finetune(tmp_path, method="linear", task=load_task(str(tmp_path / "data")))
     with torch.no_grad():
-        next(p for name, p in run.model.named_parameters() if "modules_to_save" in name).fill_(float("inf"))
+        next(p for name, p in run.trainer.model.named_parameters() if "modules_to_save" in name).fill_(float("inf"))
     with pytest.raises(TrainingStopped, match=r"on .*train/\w+/\d+.npy, .*No checkpoint was saved before"):
         run.run()
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights(finetune, tmp_path):
     run = finetune(tmp_path, method="linear")
-    head = next(p for name, p in run.model.named_parameters() if "modules_to_save" in name)
+    head = next(p for name, p in run.trainer.model.named_parameters() if "modules_to_save" in name)
     head.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(TrainingStopped, match=r"The norm of the gradient is nan in step 1"):
         run.run()
@@ -226,10 +233,10 @@ class KillsItsWorker(torch.utils.data.Dataset):
 
 
 def test_a_worker_that_dies_is_told_with_what_to_do(finetune, tmp_path):
-    run = finetune(tmp_path, method="linear", num_workers=1, checkpoint_every_steps=1)
-    dataset = KillsItsWorker(run.task.train)
-    object.__setattr__(run.train_loader.base_dataloader, "dataset", dataset)
+    run = finetune(tmp_path, method="linear", dataloader_num_workers=1, extra_save_steps=1)
+    run.task = replace(run.task, train=KillsItsWorker(run.task.train))
+    run.trainer.task = run.task
     with pytest.raises(
-        TrainingStopped, match=r"A worker process of the data loader died .*lower --num_workers \(now 1"
+        TrainingStopped, match=r"A worker process of the data loader died .*lower --dataloader_num_workers \(now 1"
     ):
         run.run()

@@ -9,20 +9,22 @@ import torch
 from point_peft_hf import AutoModelForPointCloudClassification, PointCloudProcessor
 from point_peft_hf.training import (
     METHODS,
-    FinetuneArguments,
+    PointCloudArguments,
     Predictor,
     load_task,
+    load_task_of,
+    parse_arguments,
     results_table,
-    task_from_arguments,
 )
-from point_peft_hf.training.run_folder import Progress
+from point_peft_hf.training.arguments import folder_name
+from point_peft_hf.training.optimization import is_exempt_from_decay
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_trains_saves_and_predicts(method, finetune, tiny_task, tmp_path):
     run = finetune(tmp_path, method=method)
     record = run.run()
-    folder = tmp_path / method
+    folder = tmp_path / folder_name(method)
     assert record["parameters"]["received_gradient"] == record["parameters"]["trainable"]
     assert 0 <= record["test"]["accuracy"] <= 1
     assert record == json.loads((folder / "run.json").read_text())
@@ -32,9 +34,9 @@ def test_a_run_trains_saves_and_predicts(method, finetune, tiny_task, tmp_path):
     # What was saved predicts what the trained model does, from a backbone loaded anew.
     predictor = Predictor.from_pretrained(str(folder))
     cloud = tiny_task.test[0]["points"]
-    run.model.eval()
+    run.trainer.model.eval()
     with torch.no_grad():
-        expected = run.model(points=run.processor(cloud)["points"]).logits.softmax(-1)[0]
+        expected = run.trainer.model(points=run.processor(cloud)["points"]).logits.softmax(-1)[0]
     ranked = predictor.predict(cloud, top=3)
     assert [name for name, _ in ranked] == [tiny_task.class_names[i] for i in expected.argsort(descending=True)[:3]]
     assert ranked[0][1] == pytest.approx(float(expected.max()), abs=1e-6)
@@ -43,7 +45,7 @@ def test_a_run_trains_saves_and_predicts(method, finetune, tiny_task, tmp_path):
 
 def test_the_seed_decides(finetune, tmp_path):
     losses = [
-        finetune(tmp_path / str(i), method="geometry", epochs=1, seed=seed).run()["history"][0]["loss"]
+        finetune(tmp_path / str(i), method="geometry", num_train_epochs=1, seed=seed).run()["history"][0]["loss"]
         for i, seed in enumerate((0, 0, 1))
     ]
     assert losses[0] == losses[1] != losses[2]
@@ -52,59 +54,106 @@ def test_the_seed_decides(finetune, tmp_path):
 @pytest.mark.parametrize("method", ["full", "point_peft"])
 def test_gradient_checkpointing_trains_the_same(method, finetune, tmp_path):
     plain, checkpointed = (
-        finetune(tmp_path / str(on), method=method, gradient_checkpointing=on).run()["history"] for on in (False, True)
+        finetune(tmp_path / str(on), method=method, activation_checkpointing=on).run()["history"]
+        for on in (False, True)
     )
     assert [row["loss"] for row in checkpointed] == pytest.approx([row["loss"] for row in plain], abs=1e-5)
 
 
-def test_of_equal_epochs_the_first_is_kept():
-    progress = Progress()
-    assert [progress.end_epoch({}, score) for score in (0.5, 0.75, 0.75, 0.5)] == [True, True, False, False]
-    assert progress.best == {"epoch": 2, "score": 0.75}
+def test_of_equal_epochs_the_first_is_kept(finetune, tmp_path, monkeypatch):
+    run = finetune(tmp_path, method="linear", num_train_epochs=4)
+    scores = iter([0.5, 0.75, 0.75, 0.5, 0.0])
+    monkeypatch.setattr(
+        run.trainer, "compute_metrics", lambda _: {"accuracy": next(scores), "mean_class_accuracy": 0.0}
+    )
+    record = run.run()
+    assert (record["best_epoch"], record["validation_accuracy"]) == (2, 0.75)
+    assert run.trainer.state.best_global_step == 6
 
 
 def test_gradient_accumulation_takes_fewer_optimizer_steps(finetune, tmp_path):
-    run = finetune(tmp_path, method="linear", epochs=1, gradient_accumulation_steps=2)
+    run = finetune(tmp_path, method="linear", num_train_epochs=1, gradient_accumulation_steps=2)
     run.run()
-    assert len(run.train_loader) == 3
-    assert run.scheduler.last_epoch == run.progress.step == 2
+    assert len(run.trainer.get_train_dataloader()) == 3
+    assert run.trainer.state.global_step == 2
 
 
-def test_a_smaller_last_group_of_batches_counts_as_a_mean_too(finetune, tmp_path):
-    run = finetune(tmp_path, method="linear", epochs=1, gradient_accumulation_steps=2)
-    weights = []
-    for run.progress.batches in range(3):
-        weights.append(run._weight_of_batch())
-    # Accelerate divides each loss by 2.
-    assert weights == [1, 1, 2]
+def test_biases_norms_tokens_and_frozen_weights_have_no_weight_decay():
+    model = torch.nn.ModuleDict({"linear": torch.nn.Linear(2, 3), "norm": torch.nn.LayerNorm(3)})
+    model.mask_token = torch.nn.Parameter(model["linear"].weight.detach().clone())
+    exempt = [name for name, parameter in model.named_parameters() if is_exempt_from_decay(name, parameter)]
+    assert sorted(exempt) == ["linear.bias", "mask_token", "norm.bias", "norm.weight"]
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("method", "lore", "no method 'lore'. Choose one of .*point_peft"),
-        ("epochs", 0, "--epochs must be at least 1, got 0"),
-        ("checkpoint_every_steps", 0, "--checkpoint_every_steps must be at least 1, got 0"),
+        ("num_train_epochs", 0, "--num_train_epochs must be above 0, got 0"),
+        ("extra_save_steps", 0, "--extra_save_steps must be above 0, got 0"),
         ("learning_rate", -1.0, "--learning_rate must be above 0, got -1.0"),
         ("validation_fraction", 1.5, "--validation_fraction must be between 0 and 1, got 1.5"),
         ("augmentation", "spin", "unknown augmentation 'spin'"),
+        ("epochs", 3, r"There are no arguments \['epochs'\]"),
+        ("config", "[1]", r"--config must be a JSON object with names and values, got \[1\]"),
+        ("config", "{r: 1}", r"--config must be a JSON object with names and values, got '{r: 1}'"),
     ],
 )
 def test_wrong_arguments_are_named(field, value, message):
     with pytest.raises(ValueError, match=message):
-        FinetuneArguments(**{field: value}).check()
+        parse_arguments({field: value})
+
+
+def test_a_command_line_and_a_mapping_say_the_same(tmp_path):
+    line = ["--method", "linear", "lora", "--num_train_epochs", "3", "--seed", "1", "--config", '{"r": 4}']
+    methods, what, how = parse_arguments(["--method", "lora", *line[3:]])
+    assert methods == ["lora"]
+    same = parse_arguments({"method": "lora", "num_train_epochs": 3, "seed": 1, "config": {"r": 4}})
+    assert what == same[1]
+    different = {name for name, value in how.to_dict().items() if value != same[2].to_dict()[name]}
+    assert different <= {"accelerator_config", "logging_dir"}
+    assert parse_arguments(["--method", "linear", "lora"])[0] == ["linear", "lora"]
+
+
+def test_what_is_not_given_comes_from_the_method():
+    _, _, how = parse_arguments({"output_dir": "out"})
+    assert (how.learning_rate, how.warmup_steps, how.metric_for_best_model) == (None, None, None)
+    filled = how.for_method("lora", "accuracy")
+    assert (filled.learning_rate, filled.warmup_steps, filled.metric_for_best_model) == (2e-3, 0.1, "accuracy")
+    assert filled.greater_is_better
+    assert filled.output_dir == "out/lora"
+    _, _, how = parse_arguments({"learning_rate": 1e-3, "warmup_steps": 5, "metric_for_best_model": "loss"})
+    filled = how.for_method("lora", "accuracy")
+    assert (filled.learning_rate, filled.warmup_steps, filled.greater_is_better) == (1e-3, 5, False)
+
+
+def test_early_stopping(finetune, tmp_path, monkeypatch):
+    run = finetune(tmp_path, method="linear", num_train_epochs=9, early_stopping_patience=2)
+    scores = iter([0.5, 0.4, 0.4, 0.0])
+    monkeypatch.setattr(
+        run.trainer, "compute_metrics", lambda _: {"accuracy": next(scores), "mean_class_accuracy": 0.0}
+    )
+    record = run.run()
+    assert (len(record["history"]), record["best_epoch"]) == (3, 1)
+
+
+def test_label_smoothing_is_that_of_the_model(finetune, tmp_path):
+    run = finetune(tmp_path, method="linear", label_smoothing_factor=0.3, num_train_epochs=1)
+    assert run.trainer.model.config.label_smoothing == 0.3
+    plain = finetune(tmp_path / "plain", method="linear", num_train_epochs=1).run()["history"][0]["loss"]
+    assert run.run()["history"][0]["loss"] != plain
 
 
 def test_what_was_learned_from_other_data_is_not_replaced_by_accident(finetune, tmp_path, tiny_task):
-    finetune(tmp_path, method="linear", epochs=1).run()
+    finetune(tmp_path, method="linear", num_train_epochs=1).run()
     before = (tmp_path / "linear" / "adapter_model.safetensors").read_bytes()
     other = load_task(num_points=128, clouds_per_class=6, max_test_clouds=37)
-    message = r"holds what a run on other data has learned \(procedural, 12 classes\)"
+    message = r"holds the result of a run on other data \(procedural, 12 classes\)"
     for resume in (None, "latest"):
         with pytest.raises(ValueError, match=message):
-            finetune(tmp_path, method="linear", epochs=1, task=other, resume_from_checkpoint=resume)
+            finetune(tmp_path, method="linear", num_train_epochs=1, task=other, resume_from_checkpoint=resume)
     assert (tmp_path / "linear" / "adapter_model.safetensors").read_bytes() == before
-    finetune(tmp_path, method="linear", epochs=1, task=other, overwrite_output_dir=True).run()
+    finetune(tmp_path, method="linear", num_train_epochs=1, task=other, overwrite_output_dir=True).run()
 
 
 def test_a_finished_run_is_replaced_by_the_same_one_only(finetune, tmp_path, crash, tiny_backbone):
@@ -120,24 +169,21 @@ def test_a_finished_run_is_replaced_by_the_same_one_only(finetune, tmp_path, cra
     backbone.base_model.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match=r"that differs \(--model was .*, is .*other or has other weights\)"):
         finetune(tmp_path, method="linear", model=str(tmp_path / "other"))
-    # What is told of the old model is replaced together with it.
-    crash(finetune(tmp_path, method="linear", seed=1, overwrite_output_dir=True), 1)
-    assert {name: (folder / name).read_bytes() for name in before} == before
+    # The old model and its record stay together until the new one is finished.
     crash(finetune(tmp_path, method="linear", seed=1, overwrite_output_dir=True), 4)
-    record = json.loads((folder / "run.json").read_text())
-    assert record["arguments"]["seed"] == 1
-    assert "test" not in record
-    assert (folder / "adapter_model.safetensors").read_bytes() != before["adapter_model.safetensors"]
+    assert {name: (folder / name).read_bytes() for name in before} == before
     finetune(tmp_path, method="linear", seed=1, resume_from_checkpoint="latest").run()
+    assert json.loads((folder / "run.json").read_text())["arguments"]["seed"] == 1
+    assert (folder / "adapter_model.safetensors").read_bytes() != before["adapter_model.safetensors"]
     finetune(tmp_path, method="linear", seed=1).run()
 
 
 def test_few_steps_are_said_to_be_few(finetune, tmp_path):
     lines = []
     finetune(tmp_path / "few", method="linear", report=lines.append).run()
-    assert "[linear] only 6 steps of 16 clouds in 2 epochs; with more --epochs or a smaller --batch_size" in lines[0]
+    assert "[linear] only 6 steps of 16 clouds; more --num_train_epochs or a smaller" in lines[1]
     lines.clear()
-    finetune(tmp_path / "more", method="linear", epochs=17, report=lines.append).run()
+    finetune(tmp_path / "more", method="linear", num_train_epochs=17, report=lines.append).run()
     assert not any("only" in line for line in lines)
 
 
@@ -170,10 +216,10 @@ def test_the_layout_of_a_folder_with_several_data_sets(tmp_path):
             with h5py.File(folder / f"{split}_{name}.h5", "w") as file:
                 file["data"] = rng.normal(size=(30, 64, 3)).astype(np.float32)
                 file["label"] = np.arange(30) % 15
-    args = FinetuneArguments(data=str(folder))
+    args = PointCloudArguments(data=str(folder))
     with pytest.raises(ValueError, match="choose one with layout: scanobjectnn_obj_bg, scanobjectnn_pb_t50_rs"):
-        task_from_arguments(args)
-    task = task_from_arguments(replace(args, layout="scanobjectnn_obj_bg"))
+        load_task_of(args)
+    task = load_task_of(replace(args, layout="scanobjectnn_obj_bg"))
     assert (len(task.train), len(task.validation), len(task.test)) == (15, 15, 30)
 
 

@@ -5,7 +5,7 @@ import torch
 from peft import IA3Config, PeftModel
 
 from point_peft_hf.io.card import is_public
-from point_peft_hf.training import METHODS, FinetuneArguments, find_method, load_backbone, prepare_method
+from point_peft_hf.training import METHODS, find_method, load_backbone, parse_arguments, prepare_method
 
 NAMES = ["bed", "sofa", "mug"]
 
@@ -56,7 +56,7 @@ def test_options_reach_the_configuration(tiny_backbone):
 )
 def test_options_are_checked_before_anything_is_loaded(method, config, message):
     with pytest.raises(ValueError, match=message):
-        FinetuneArguments(method=method, config=config).check()
+        parse_arguments({"method": method, "config": config})
 
 
 def test_unknown_methods_and_options_of_full_are_refused(tiny_backbone):
@@ -135,11 +135,9 @@ def test_a_type_of_somebody_else_is_found_by_its_module(own_types, tiny_backbone
     shifts = [p for name, p in model.named_parameters() if "shift_of_a_module_shift" in name]
     assert len(shifts) == 2
     assert all(torch.equal(shift, torch.full_like(shift, 0.5)) for shift in shifts)
-    arguments = FinetuneArguments(method=name)
-    arguments.check()
-    assert (arguments.peak_learning_rate, arguments.warmup_share) == (4e-3, 0.3)
-    assert FinetuneArguments(method=name, learning_rate=1e-3).peak_learning_rate == 1e-3
-    assert arguments.method_name == "own_types.shift.Config"
+    arguments = parse_arguments({"method": name})[2].for_method(name, "accuracy")
+    assert (arguments.learning_rate, arguments.warmup_steps) == (4e-3, 0.3)
+    assert Path(arguments.output_dir).name == "own_types.shift.Config"
 
 
 def test_a_type_of_peft_is_found_by_its_module_and_brings_the_head(tiny_backbone):
@@ -173,7 +171,7 @@ def test_what_is_no_type_of_somebody_else(name, message, own_types):
     with pytest.raises(ValueError, match=message):
         find_method(name)
     with pytest.raises(ValueError, match=message):
-        FinetuneArguments(method=name).check()
+        parse_arguments({"method": name})
 
 
 def test_a_backbone_knows_its_classes_and_goes_by_the_name_it_was_asked_for(tiny_backbone, monkeypatch):
@@ -190,10 +188,16 @@ def test_a_backbone_knows_its_classes_and_goes_by_the_name_it_was_asked_for(tiny
 
 
 def test_the_warm_up_is_that_of_the_method_unless_given():
-    assert FinetuneArguments(method="point_peft").warmup_share == 0.3
-    assert FinetuneArguments(method="lora").warmup_share == 0.1
-    arguments = FinetuneArguments(method="point_peft", warmup_ratio=0.2)
-    assert arguments.warmup_share == arguments.recipe()["warmup_ratio"] == 0.2
+    shares = [
+        parse_arguments(given)[2].for_method(name, "accuracy").warmup_steps
+        for name, given in (
+            ("point_peft", {}),
+            ("lora", {}),
+            ("point_peft", {"warmup_steps": 0.2}),
+            ("lora", {"warmup_steps": 7}),
+        )
+    ]
+    assert shares == [0.3, 0.1, 0.2, 7]
 
 
 @pytest.mark.parametrize("name", ["boft", "hira", "c3a", "road", "vblora"])
@@ -204,9 +208,7 @@ def test_a_type_of_peft_by_its_name(name, tiny_backbone):
     names = trainable_names(model)
     assert any("classifier" in trained for trained in names)
     assert any("layers" in trained for trained in names)
-    arguments = FinetuneArguments(method=name)
-    arguments.check()
-    assert (arguments.peak_learning_rate, arguments.method_name) == (4e-3, name)
+    assert parse_arguments({"method": name})[2].for_method(name, "accuracy").learning_rate == 4e-3
 
 
 def test_fields_that_fit_published_widths():

@@ -29,20 +29,21 @@ def count_bases(monkeypatch):
     ],
 )
 def test_bases_are_computed_once(options, is_fixed, finetune, tiny_task, tmp_path, count_bases):
-    options = {"method": "pointgst", "epochs": 2, **options}
+    options = {"method": "pointgst", "num_train_epochs": 2, **options}
     run = finetune(tmp_path / "kept", **options)
     count_bases.clear()
     kept = run.run()["history"]
-    batch_size, batches = run.train_loader.total_batch_size, len(run.train_loader)
+    loader = run.trainer.get_train_dataloader()
+    batch_size, batches = loader.total_batch_size, len(loader)
     trained = len(tiny_task.train) if is_fixed else 2 * batches * batch_size
     seen = sum(count_bases)
     # Two graphs a cloud: its own, and its only local one. The last, smaller batch of an epoch is left out, so in the
     # second epoch other clouds are new.
     assert 0 < seen <= 2 * (len(tiny_task.validation) + len(tiny_task.test) + trained + batch_size)
-    assert (run.known["train"] is not None) == is_fixed
-    assert set(run.known["validation"].rows) == {item["sample_ids"] for item in tiny_task.validation}
+    assert (run.trainer.known["train"] is not None) == is_fixed
+    assert set(run.trainer.known["eval"].rows) == {item["sample_ids"] for item in tiny_task.validation}
     without = finetune(tmp_path / "without", **options)
-    without.known = {}
+    without.trainer.known = {"train": None, "eval": None}
     count_bases.clear()
     other = without.run()["history"]
     assert sum(count_bases) > seen
@@ -51,14 +52,14 @@ def test_bases_are_computed_once(options, is_fixed, finetune, tiny_task, tmp_pat
 
 
 def test_methods_without_such_values(finetune, tmp_path):
-    run = finetune(tmp_path, method="geometry", epochs=1)
+    run = finetune(tmp_path, method="geometry", num_train_epochs=1)
     run.run()
-    assert not run.known["validation"].is_needed
+    assert not run.trainer.known["eval"].is_needed
 
 
 def test_a_limit(finetune, tmp_path):
-    run = finetune(tmp_path, method="pointgst", epochs=1)
-    run.known["validation"] = known = PrecomputedValues(run.model, run.accelerator, max_bytes=1)
+    run = finetune(tmp_path, method="pointgst", num_train_epochs=1)
+    run.trainer.known["eval"] = known = PrecomputedValues(run.trainer.accelerator, max_bytes=1)
     run.run()
     # The first batch is kept, the others are not.
-    assert len(known.rows) == min(run.args.batch_size, len(run.task.validation))
+    assert len(known.rows) == min(run.args.per_device_eval_batch_size, len(run.task.validation))

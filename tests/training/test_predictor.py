@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from point_peft_hf import PointMAEConfig, PointMAEModel
-from point_peft_hf.training import FinetuneArguments, Finetuning, Predictor
+from point_peft_hf.training import Predictor, finetune
 
 
 @pytest.fixture(scope="module")
 def adapter(tiny_backbone, tiny_task, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    arguments = FinetuneArguments("point_peft", tiny_backbone, output_dir=str(folder), epochs=1, mixed_precision="no")
-    Finetuning(arguments, tiny_task, report=lambda line: None).run()
+    arguments = {"model": tiny_backbone, "output_dir": str(folder), "num_train_epochs": 1}
+    finetune(arguments, tiny_task, report=lambda line: None)
     return folder / "point_peft"
 
 

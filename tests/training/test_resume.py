@@ -1,6 +1,5 @@
 """A run that was stopped anywhere ends as one that was not."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -9,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from point_peft_hf import PointMAEConfig, PointMAEModel
 from point_peft_hf.training import load_task
+from point_peft_hf.training.checkpoints import checkpoint_paths
 
 
 def assert_same_weights(first, second):
@@ -27,14 +28,14 @@ def without_seconds(history):
     ("method", "stop", "options"),
     [
         ("point_peft", 3, {}),  # between two epochs
-        ("point_peft", 5, {"checkpoint_every_steps": 2}),  # in the middle of one, not where a checkpoint was saved
-        ("full", 2, {"checkpoint_every_steps": 1}),
-        ("geometry", 3, {"checkpoint_every_steps": 1, "gradient_accumulation_steps": 2}),
-        ("point_peft", 5, {"checkpoint_every_steps": 1, "augmentation": "rotate_jitter", "num_workers": 2}),
+        ("point_peft", 5, {"extra_save_steps": 2}),  # in the middle of one, not where a checkpoint was saved
+        ("full", 2, {"extra_save_steps": 1}),
+        ("geometry", 3, {"extra_save_steps": 1, "gradient_accumulation_steps": 2}),
+        ("point_peft", 5, {"extra_save_steps": 1, "augmentation": "rotate_jitter", "dataloader_num_workers": 2}),
     ],
 )
 def test_a_resumed_run_ends_as_an_unbroken_one(method, stop, options, finetune, crash, last_weights, tmp_path):
-    unbroken = finetune(tmp_path / "a", method=method, **(options | {"num_workers": 0})).run()
+    unbroken = finetune(tmp_path / "a", method=method, **(options | {"dataloader_num_workers": 0})).run()
     crash(finetune(tmp_path / "b", method=method, **options), stop)
     torch.manual_seed(1234)
     resumed = finetune(tmp_path / "b", method=method, resume_from_checkpoint="latest", **options).run()
@@ -43,32 +44,41 @@ def test_a_resumed_run_ends_as_an_unbroken_one(method, stop, options, finetune, 
     assert resumed["test"] == unbroken["test"]
     assert resumed["parameters"] == unbroken["parameters"]
 
-    def metrics(folder):
-        lines = map(json.loads, (tmp_path / folder / method / "metrics.jsonl").read_text().splitlines())
-        return [(line["kind"], line["step"], line["loss"]) for line in lines]
 
-    assert metrics("b") == metrics("a")
-
-
-def test_the_best_model_goes_back_with_the_checkpoint(finetune, crash, tmp_path):
-    """A model that was chosen after the checkpoint belongs to what is done again."""
-    crash(finetune(tmp_path, checkpoint_every_steps=1), 4)
-    folder = tmp_path / "point_peft"
-    best = (folder / "adapter_model.safetensors").read_bytes()
-    (folder / "adapter_model.safetensors").rename(folder / "later")
-    (folder / "adapter_model.safetensors").write_bytes(b"from an epoch that will be done again")
-    run = finetune(tmp_path, resume_from_checkpoint="latest", checkpoint_every_steps=1)
-    run.folder.begin(run.identity, run.processor)
-    assert (folder / "adapter_model.safetensors").read_bytes() == best
-
-
-def test_a_checkpoint_goes_on_in_another_folder(finetune, crash, last_weights, tmp_path):
+def test_what_was_saved_after_the_checkpoint_is_done_again(finetune, crash, last_weights, tmp_path):
+    crash(finetune(tmp_path / "b", extra_save_steps=1), 5)
+    folder = tmp_path / "b" / "point_peft"
+    (folder / "checkpoint-5").rename(folder / "checkpoint-99")
+    with pytest.raises(ValueError, match="checkpoint-9 holds no checkpoint to resume from"):
+        finetune(tmp_path / "b", resume_from_checkpoint=str(folder / "checkpoint-9")).run()
+    finetune(tmp_path / "b", resume_from_checkpoint=str(folder / "checkpoint-3")).run()
+    assert not (folder / "checkpoint-99").exists()
     finetune(tmp_path / "a").run()
-    crash(finetune(tmp_path / "b", checkpoint_every_steps=2), 5)
-    checkpoint = max((tmp_path / "b" / "point_peft" / "checkpoints").iterdir()).rename(tmp_path / "moved")
+    assert_same_weights(last_weights(tmp_path / "a" / "point_peft"), last_weights(folder))
+
+
+@pytest.mark.parametrize("score", [0.9, 0.0])
+def test_a_checkpoint_goes_on_in_another_folder_with_the_best_model(score, finetune, crash, tmp_path, monkeypatch):
+    """The first epoch is the best one, or the third."""
+
+    def start(folder, scores, **options):
+        run = finetune(tmp_path / folder, num_train_epochs=3, **options)
+        scores = iter(scores)
+        monkeypatch.setattr(
+            run.trainer, "compute_metrics", lambda _: {"accuracy": next(scores), "mean_class_accuracy": 0.0}
+        )
+        return run
+
+    scores = [score, 0.1, 0.2, 0.0]
+    unbroken = start("a", scores).run()
+    crash(start("b", scores, extra_save_steps=2), 8)
+    checkpoint = (tmp_path / "b" / "point_peft" / "checkpoint-8").rename(tmp_path / "moved")
     shutil.rmtree(tmp_path / "b")
-    finetune(tmp_path / "c", resume_from_checkpoint=str(checkpoint)).run()
-    assert_same_weights(last_weights(tmp_path / "a" / "point_peft"), last_weights(tmp_path / "c" / "point_peft"))
+    resumed = start("c", scores[2:], resume_from_checkpoint=str(checkpoint)).run()
+    assert resumed["best_epoch"] == unbroken["best_epoch"] == (1 if score else 3)
+    assert_same_weights(
+        *(load_file(tmp_path / folder / "point_peft" / "adapter_model.safetensors") for folder in "ac")
+    )
 
 
 def test_a_finished_run_that_is_resumed_gives_its_record_again(finetune, tmp_path):
@@ -79,7 +89,7 @@ def test_a_finished_run_that_is_resumed_gives_its_record_again(finetune, tmp_pat
 
 def test_latest_starts_anew_where_there_is_nothing_yet_and_says_so(finetune, tmp_path):
     lines = []
-    run = finetune(tmp_path, method="linear", epochs=1, resume_from_checkpoint="latest", report=lines.append)
+    run = finetune(tmp_path, method="linear", num_train_epochs=1, resume_from_checkpoint="latest", report=lines.append)
     assert len(run.run()["history"]) == 1
     assert lines[0] == "[linear] nothing to resume yet, starting anew"
 
@@ -91,14 +101,14 @@ def test_a_folder_without_a_checkpoint_is_named(finetune, tmp_path):
 
 
 def test_an_unfinished_run_is_not_overwritten_by_mistake(finetune, crash, tmp_path):
-    crash(finetune(tmp_path, method="linear", checkpoint_every_steps=1), 2)
-    with pytest.raises(ValueError, match=r"a run that is not finished. Pass --resume_from_checkpoint latest"):
+    crash(finetune(tmp_path, method="linear", extra_save_steps=1), 2)
+    with pytest.raises(ValueError, match=r"an unfinished run. Pass --resume_from_checkpoint latest"):
         finetune(tmp_path, method="linear")
-    run = finetune(tmp_path, method="linear", epochs=1, overwrite_output_dir=True)
+    run = finetune(tmp_path, method="linear", num_train_epochs=1, overwrite_output_dir=True)
     run.run()
-    assert [path.name for path in run.folder.checkpoints.paths()] == ["step-00000003"]
+    assert [path.name for path in checkpoint_paths(run.folder.path)] == ["checkpoint-3"]
     # A finished one is.
-    finetune(tmp_path, method="linear", epochs=1).run()
+    finetune(tmp_path, method="linear", num_train_epochs=1).run()
 
 
 # -- Another run is refused -------------------------------------------------------------------------------------------
@@ -106,7 +116,7 @@ def test_an_unfinished_run_is_not_overwritten_by_mistake(finetune, crash, tmp_pa
 
 @pytest.fixture
 def stopped(finetune, crash, tmp_path):
-    crash(finetune(tmp_path, checkpoint_every_steps=1), 2)
+    crash(finetune(tmp_path, extra_save_steps=1), 2)
     return tmp_path
 
 
@@ -114,14 +124,14 @@ def stopped(finetune, crash, tmp_path):
     ("field", "value", "message"),
     [
         ("learning_rate", 1e-3, r"\(--learning_rate: was 0.004, now 0.001\)"),
-        ("epochs", 3, r"\(--epochs: was 2, now 3\)"),
-        ("batch_size", 8, r"\(--batch_size: was 16, now 8\)"),
+        ("num_train_epochs", 3, r"\(--num_train_epochs: was 2, now 3\)"),
+        ("per_device_train_batch_size", 8, r"\(--per_device_train_batch_size: was 16, now 8\)"),
         ("config", {"bottleneck_size": 4}, r"\(--config: was {}, now {'bottleneck_size': 4}\)"),
-        ("mixed_precision", "bf16", r"\(--mixed_precision: was no, now bf16\)"),
+        ("bf16 use_cpu", True, r"\(the precision: was no, now bf16\)"),
     ],
 )
 def test_other_arguments_are_refused_by_name(field, value, message, stopped, finetune):
-    run = finetune(stopped, resume_from_checkpoint="latest", **{field: value})
+    run = finetune(stopped, resume_from_checkpoint="latest", **dict.fromkeys(field.split(), value))
     with pytest.raises(ValueError, match=message):
         run.run()
 
@@ -148,7 +158,7 @@ def test_other_data_are_refused(stopped, finetune):
 
 def test_another_backbone_is_refused_and_a_moved_one_is_not(stopped, finetune, tiny_backbone, tmp_path):
     moved = shutil.copytree(tiny_backbone, tmp_path / "moved")
-    finetune(stopped, resume_from_checkpoint="latest", model=str(moved), keep_checkpoints=9).run()
+    finetune(stopped, resume_from_checkpoint="latest", model=str(moved), save_total_limit=9).run()
 
     torch.manual_seed(1)
     other = PointMAEModel(PointMAEConfig.from_pretrained(tiny_backbone), use_class_token=False)
@@ -159,7 +169,7 @@ def test_another_backbone_is_refused_and_a_moved_one_is_not(stopped, finetune, t
 
 
 def test_harmless_arguments_may_change(stopped, finetune):
-    options = {"num_workers": 1, "keep_checkpoints": 1, "log_every_steps": 1, "checkpoint_every_steps": 5}
+    options = {"dataloader_num_workers": 1, "save_total_limit": 1, "logging_steps": 1, "extra_save_steps": 5}
     run = finetune(stopped, resume_from_checkpoint="latest", **options)
     assert len(run.run()["history"]) == 2
 

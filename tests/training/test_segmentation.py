@@ -10,14 +10,16 @@ from point_peft_hf.data.readers import read_shifted
 from point_peft_hf.io import model_card
 from point_peft_hf.training import (
     METHODS,
-    FinetuneArguments,
     Finetuning,
     PartPredictor,
+    PointCloudArguments,
     Predictor,
     SegmentationMetrics,
     SegmentationTask,
+    finetune,
     load_predictor,
     load_segmentation_task,
+    parse_arguments,
     predict_parts,
     results_table,
 )
@@ -112,15 +114,10 @@ def task() -> SegmentationTask:
 @pytest.fixture
 def segment(tiny_backbone, task):
     def make(output_dir, **options) -> Finetuning:
-        arguments = {"method": "point_peft", "epochs": 1, "batch_size": 8, "mixed_precision": "no"} | options
-        arguments = FinetuneArguments(
-            task="segmentation",
-            model=tiny_backbone,
-            output_dir=str(output_dir),
-            augmentation="segmentation",
-            **arguments,
-        )
-        return Finetuning(arguments, task, report=lambda line: None)
+        defaults = {"num_train_epochs": 1, "per_device_train_batch_size": 8, "augmentation": "segmentation"}
+        defaults |= {"task": "segmentation", "model": tiny_backbone, "output_dir": str(output_dir)}
+        (method,), what, how = parse_arguments(defaults | options)
+        return Finetuning(method, what, how, task, report=lambda line: None)
 
     return make
 
@@ -174,8 +171,8 @@ def test_the_adapter_tells_its_card(segment, tmp_path):
 @pytest.fixture(scope="module")
 def adapter(tiny_backbone, task, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("segmentation")
-    arguments = FinetuneArguments("linear", tiny_backbone, task="segmentation", output_dir=str(folder), epochs=1)
-    Finetuning(arguments, task, report=lambda line: None).run()
+    arguments = {"method": "linear", "model": tiny_backbone, "task": "segmentation", "output_dir": str(folder)}
+    finetune(arguments | {"num_train_epochs": 1}, task, report=lambda line: None)
     return str(folder / "linear")
 
 
@@ -265,7 +262,7 @@ def test_shapes_without_parts():
     with pytest.raises(ValueError, match="The procedural shapes have no parts.*--data with a folder"):
         load_segmentation_task("procedural")
     with pytest.raises(ValueError, match="--task must be one of classification, segmentation, got 'detection'"):
-        FinetuneArguments(task="detection").check()
+        PointCloudArguments(task="detection")
 
 
 def test_fields_of_the_backbone(segment, tmp_path):

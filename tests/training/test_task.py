@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 
 from point_peft_hf.data import HELD_OUT_CLASSES, PointCloudDataset, stratified_split, write_point_cloud
-from point_peft_hf.training import FinetuneArguments, load_segmentation_task, load_task
+from point_peft_hf.training import PointCloudArguments, load_segmentation_task, load_task, load_task_of
 from point_peft_hf.training.task import cut_splits
-from point_peft_hf.training.tasks import task_from_arguments
 
 
 @pytest.fixture
@@ -90,12 +89,12 @@ def test_files_that_cannot_be_read_may_be_left_out(tmp_path):
             write_point_cloud(tmp_path / name / f"{index}.ply", rng.normal(size=(50, 3)), labels=labels)
     (tmp_path / "nut" / "broken.ply").write_text("no cloud")
     for task in ("classification", "segmentation"):
-        arguments = FinetuneArguments(data=str(tmp_path), task=task)
+        arguments = PointCloudArguments(data=str(tmp_path), task=task)
         with pytest.raises(ValueError, match="broken.ply: .* starts with 'ply'"):
-            task_from_arguments(arguments)
+            load_task_of(arguments)
         arguments.skip_bad_files = True
         with pytest.warns(UserWarning, match=r"1 of 11 files are skipped:\n.*broken.ply"):
-            loaded = task_from_arguments(arguments)
+            loaded = load_task_of(arguments)
         assert len(loaded.train) + len(loaded.validation) + len(loaded.test) == 10
 
 
@@ -109,11 +108,10 @@ def test_points_that_are_not_finite_are_left_out_when_asked_for(tmp_path, rng_po
             np.savetxt(
                 tmp_path / name / f"{index}.txt", rows + 0.01 * index * (np.arange(4) < 3), header="x y z label"
             )
-    arguments = FinetuneArguments(data=str(tmp_path), task=task)
+    arguments = PointCloudArguments(data=str(tmp_path), task=task)
     with pytest.raises(ValueError, match="5 of 50 points have NaN .*--drop_invalid"):
-        task_from_arguments(arguments)
+        load_task_of(arguments)
     arguments.drop_invalid = True
-    loaded = task_from_arguments(arguments)
+    loaded = load_task_of(arguments)
     assert len(loaded.train) + len(loaded.validation) + len(loaded.test) == 10
     assert {len(item["points"]) for item in loaded.train} == {45}
-    assert "drop_invalid" not in arguments.recipe()
