@@ -17,6 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
+from ..data.orientation import likely_up_axis
 from ..io import save_adapter, write_model_card
 from ..io.backbone import fingerprint
 from ..io.files import RECORD_NAME, write_json
@@ -197,6 +198,13 @@ class Finetuning:
             f"{self.processor.num_points} points, {self.processor.up_axis} up; {self.what.model}, "
             f"{trained / 1e6:.2f} of {total / 1e6:.2f} M parameters trained"
         )
+        up_axis = None if "up_axis" in self.what.processor_config else likely_up_axis(task.train)
+        if up_axis not in (None, self.processor.up_axis):
+            self.tell(
+                f"warning: the clouds look {up_axis} up, and are read as {self.processor.up_axis} up. If they stand "
+                f'on their {up_axis} axis, pass --processor_config \'{{"up_axis": "{up_axis}"}}\'; if not, give '
+                f'"{self.processor.up_axis}" there.'
+            )
         if self.method not in METHODS and args.learning_rate == METHODS["geometry"].learning_rate:
             self.tell(f"learning rate {args.learning_rate:g}, the default of types without one; see --learning_rate")
         if (steps := self._num_steps()) < FEW_STEPS:

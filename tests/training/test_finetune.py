@@ -194,6 +194,22 @@ def test_fields_of_the_preprocessing(finetune, tmp_path):
         finetune(tmp_path, method="linear", processor_config={"upwards": "z"})
 
 
+def test_clouds_that_seem_to_lie_are_warned_of(finetune, tiny_task, tmp_path):
+    def lines_of(**options):
+        lines = []
+        finetune(tmp_path, method="linear", report=lines.append, overwrite_output_dir=True, **options).run()
+        return [line for line in lines if "warning" in line]
+
+    train = tiny_task.train.select(range(len(tiny_task.train)))
+    train._clouds = np.ascontiguousarray(train._clouds[..., [0, 2, 1]])
+    lying = replace(tiny_task, train=train)
+    assert lines_of() == []
+    (line,) = lines_of(task=lying)
+    assert "the clouds look z up, and are read as y up" in line
+    assert """pass --processor_config '{"up_axis": "z"}'""" in line
+    assert lines_of(task=lying, processor_config={"up_axis": "y"}) == []
+
+
 def test_a_backbone_without_preprocessing_gets_the_default_one(finetune, tmp_path, tiny_backbone):
     bare = tmp_path / "bare"
     shutil.copytree(tiny_backbone, bare)
