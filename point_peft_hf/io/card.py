@@ -231,7 +231,7 @@ def _run_values(fields: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str,
 def _recipe(run: dict[str, Any]) -> list[str]:
     arguments = run.get("arguments", {})
     epochs, batch, rate, warmup = (
-        arguments.get(name)
+        run.get(name) or arguments.get(name)
         for name in ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "warmup_steps")
     )
     share = f"{warmup or 0:.0%} of the steps" if warmup and warmup < 1 else f"{warmup} steps"

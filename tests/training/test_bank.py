@@ -9,7 +9,7 @@ CONFIG = {"num_prompt_tokens": 4, "leave_own_entry_out": True, "query": "tokens"
 def test_a_resumed_run_ends_with_the_bank_of_an_unbroken_one(update, finetune, crash, last_weights, tmp_path):
     options = {"method": "prompt", "config": {**CONFIG, "bank_update": update}}
     unbroken = finetune(tmp_path / "a", **options)
-    before = unbroken.model.base_model.model.point_mae.encoder.token_slot.banks["default"].features.clone()
+    before = unbroken.trainer.model.base_model.model.point_mae.encoder.token_slot.banks["default"].features.clone()
     unbroken.run()
     crash(finetune(tmp_path / "b", **options), step=4)
     finetune(tmp_path / "b", resume_from_checkpoint="latest", **options).run()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from point_peft_hf import PointCloudProcessor, PointMAEConfig, PointMAEModel
 
@@ -59,9 +60,9 @@ def backbone_without_dropout(tmp_path_factory):
     return folder
 
 
-def run(folder, backbone, num_processes, batch_size):
+def run(folder, backbone, num_processes, batch_size, preamble=""):
     """Run the script, and give what it printed and the record of its first method."""
-    (folder / "script.py").write_text(SCRIPT)
+    (folder / "script.py").write_text(preamble + SCRIPT)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     environment = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent)}
     done = subprocess.run(
@@ -100,6 +101,42 @@ def test_two_processes_give_what_one_gives(backbone_without_dropout, tmp_path):
     assert result1["counts"] == result2["counts"] == [12, 12, 31] * 2
     # The noise of dropout is another in each process.
     assert len(set(result2["draws"])) == 2
+
+
+# Accelerate offers FSDP for GPUs only: it is told that the processes of the CPU are some.
+AS_IF_GPUS = """
+from accelerate import state
+init = state.PartialState.__init__
+
+
+def as_if_gpus(self, *args, **kwargs):
+    init(self, *args, **kwargs)
+    if self.distributed_type == state.DistributedType.MULTI_CPU:
+        self.distributed_type = state.DistributedType.MULTI_GPU
+
+
+state.PartialState.__init__ = as_if_gpus
+"""
+FSDP2 = {
+    **{"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"},
+    **{"FSDP_AUTO_WRAP_POLICY": "NO_WRAP", "FSDP_RESHARD_AFTER_FORWARD": "true"},
+}
+
+
+def test_a_model_spread_over_two_processes_gives_what_one_gives(backbone_without_dropout, tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    result1, record1 = run(tmp_path / "one", backbone_without_dropout, 1, 12)
+    for name, value in FSDP2.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "two").mkdir()
+    result2, record2 = run(tmp_path / "two", backbone_without_dropout, 2, 6, AS_IF_GPUS)
+    assert record2["distributed_type"] == "FSDP"
+    assert result1["losses"] == pytest.approx(result2["losses"], abs=1e-5)
+    weights = [load_file(tmp_path / name / "geometry" / "adapter_model.safetensors") for name in ("one", "two")]
+    assert weights[0].keys() == weights[1].keys()
+    if record1["best_epoch"] == record2["best_epoch"]:
+        for name, value in weights[0].items():
+            torch.testing.assert_close(weights[1][name], value, atol=1e-4, rtol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize("config", sorted(path.name for path in (EXAMPLES / "accelerate_configs").glob("*.yaml")))

@@ -138,11 +138,11 @@ def test_a_run_trains_saves_and_predicts(method, segment, task, tmp_path):
     assert isinstance(predictor, PartPredictor)
     assert predictor.category_names == ["table", "pole"]
     cloud = task.test[1]["points"]
-    run.model.eval()
+    run.trainer.model.eval()
     prediction = predictor.predict(cloud * 250 + 1000, "pole")
     with torch.no_grad():
         batch = run.processor([cloud], part_labels=[torch.arange(160)])
-        logits = run.model(points=batch["points"], category_ids=torch.tensor([1])).logits
+        logits = run.trainer.model(points=batch["points"], category_ids=torch.tensor([1])).logits
     expected = predict_parts(logits, torch.tensor([1]), task.category_parts)[0].numpy()
     # Another scale and place round otherwise, which may turn a point that lies between two parts.
     same = prediction.labels[batch["part_labels"][0].numpy()] == expected
@@ -151,7 +151,7 @@ def test_a_run_trains_saves_and_predicts(method, segment, task, tmp_path):
 
 
 def test_it_learns(segment, tmp_path):
-    record = segment(tmp_path, method="linear", epochs=12, learning_rate=0.02).run()
+    record = segment(tmp_path, method="linear", num_train_epochs=12, learning_rate=0.02).run()
     assert record["test"]["instance_miou"] > 0.6 > record["history"][0]["validation_instance_miou"]
 
 
