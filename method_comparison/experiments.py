@@ -227,8 +227,8 @@ def read_experiment(task: Task, folder: Path) -> Experiment:
             "the same number: with more tries a better one is found."
         )
     settings = tuple(values.pop("settings", tuple(task.settings)[:1]))
-    if unknown := [name for name in settings if name not in task.settings] or not settings:
-        raise ValueError(f"`settings` in {path} has {unknown}. The task has {list(task.settings)}.")
+    if not settings or not set(settings) <= set(task.settings):
+        raise ValueError(f"`settings` in {path} must be some of {list(task.settings)}, got {list(settings)}.")
     adapter = folder / ADAPTER_NAME
     experiment = Experiment(task, folder.parent.name, folder.name, {}, values, rates, settings)
     if adapter.is_file():

@@ -128,7 +128,7 @@ def _values(records: dict[int, dict[str, Any]], metric: Metric) -> dict[int, flo
     found = {}
     for seed, record in records.items():
         try:
-            found[seed] = metric.value(record)
+            found[seed] = float(metric.value(record))
         except (KeyError, IndexError, TypeError):
             continue  # not measured: a task without a probe, a platform without peak memory
     return found

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -22,6 +23,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ import torch
 from experiments import DATA_PROTOCOL, ROOT, Experiment, Run, find_experiments, read_task
 from measures import measure
 from records import ENVIRONMENT, Result, key_of
-from training import backbone_fingerprint, check_arguments, load_clouds, train_once
+from training import PROCEDURAL, backbone_fingerprint, load_clouds, train_once
 
 from point_peft_hf.locks import locked_folder
 from point_peft_hf.training import TrainingDiverged, TrainingStopped, data_fingerprint, show_only_own_messages
@@ -95,33 +97,22 @@ def run_all(experiments: Sequence[Experiment], jobs: int = 1, report: Callable[[
     """
     if jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {jobs}.")
-    threads = max((os.cpu_count() or 1) // jobs, 1)
-    with _locked(sorted({experiment.task.folder for experiment in experiments})):
-        results = [Result(experiment.result_path) for experiment in experiments]
-        for experiment, result in zip(experiments, results, strict=True):
+    with ExitStack() as stack:
+        for folder in sorted({experiment.task.folder for experiment in experiments}):
+            stack.enter_context(locked_folder(folder / "results"))
+        pairs = [(experiment, Result(experiment.result_path)) for experiment in experiments]
+        for experiment, result in pairs:
             result.begin(experiment)
             _refuse_other_inputs(experiment, result)
-        _run_missing(
-            [(e, r, list(e.search_runs())) for e, r in zip(experiments, results, strict=True)], jobs, threads, report
-        )
+        _run_missing([(e, r, run) for e, r in pairs for run in e.search_runs()], jobs, report)
         finals = []
-        for experiment, result in zip(experiments, results, strict=True):
-            rate = experiment.chosen_rate(result.validation_by_rate())
-            if experiment.learning_rates:
-                ends = {min(experiment.learning_rates): "lowest", max(experiment.learning_rates): "highest"}
-                at_end = f", the {ends[rate]} of those tried" if rate in ends and len(ends) > 1 else ""
-                report(f"{experiment.id}: learning rate {rate:g}{at_end}")
-            finals.append((experiment, result, list(experiment.final_runs(rate))))
-        _run_missing(finals, jobs, threads, report)
-
-
-def _locked(folders: Sequence[Path]) -> Any:
-    from contextlib import ExitStack
-
-    stack = ExitStack()
-    for folder in folders:
-        stack.enter_context(locked_folder(folder / "results"))
-    return stack
+        for experiment, result in pairs:
+            rate, rates = experiment.chosen_rate(result.validation_by_rate()), experiment.learning_rates
+            if len(rates) > 1:
+                end = {min(rates): ", the lowest one", max(rates): ", the highest one"}.get(rate, "")
+                report(f"{experiment.id}: learning rate {rate:g}{end}")
+            finals += [(experiment, result, run) for run in experiment.final_runs(rate)]
+        _run_missing(finals, jobs, report)
 
 
 def _refuse_other_inputs(experiment: Experiment, result: Result) -> None:
@@ -135,12 +126,8 @@ def _refuse_other_inputs(experiment: Experiment, result: Result) -> None:
         blind = Job(experiment, key_of(record), Path(), 1).is_blind
         needed = {k: v for k, v in arguments.items() if k not in ("method", "config", "learning_rate")}
         now = _fingerprints(json.dumps(needed, sort_keys=True), json.dumps(protocol), not blind)
-        for what, name in (("data", "data"), ("backbone", "model")):
-            if record["fingerprints"][what] != now[what]:
-                raise ValueError(
-                    f"{result.path} has runs on other {'clouds' if what == 'data' else 'weights'} than "
-                    f"{arguments.get(name, 'the default')} has now. Remove it to run it again."
-                )
+        if changed := [what for what in ("data", "backbone") if record["fingerprints"][what] != now[what]]:
+            raise ValueError(f"{result.path} was made with another {changed[0]}. Remove it to run it again.")
 
 
 @functools.cache
@@ -156,34 +143,29 @@ def _split(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return {name: value for name, value in arguments.items() if name not in protocol}, protocol
 
 
-def _run_missing(
-    plan: Sequence[tuple[Experiment, Result, list[Run]]], jobs: int, threads: int, report: Callable[[str], None]
-) -> None:
+def _run_missing(plan: Sequence[tuple[Experiment, Result, Run]], jobs: int, report: Callable[[str], None]) -> None:
+    threads = max((os.cpu_count() or 1) // jobs, 1)
     pending = [
         (Job(experiment, run, experiment.task.folder / "unfinished", threads), result)
-        for experiment, result, runs in plan
-        for run in runs
+        for experiment, result, run in plan
         if result.find(run) is None
     ]
     # All experiments of a seed come first, so that an early look compares like with like.
     pending.sort(key=lambda pair: pair[0].run.seed)
     errors = []
     for done, (job, result, outcome) in enumerate(_outcomes(pending, jobs), 1):
+        name = f"[{done}/{len(pending)}] {job.experiment.id}, {', '.join(map(str, job.run))}"
         try:
             record, environment = outcome()
         except (TrainingStopped, OSError, RuntimeError, ValueError) as error:
             # One that fails does not keep the others from being run.
-            report(f"[{done}/{len(pending)}] {job.experiment.id}, {job.run.setting}, seed {job.run.seed}: {error}")
+            report(f"{name}: {error}")
             errors.append(error)
             continue
         result.add(record, environment)
-        scores = {"validation": record["validation"], "test": next(iter(record.get("test", {}).values()), None)}
-        text = ", ".join(f"{name} {100 * value:.1f} %" for name, value in scores.items() if value is not None)
-        run = job.run
-        report(
-            f"[{done}/{len(pending)}] {job.experiment.id}, {run.setting}, {run.stage}, seed {run.seed}, learning rate "
-            f"{run.learning_rate:g}: {'diverged' if 'diverged' in record else text}"
-        )
+        scores = {"validation": record["validation"], "test": record.get("test", {}).get(record.get("score"))}
+        text = ", ".join(f"{split} {100 * value:.1f} %" for split, value in scores.items() if value is not None)
+        report(f"{name}: {'diverged' if 'diverged' in record else text}")
     if errors:
         raise errors[0]
 
@@ -225,7 +207,7 @@ def execute(job: Job) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """
     show_only_own_messages()
     torch.set_num_threads(job.threads)
-    run, task_options = job.run, job.experiment.task
+    run, task = job.run, job.experiment.task
     arguments, protocol = _split(job.experiment.arguments_in(run.setting))
     folder = job.folder / "--".join([job.experiment.method, job.experiment.name, *map(str, run)])
     arguments = {"split_seed": run.seed} | arguments
@@ -240,37 +222,29 @@ def execute(job: Job) -> tuple[dict[str, Any], dict[str, Any] | None]:
         # A rate that is too high is what a search is there to find out.
         shutil.rmtree(folder, ignore_errors=True)
         return {**run._asdict(), "validation": 0.0, "diverged": str(error)}, None
-    score = record["score"]
+    score, history = record["score"], record["history"]
     found = {
         **run._asdict(),
         "validation": record[f"validation_{score}"],
-        "best_epoch": record["best_epoch"],
-        "fingerprints": record["fingerprints"],
+        **{name: record[name] for name in ("best_epoch", "fingerprints")},
     }
     if run.stage == "final":
-        history = record["history"]
-        steps = -(-record["clouds"]["train"] // arguments.get("per_device_train_batch_size", 16))
-        curves = {
-            name: [_rounded(row[name]) for row in history]
-            for name in (*_CURVES, f"validation_{score}")
-            if name in history[0]
-        }
+        batch_size = arguments.get("per_device_train_batch_size", 16)
+        steps = math.ceil(record["clouds"]["train"] / batch_size)
+        curves = [name for name in (*_CURVES, f"validation_{score}") if name in history[0]]
         found |= {
-            "score": score,
+            **{name: record[name] for name in ("score", "clouds", "parameters", "file_bytes")},
             "test": {name: record["test"][name] for name in sorted(record["test"], key=lambda name: name != score)},
-            "clouds": record["clouds"],
-            "parameters": record["parameters"],
-            "file_bytes": record["file_bytes"],
             "seconds_per_step": _rounded(record["seconds_per_epoch"] / steps),
             "seconds_to_best": _rounded(sum(row["seconds"] for row in history[: record["best_epoch"]])),
             "peak_memory_mib": record["peak_memory_mib"] and round(record["peak_memory_mib"]),
-            "curves": curves,
+            "curves": {name: [_rounded(row[name]) for row in history] for name in curves},
         }
         if not job.is_blind:
             saved = next(folder.rglob("run.json")).parent
-            batch_size = arguments.get("per_device_train_batch_size", 16)
-            options = (task_options.corruption_clouds, task_options.probe_data, arguments.get("model"))
-            found |= measure(saved, clouds, batch_size, *options)
+            found |= measure(
+                saved, clouds, batch_size, task.corruption_clouds, task.probe_data, arguments.get("model")
+            )
     shutil.rmtree(folder)
     return found, {name: record[name] for name in ENVIRONMENT}
 
@@ -308,29 +282,22 @@ def rerun(
     environment = result.content["environments"][recorded["environment"]]
     task = read_task(path.resolve().parents[1])
     # Records name data without the folder they were in.
-    places = {name: task.arguments[name] for name in ("data",) if name in task.arguments}
-    arguments = result.content["settings"][setting] | places | overrides
+    arguments = result.content["settings"][setting] | {"data": task.arguments.get("data", PROCEDURAL)} | overrides
     method, config = arguments.pop("method"), arguments.pop("config")
     task = replace(task, settings={setting: {}}, arguments=arguments)
     experiment = Experiment(task, method, path.stem.partition("--")[2], config, {}, (), (setting,))
-    check_arguments(_split(experiment.arguments_in(setting))[0])
     with tempfile.TemporaryDirectory() as folder:
         again, now = execute(Job(experiment, key_of(recorded), Path(folder), environment.get("threads", 1)))
-    different = [name for name in _REPEATABLE if recorded.get(name) != again.get(name)]
     for name in _REPEATABLE:
-        if name in again:
-            report(f"{name}: recorded {recorded.get(name)}, again {again[name]}")
-    if different:
+        report(f"{name}: recorded {recorded.get(name)}, again {again.get(name)}")
+    if different := [name for name in _REPEATABLE if recorded.get(name) != again.get(name)]:
+        then = {**environment, "fingerprints": recorded["fingerprints"]}
+        now["fingerprints"] = again["fingerprints"]
         changed = [
-            f"{name} was {environment.get(name)}, is {now[name]}"
-            for name in ENVIRONMENT
-            if environment.get(name) != now[name]
+            f"{name} was {then.get(name)}, is {value}" for name, value in now.items() if then.get(name) != value
         ]
-        if recorded["fingerprints"] != again["fingerprints"]:
-            changed.append("data or backbone are different")
-        raise ValueError(
-            f"{', '.join(different)} differ. {'; '.join(changed) or 'Nothing that is recorded has changed'}."
-        )
+        reason = "; ".join(changed) or "Nothing that is recorded has changed"
+        raise ValueError(f"{', '.join(different)} differ. {reason}.")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from point_peft_hf.training import (
     load_backbone,
     task_from_arguments,
 )
+from point_peft_hf.training.task import PROCEDURAL  # noqa: F401
 
 # Arguments that name a place: their content is compared by fingerprints.
 DATA_AND_MODEL = ("data", "model")
