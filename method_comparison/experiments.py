@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from training import check_arguments, default_learning_rate
+from training import check_arguments
+
+from point_peft_hf.training import find_method
 
 ROOT = Path(__file__).parent
-DEFAULTS_NAME, PARAMS_NAME, ADAPTER_NAME = (
-    "default_training_params.json",
-    "training_params.json",
-    "adapter_config.json",
-)
+DEFAULTS_NAME = "default_training_params.json"
+PARAMS_NAME, ADAPTER_NAME = "training_params.json", "adapter_config.json"
 # Which clouds a run gets; everything else in a file of parameters is an argument of training.
 DATA_PROTOCOL = ("labels_per_class", "few_shot", "validation_by_order")
 _TASK_ONLY = {
@@ -77,9 +76,9 @@ class Task:
         """Name of its folder."""
         return self.folder.name
 
-    def with_seeds(self, seeds: Iterable[int]) -> Task:
-        """The task with other seeds of the final runs."""
-        return _checked(replace(self, seeds=tuple(seeds)))
+    def is_blind(self, stage: str) -> bool:
+        """Whether the runs of a stage may not know the test split."""
+        return stage == "search" or self.compare_on == "validation"
 
 
 @dataclass(frozen=True)
@@ -141,15 +140,19 @@ class Experiment:
             The rate; `None` if a rate has not been tried with every seed yet.
         """
         if not self.learning_rates:
-            return self.arguments_in(self.settings[0]).get("learning_rate") or default_learning_rate(self.method)
+            return self.arguments_in(self.settings[0]).get("learning_rate") or find_method(self.method).learning_rate
         if any(len(validation.get(rate, ())) < len(self.task.search_seeds) for rate in self.learning_rates):
             return None
         # Rounded: equal counts of right predictions need not give equal sums of shares.
         return max(sorted(self.learning_rates), key=lambda r: round(sum(validation[r]) / len(validation[r]), 6))
 
 
-def find_experiments(folders: Iterable[str | Path]) -> list[Experiment]:
+def find_experiments(folders: Iterable[str | Path], **changes: Any) -> list[Experiment]:
     """The experiments in folders: of a task, of a method in it, or of one experiment.
+
+    Args:
+        folders: The folders.
+        **changes: What replaces the values of the tasks, for example `data`.
 
     Raises:
         ValueError: If a folder holds none, or a file has something that does not fit.
@@ -160,7 +163,7 @@ def find_experiments(folders: Iterable[str | Path]) -> list[Experiment]:
         root = next((path for path in parents if (path / DEFAULTS_NAME).is_file()), None)
         if root is None:
             raise ValueError(f"{folder} is not part of a task: neither it nor a folder above it has {DEFAULTS_NAME}.")
-        task = read_task(root)
+        task = read_task(root, **changes)
         inside = [
             path
             for path in sorted((root / "experiments").glob("*/*"))
@@ -172,14 +175,14 @@ def find_experiments(folders: Iterable[str | Path]) -> list[Experiment]:
     return list(found.values())
 
 
-def read_task(folder: Path) -> Task:
-    """Read "default_training_params.json".
+def read_task(folder: Path, **changes: Any) -> Task:
+    """Read "default_training_params.json", with some of its values replaced.
 
     Raises:
         ValueError: If it does not describe a task, with the key that is wrong.
     """
     path = folder / DEFAULTS_NAME
-    values = _read_json(path)
+    values = {"data": "procedural"} | _read_json(path) | changes
     own = {name: values.pop(name) for name in sorted(_TASK_ONLY & values.keys())}
     _refuse(path, values.keys() & _SET_BY_RUN, "which every run sets itself")
     for name in ("seeds", "search_seeds", "learning_rates", "references"):
@@ -243,8 +246,6 @@ def read_experiment(task: Task, folder: Path) -> Experiment:
 
 
 def _adapter_fields(path: Path, method: str) -> dict[str, Any]:
-    from point_peft_hf.training import find_method
-
     fields = _read_json(path)
     config_class = find_method(method).config_class
     expected = None if config_class is None else config_class().peft_type.value

@@ -21,7 +21,8 @@ import numpy as np
 from experiments import DEFAULTS_NAME, ROOT, Experiment, Task, find_experiments, read_task
 from intervals import Interval, mean_interval, paired_difference
 from records import Result
-from training import is_of_peft
+
+from point_peft_hf.training import find_method
 
 PERCENT, CHANGE = (0.0, 100.0), (-100.0, 100.0)
 UNBOUNDED = (-math.inf, math.inf)
@@ -225,7 +226,9 @@ _MARKS = {
 
 def group_of(method: str) -> str:
     """The kind of a method: "baseline", "peft" if it belongs to PEFT, else "point"."""
-    return "baseline" if method in ("full", "linear") else "peft" if is_of_peft(method) else "point"
+    if method in ("full", "linear"):
+        return "baseline"
+    return "peft" if find_method(method).config_class.__module__.startswith("peft.") else "point"
 
 
 def page(rows: Sequence[Row]) -> str:

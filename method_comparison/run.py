@@ -32,7 +32,7 @@ import torch
 from experiments import DATA_PROTOCOL, ROOT, Experiment, Run, find_experiments, read_task
 from measures import measure
 from records import ENVIRONMENT, Result, key_of
-from training import PROCEDURAL, backbone_fingerprint, load_clouds, train_once
+from training import backbone_fingerprint, load_clouds, train_once
 
 from point_peft_hf.locks import locked_folder
 from point_peft_hf.training import TrainingDiverged, TrainingStopped, data_fingerprint, show_only_own_messages
@@ -48,11 +48,6 @@ class Job:
     run: Run
     folder: Path
     threads: int
-
-    @property
-    def is_blind(self) -> bool:
-        """Whether the run may not know the test split."""
-        return self.run.stage == "search" or self.experiment.task.compare_on == "validation"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,15 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.rerun:
         rerun(args.rerun, args.seed, args.setting, overrides)
         return
-    experiments = find_experiments(args.folders)
-    experiments = [_changed(experiment, args.seeds, overrides) for experiment in experiments]
+    experiments = find_experiments(args.folders, **overrides, **({"seeds": args.seeds} if args.seeds else {}))
     run_all(experiments, args.jobs)
     print(f"Results: {', '.join(sorted({str(e.result_path.parent) for e in experiments}))}. Tables: report.py.")
-
-
-def _changed(experiment: Experiment, seeds: Sequence[int] | None, overrides: dict[str, str]) -> Experiment:
-    task = experiment.task.with_seeds(seeds) if seeds else experiment.task
-    return replace(experiment, task=replace(task, arguments=task.arguments | overrides))
 
 
 def run_all(experiments: Sequence[Experiment], jobs: int = 1, report: Callable[[str], None] = print) -> None:
@@ -123,7 +112,7 @@ def _refuse_other_inputs(experiment: Experiment, result: Result) -> None:
             continue
         arguments, protocol = _split(experiment.arguments_in(setting))
         arguments |= {"split_seed": arguments.get("split_seed", record["seed"])}
-        blind = Job(experiment, key_of(record), Path(), 1).is_blind
+        blind = experiment.task.is_blind(record["stage"])
         needed = {k: v for k, v in arguments.items() if k not in ("method", "config", "learning_rate")}
         now = _fingerprints(json.dumps(needed, sort_keys=True), json.dumps(protocol), not blind)
         if changed := [what for what in ("data", "backbone") if record["fingerprints"][what] != now[what]]:
@@ -213,7 +202,7 @@ def execute(job: Job) -> tuple[dict[str, Any], dict[str, Any] | None]:
     arguments = {"split_seed": run.seed} | arguments
     arguments |= {"seed": run.seed, "learning_rate": run.learning_rate, "output_dir": str(folder)}
     arguments["resume_from_checkpoint"] = "latest"
-    clouds = load_clouds(arguments, protocol, not job.is_blind)
+    clouds = load_clouds(arguments, protocol, not task.is_blind(run.stage))
     try:
         record = train_once(arguments, clouds)
     except TrainingDiverged as error:
@@ -240,7 +229,7 @@ def execute(job: Job) -> tuple[dict[str, Any], dict[str, Any] | None]:
             "peak_memory_mib": record["peak_memory_mib"] and round(record["peak_memory_mib"]),
             "curves": {name: [_rounded(row[name]) for row in history] for name in curves},
         }
-        if not job.is_blind:
+        if not task.is_blind(run.stage):
             saved = next(folder.rglob("run.json")).parent
             found |= measure(
                 saved, clouds, batch_size, task.corruption_clouds, task.probe_data, arguments.get("model")
@@ -282,7 +271,7 @@ def rerun(
     environment = result.content["environments"][recorded["environment"]]
     task = read_task(path.resolve().parents[1])
     # Records name data without the folder they were in.
-    arguments = result.content["settings"][setting] | {"data": task.arguments.get("data", PROCEDURAL)} | overrides
+    arguments = result.content["settings"][setting] | {"data": task.arguments["data"]} | overrides
     method, config = arguments.pop("method"), arguments.pop("config")
     task = replace(task, settings={setting: {}}, arguments=arguments)
     experiment = Experiment(task, method, path.stem.partition("--")[2], config, {}, (), (setting,))

@@ -17,11 +17,9 @@ from point_peft_hf.training import (
     FinetuneArguments,
     Finetuning,
     Task,
-    find_method,
     load_backbone,
     task_from_arguments,
 )
-from point_peft_hf.training.task import PROCEDURAL  # noqa: F401
 
 # Arguments that name a place: their content is compared by fingerprints.
 DATA_AND_MODEL = ("data", "model")
@@ -52,17 +50,6 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         _translated(arguments).check()
     except TypeError as error:
         raise ValueError(f"An argument has a value of another type: {error}.") from error
-
-
-def default_learning_rate(method: str) -> float:
-    """The learning rate of a method if none is given."""
-    return find_method(method).learning_rate
-
-
-def is_of_peft(method: str) -> bool:
-    """Whether the type of a method belongs to PEFT itself."""
-    config_class = find_method(method).config_class
-    return config_class is not None and config_class.__module__.startswith("peft.")
 
 
 def backbone_fingerprint(arguments: Mapping[str, Any], task: Task) -> str | None:
