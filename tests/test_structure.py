@@ -23,7 +23,6 @@ ALLOWED = {
     "tuners": {"attaching", "io", "layers", "ops", "slots", "tokens"},
     "auto": {"io", "models", "pretrained"},
     "foreign": {"models", "slots", "tokens"},
-    "studies": {"data", "io", "locks", "training", "visualization"},
     "training": {
         "auto",
         "data",

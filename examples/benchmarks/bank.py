@@ -1,7 +1,8 @@
-"""What the choices of the bank study cost in time and bytes."""
+"""What the choices of the bank cost in time and bytes."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -9,29 +10,30 @@ from torch import nn
 
 from point_peft_hf import PointPriorBank, set_point_prior_bank
 from point_peft_hf.pretrained import DEFAULT_BACKBONE
-from point_peft_hf.studies import Study
 from point_peft_hf.training import load_backbone, prepare_method
 
 from . import models
 from .measuring import alternate
 
-STUDY = Path(__file__).parents[1] / "studies" / "bank.yaml"
+EXPERIMENTS = Path(__file__).parents[2] / "method_comparison" / "ablation" / "experiments" / "point_peft"
+REFERENCE = "default"
 _CLASSES = 40
-# Of the clouds of the study this share is trained on, and fills the bank.
-_TRAINED_SHARE = 0.8
+_ENTRIES, _BATCH_SIZE = 800, 16
 
 
 def bank(run) -> None:
-    """A training step and a forward pass for each line of the bank study, with the backbone that ships."""
-    study = Study.from_yaml(STUDY)
+    """A training step and a forward pass for the ablations that change the bank, with the backbone that ships."""
+    configs = {path.parent.name: json.loads(path.read_text()) for path in EXPERIMENTS.glob("*/adapter_config.json")}
+    changed = {name for name, config in configs.items() if any("bank" in field for field in config)}
+    further = {"own_entry_left_out", "query_tokens", "bank_softmax"}
+    names = [REFERENCE, *sorted(changed | further)]
     steps, predictions, sizes = {}, {}, {}
-    for name, row in study.rows.items():
-        batch_size = row.arguments["batch_size"]
-        points = run.setting.clouds(batch_size, 1024)
-        entries = round(_TRAINED_SHARE * row.arguments["max_train_clouds"])
-        sample_ids = torch.arange(batch_size, device=run.setting.device)
+    sample_ids = torch.arange(_BATCH_SIZE, device=run.setting.device)
+    points = run.setting.clouds(_BATCH_SIZE, 1024)
+    for name in names:
+        config = {field: value for field, value in configs[name].items() if field != "peft_type"}
         # Two models, since what is timed puts its model in train or eval mode.
-        trained, asked = (_model(run, row.arguments.get("config", {}), entries) for _ in range(2))
+        trained, asked = (_model(run, config, _ENTRIES) for _ in range(2))
         steps[name] = models.training_step(run.setting, _Forward(trained, sample_ids), points)
         predictions[name] = models.prediction(run.setting, asked, points)
         sizes[name] = sum(tensor.nbytes for key, tensor in trained.state_dict().items() if "_bank." in key)
@@ -39,11 +41,10 @@ def bank(run) -> None:
         "step": alternate(steps, run.clock, run.rounds),
         "inference": alternate(predictions, run.clock, run.rounds),
     }
-    reference = study.reference
-    for name in study.rows:
+    for name in names:
         values = {f"{what}_ms": times[what][name] for what in times}
-        ratios = {f"{what}_ratio": times[what][name] / times[what][reference] for what in times}
-        run.report.add("bank", f"x{batch_size}", name, **values, **ratios, bank_KiB=sizes[name] / 1024)
+        ratios = {f"{what}_ratio": times[what][name] / times[what][REFERENCE] for what in times}
+        run.report.add("bank", f"x{_BATCH_SIZE}", name, **values, **ratios, bank_KiB=sizes[name] / 1024)
 
 
 def _model(run, config: dict, entries: int) -> nn.Module:

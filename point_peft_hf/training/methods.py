@@ -47,7 +47,7 @@ class Method:
         config_class: Class of its configuration; `None` for full fine-tuning.
         defaults: Fields of the configuration that are other than its defaults.
         warmup_ratio: Default share of the steps with rising learning rate: 0.1 or 0.3, whichever had the higher mean
-            over three validation seeds (`examples/studies/recipe.yaml`; point_peft, full, linear and lora, all within
+            over three validation seeds (docs/results.md, "The recipe"; point_peft, full, linear and lora, all within
             noise). The others go with point_peft.
     """
 

@@ -6,7 +6,6 @@ Clouds become interactive pages, which need nothing but a browser, or PNG files.
 
 from .cloud_image import save_cloud_image
 from .colorings import inspection_colorings, nearest
-from .comparison import plot_accuracy_against_parameters, plot_intervals
 from .curves import plot_confusion_matrix, plot_learning_curves
 from .display import prepare_for_display
 from .evaluation import ClassifiedClouds, classify_clouds
@@ -27,10 +26,8 @@ __all__ = [
     "inspect_cloud",
     "inspection_colorings",
     "nearest",
-    "plot_accuracy_against_parameters",
     "plot_confusion_matrix",
     "plot_features",
-    "plot_intervals",
     "plot_learning_curves",
     "prepare_for_display",
     "project_features",

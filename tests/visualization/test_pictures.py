@@ -8,10 +8,8 @@ from point_peft_hf import visualization
 from point_peft_hf.visualization import (
     Markers,
     PointColoring,
-    plot_accuracy_against_parameters,
     plot_confusion_matrix,
     plot_features,
-    plot_intervals,
     plot_learning_curves,
     project_features,
     save_cloud_image,
@@ -20,11 +18,6 @@ from point_peft_hf.visualization import (
 RNG = np.random.default_rng(0)
 POINTS = RNG.normal(size=(200, 3))
 HISTORY = [{"epoch": e, "loss": 2 / e, "validation_accuracy": 1 - 1 / (e + 1), "seconds": 1.0} for e in (1, 2, 3)]
-ROWS = [
-    {"name": "a method with quite a long name", "mean": 83.3, "low": 81.0, "high": 85.6, "parameters": 1_800_000},
-    {"name": "lora", "mean": 89.2, "low": 88.9, "high": 89.2, "parameters": 268_588},
-    {"name": "point_peft", "mean": 85.3, "low": 80.0, "high": 90.0, "parameters": 244_522},
-]
 
 
 def colorings():
@@ -79,12 +72,6 @@ def test_learning_curves_and_confusion(tmp_path, is_picture):
         assert is_picture(plot_confusion_matrix(confusion, names, tmp_path / "confusion.png"))
 
 
-@pytest.mark.parametrize("plot", [plot_intervals, plot_accuracy_against_parameters])
-@pytest.mark.parametrize("count", [1, 3])
-def test_comparisons(plot, count, tmp_path, is_picture):
-    assert is_picture(plot(ROWS[:count], tmp_path / "methods.png", title="Three seeds, 95 % interval"))
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -95,10 +82,6 @@ def test_comparisons(plot, count, tmp_path, is_picture):
         (lambda: plot_learning_curves({}, "f.png"), "There is no epoch to draw"),
         (lambda: plot_learning_curves({"a": [{"epoch": 1}]}, "f.png"), "must have 'epoch', 'loss'"),
         (lambda: plot_confusion_matrix(np.zeros((2, 3)), ["a", "b"], "f.png"), r"\(2, 2\), got shape \(2, 3\)"),
-        (lambda: plot_intervals([], "f.png"), "There is no method to draw"),
-        (lambda: plot_intervals([{"name": "a", "mean": 1}], "f.png"), "A row lacks low, high"),
-        (lambda: plot_intervals([{**ROWS[0], "low": 84}], "f.png"), "83.3, is not between its low 84"),
-        (lambda: plot_accuracy_against_parameters([{**ROWS[0], "parameters": 0}], "f.png"), "must be above 0"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(call, message, tmp_path, monkeypatch):
@@ -119,7 +102,7 @@ def test_drawing_is_imported_only_to_draw():
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"point-peft-hf\[viz\]"):
-        plot_intervals(ROWS, tmp_path / "methods.png")
+        plot_learning_curves({"lora": HISTORY}, tmp_path / "curves.png")
 
 
 def test_everything_public_is_there():
