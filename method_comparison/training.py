@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,16 @@ from point_peft_hf.data import few_shot_fold, load_dataset, read_few_shot_fold
 from point_peft_hf.io.backbone import fingerprint
 from point_peft_hf.training import (
     ClassificationTask,
-    FinetuneArguments,
-    Finetuning,
+    PointCloudArguments,
     Task,
+    finetune,
     load_backbone,
-    task_from_arguments,
+    load_task_of,
+    parse_arguments,
 )
 
 # Arguments that name a place: their content is compared by fingerprints.
 DATA_AND_MODEL = ("data", "model")
-_NAMES = {
-    "num_train_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "warmup_steps": "warmup_ratio",
-    "max_grad_norm": "max_gradient_norm",
-    "split_seed": "data_seed",
-}
-
-
-def _translated(arguments: Mapping[str, Any]) -> FinetuneArguments:
-    names = {name: _NAMES.get(name, name) for name in arguments}
-    known = {field.name for field in fields(FinetuneArguments)} - set(_NAMES.values())
-    if unknown := sorted(arguments.keys() - known - _NAMES.keys()):
-        raise ValueError(f"There are no arguments {unknown}. See examples/train.py --help.")
-    return FinetuneArguments(**{names[name]: value for name, value in arguments.items()})
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -47,14 +32,14 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         ValueError: If one is unknown or does not fit.
     """
     try:
-        _translated(arguments).check()
+        parse_arguments(arguments)
     except TypeError as error:
         raise ValueError(f"An argument has a value of another type: {error}.") from error
 
 
 def backbone_fingerprint(arguments: Mapping[str, Any], task: Task) -> str | None:
     """The digest of the weights of a backbone, as records have it."""
-    args = _translated(arguments)
+    _, args, _ = parse_arguments(arguments)
     fields = task.model_fields | args.model_config
     return fingerprint(load_backbone(args.model, task.class_names, task.auto_class, **fields)).get("float32")
 
@@ -69,7 +54,7 @@ def train_once(arguments: Mapping[str, Any], task: Task) -> dict[str, Any]:
     Returns:
         The record of the run, as it is saved to "run.json".
     """
-    return Finetuning(_translated(arguments), task, report=lambda line: None).run()
+    return finetune(arguments, task, report=lambda line: None)
 
 
 def load_clouds(arguments: Mapping[str, Any], protocol: Mapping[str, Any], with_test: bool = True) -> Task:
@@ -87,15 +72,15 @@ def load_clouds(arguments: Mapping[str, Any], protocol: Mapping[str, Any], with_
     Raises:
         ValueError: If the data cannot be loaded, or have too few clouds for the protocol.
     """
-    args = _translated(arguments)
+    _, args, _ = parse_arguments(arguments)
     if "few_shot" in protocol:
         task = _few_shot_task(args, **protocol["few_shot"])
     else:
-        task = task_from_arguments(args)
+        task = load_task_of(args)
         if protocol.get("validation_by_order"):
             _hold_out_last(task, args)
         if "labels_per_class" in protocol:
-            _keep_few_labels(task, protocol["labels_per_class"], args.data_seed)
+            _keep_few_labels(task, protocol["labels_per_class"], args.split_seed)
     if not with_test:
         task.test = task.test.select([])
     return task
@@ -116,7 +101,7 @@ def _keep_few_labels(task: Task, count: int, seed: int) -> None:
     task.train, task.validation = task.train.select(np.sort(chosen)), task.validation.select([])
 
 
-def _hold_out_last(task: Task, args: FinetuneArguments) -> None:
+def _hold_out_last(task: Task, args: PointCloudArguments) -> None:
     if args.max_train_clouds is not None:
         raise ValueError("`validation_by_order` uses all training clouds. Leave out max_train_clouds.")
     parts = args.task == "segmentation"
@@ -133,11 +118,11 @@ def _hold_out_last(task: Task, args: FinetuneArguments) -> None:
     task.validation = whole.select(np.sort(last))
 
 
-def _few_shot_task(args: FinetuneArguments, way: int, shot: int, query: int = 20) -> ClassificationTask:
-    published = Path(args.data) / f"{way}way_{shot}shot" / f"{args.data_seed}.pkl"
+def _few_shot_task(args: PointCloudArguments, way: int, shot: int, query: int = 20) -> ClassificationTask:
+    published = Path(args.data) / f"{way}way_{shot}shot" / f"{args.split_seed}.pkl"
     if published.is_file():
         splits = read_few_shot_fold(published)
     else:
-        splits = few_shot_fold(load_dataset(args.data, args.layout)["train"], way, shot, query, args.data_seed)
+        splits = few_shot_fold(load_dataset(args.data, args.layout)["train"], way, shot, query, args.split_seed)
     empty = splits["train"].select([])
     return ClassificationTask(list(splits["train"].class_names), splits["train"], empty, splits["test"])
