@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import nn
 from torch.nn import functional as F
 
+from point_peft_hf import AutoPointPeftModel
 from point_peft_hf.data import CORRUPTIONS, PointCloudDataset, corrupt
 from point_peft_hf.data.corruptions import STRENGTHS
 from point_peft_hf.pretrained import DEFAULT_BACKBONE
@@ -53,6 +54,11 @@ def measure(
         frozen = load_backbone(backbone or DEFAULT_BACKBONE, ["one", "two"]).to(device)
         for key, encoder in (("probe", adapted.base_model), ("probe_before", frozen.base_model)):
             found[key] = probe_accuracy(encoder.eval(), clouds.train, clouds.test, processor, batch_size)
+    if isinstance(model, PeftModel):
+        # Loaded to predict, an adapter is frozen.
+        model = AutoPointPeftModel.from_pretrained(str(folder), is_trainable=True).to(device)
+    else:
+        model.requires_grad_(True)
     found["kept_memory_mib"] = kept_memory_mib(model, points, inputs)
     return found
 
@@ -74,12 +80,8 @@ def inference_ms(model: nn.Module, points: torch.Tensor, inputs: dict[str, torch
 def kept_memory_mib(model: nn.Module, points: torch.Tensor, inputs: dict[str, torch.Tensor]) -> float:
     """MiB that the forward pass of a training step keeps for the backward pass, without the model itself.
 
-    Each storage counts once. The model is put in train mode, with its adapter trainable.
+    Each storage counts once. The model is put in train mode.
     """
-    if isinstance(model, PeftModel):
-        model.set_adapter(model.active_adapter)
-    else:
-        model.requires_grad_(True)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.Tensor] = {}
 

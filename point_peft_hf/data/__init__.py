@@ -5,7 +5,7 @@ from .collator import PointCloudCollator
 from .corruptions import CORRUPTIONS, corrupt
 from .dataset import PointCloudDataset, from_hf_dataset
 from .errors import PointCloudError
-from .few_shot import FewShotFold, few_shot_fold
+from .few_shot import few_shot_fold
 from .layouts import LAYOUTS, load_dataset
 from .layouts_pickle import read_few_shot_fold
 from .part_files import read_labelled_cloud
@@ -25,7 +25,6 @@ __all__ = [
     "CORRUPTIONS",
     "LAYOUTS",
     "READERS",
-    "FewShotFold",
     "PointCloudCollator",
     "PointCloudDataset",
     "PointCloudError",

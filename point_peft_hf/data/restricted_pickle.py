@@ -6,12 +6,13 @@ of this module, every other name is refused, and so is every instruction that pl
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
@@ -28,11 +29,15 @@ _INSTRUCTIONS = (
 ).split()
 
 
+def _refuse(reason: str) -> NoReturn:
+    raise pickle.UnpicklingError(reason)
+
+
+@dataclass
 class _Array:
     """A numpy array on its way out of a pickle."""
 
-    def __init__(self, value: np.ndarray | list | None = None):
-        self.value = value
+    value: np.ndarray | list | None = None
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
@@ -48,10 +53,10 @@ class _DType:
         self.dtype = np.dtype("u1")
         if not self.is_object:
             if not isinstance(text, str) or len(text) > 4:
-                raise pickle.UnpicklingError(f"an array of {shorten(text)}, which is not a type of number")
+                _refuse(f"an array of {shorten(text)}, which is not a type of number")
             self.dtype = np.dtype(text)
             if self.dtype.kind not in _KINDS:
-                raise pickle.UnpicklingError(f"an array of {self.dtype}, which is not a type of number")
+                _refuse(f"an array of {self.dtype}, which is not a type of number")
 
     def __setstate__(self, state: Any) -> None:
         # (version, byte order, subtype, names, fields, ...): the order is all that a number has.
@@ -61,34 +66,32 @@ class _DType:
 
 def _build(dtype: Any, shape: Any, data: Any, order: str) -> np.ndarray | list:
     if not isinstance(dtype, _DType):
-        raise pickle.UnpicklingError("an array without a type")
+        _refuse("an array without a type")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     if not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise pickle.UnpicklingError(f"an array of shape {shorten(shape)}")
+        _refuse(f"an array of shape {shorten(shape)}")
     if dtype.is_object:
         if not isinstance(data, list) or len(shape) != 1 or len(data) != shape[0]:
-            raise pickle.UnpicklingError("an array of objects that is not a plain list")
+            _refuse("an array of objects that is not a plain list")
         return data
     if isinstance(data, str):  # bytes, as Python 2 wrote them
         data = data.encode("latin-1")
     if not isinstance(data, bytes | bytearray) or len(data) != math.prod(shape) * dtype.dtype.itemsize:
-        raise pickle.UnpicklingError(f"an array of shape {shorten(shape)} with other data than that takes")
+        _refuse(f"an array of shape {shorten(shape)} with other data than that takes")
     return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
 
 
+@dataclass(frozen=True)
 class _Stub:
     """Stands for a function of numpy; cannot be changed by the pickle."""
 
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Any):
-        self._function = function
+    function: Callable[..., Any]
 
     def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
+        return self.function(*args)
 
     def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("it sets the state of a function")
+        _refuse("it sets the state of a function")
 
 
 def _scalar(dtype: Any, data: Any) -> Any:
@@ -97,7 +100,7 @@ def _scalar(dtype: Any, data: Any) -> Any:
 
 def _encode(text: Any, encoding: Any) -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"text encoded as {shorten(encoding)}")
+        _refuse(f"text encoded as {shorten(encoding)}")
     return text.encode("latin-1")
 
 
@@ -113,10 +116,6 @@ for _core in ("numpy.core", "numpy._core"):
     _ALLOWED[f"{_core}.numeric", "_frombuffer"] = lambda data, dtype, shape, order: _Array(
         _build(dtype, shape, data, order)
     )
-
-
-def _refuse(reason: str) -> Any:
-    raise pickle.UnpicklingError(reason)
 
 
 class _File:
@@ -145,9 +144,7 @@ class _RestrictedUnpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> _Stub:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(
-                f"it asks for {shorten(f'{module}.{name}')}, which is no part of plain arrays and could run code"
-            )
+            _refuse(f"it asks for {shorten(f'{module}.{name}')}, which is no part of plain arrays and could run code")
         return _Stub(_ALLOWED[module, name])
 
     def load_bytearray8(self) -> None:
@@ -175,19 +172,6 @@ def load_restricted_pickle(path: str | os.PathLike) -> Any:
             return _load(file, str(path))
     except OSError as error:
         raise PointCloudError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def loads_restricted_pickle(data: bytes, name: str) -> Any:
-    """Read a pickle as `load_restricted_pickle`, from bytes.
-
-    Args:
-        data: The pickle.
-        name: What to name in the error.
-
-    Returns:
-        What it holds.
-    """
-    return _load(io.BytesIO(data), name)
 
 
 def _load(file: BinaryIO, name: str) -> Any:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from point_peft_hf.data import PointCloudDataset, PointCloudError, few_shot_fold, stratified_split
+from point_peft_hf.data.splits import few_shot_indices
 
 
 def test_split_by_class():
@@ -32,24 +33,24 @@ LABELS = np.repeat(np.arange(12), 35)
 
 
 def test_few_shot_indices():
-    fold = few_shot_fold(LABELS, way=5, shot=10)
+    fold = classes, train, test = few_shot_indices(LABELS, way=5, shot=10)
     assert [len(part) for part in fold] == [5, 50, 100]
-    assert not set(fold.train) & set(fold.test)
-    np.testing.assert_array_equal(LABELS[fold.train], np.repeat(fold.classes, 10))
-    np.testing.assert_array_equal(LABELS[fold.test], np.repeat(fold.classes, 20))
-    again = few_shot_fold(LABELS.tolist(), way=5, shot=10)
+    assert not set(train) & set(test)
+    np.testing.assert_array_equal(LABELS[train], np.repeat(classes, 10))
+    np.testing.assert_array_equal(LABELS[test], np.repeat(classes, 20))
+    again = few_shot_indices(LABELS.tolist(), way=5, shot=10)
     for first, second in zip(fold, again, strict=True):
         np.testing.assert_array_equal(first, second)
-    folds = [tuple(few_shot_fold(LABELS, 5, 10, fold=number).train) for number in range(10)]
+    folds = [tuple(few_shot_indices(LABELS, 5, 10, fold=number)[1]) for number in range(10)]
     assert len(set(folds)) == 10
-    assert tuple(few_shot_fold(LABELS, 5, 10, seed=1).train) not in folds
+    assert tuple(few_shot_indices(LABELS, 5, 10, seed=1)[1]) not in folds
 
 
 def test_published_fold_does_not_change():
     # The numbers that results are reported for: another draw would be another protocol.
-    fold = few_shot_fold(LABELS, way=5, shot=2, query=3, fold=4, seed=0)
-    assert fold.classes.tolist() == [2, 3, 4, 7, 9]
-    assert fold.train.tolist() == [99, 84, 119, 105, 155, 170, 251, 268, 320, 336]
+    classes, train, _ = few_shot_indices(LABELS, way=5, shot=2, query=3, fold=4, seed=0)
+    assert classes.tolist() == [2, 3, 4, 7, 9]
+    assert train.tolist() == [99, 84, 119, 105, 155, 170, 251, 268, 320, 336]
 
 
 def test_few_shot_data_sets():
@@ -57,13 +58,13 @@ def test_few_shot_data_sets():
     clouds = np.arange(12 * 35, dtype=np.float32)[:, None, None] * np.ones((1, 4, 3), np.float32)
     dataset = PointCloudDataset(clouds, LABELS, names)
     splits = few_shot_fold(dataset, way=5, shot=10, fold=3)
-    fold = few_shot_fold(LABELS, way=5, shot=10, fold=3)
-    assert splits["train"].class_names == splits["test"].class_names == [names[label] for label in fold.classes]
-    for split, indices in (("train", fold.train), ("test", fold.test)):
+    classes, train, test = few_shot_indices(LABELS, way=5, shot=10, fold=3)
+    assert splits["train"].class_names == splits["test"].class_names == [names[label] for label in classes]
+    for split, indices in (("train", train), ("test", test)):
         assert sorted(splits[split].sample_ids) == sorted(indices)
         for item in splits[split]:
             assert item["points"][0, 0] == item["sample_ids"]
-            assert fold.classes[item["labels"]] == LABELS[item["sample_ids"]]
+            assert classes[item["labels"]] == LABELS[item["sample_ids"]]
 
 
 @pytest.mark.parametrize(
@@ -78,5 +79,5 @@ def test_few_shot_data_sets():
 )
 def test_unusable_few_shot(options, message):
     with pytest.raises(ValueError, match=message):
-        few_shot_fold(LABELS, **options)
+        few_shot_indices(LABELS, **options)
     assert issubclass(PointCloudError, ValueError)
