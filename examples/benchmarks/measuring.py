@@ -125,7 +125,7 @@ def saved_for_backward(model: nn.Module, run: Callable[[], object]) -> float:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda holder: holder.tensor):
         result = run()
-    storages = {storage.data_ptr(): storage.nbytes() for storage in (holder.tensor.untyped_storage() for holder in kept)}
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (held.tensor.untyped_storage() for held in kept)}
     del result  # Till here it holds the graph.
     return sum(size for place, size in storages.items() if place not in own) / 2**20
 
