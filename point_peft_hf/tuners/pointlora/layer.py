@@ -227,7 +227,12 @@ class ReadoutLayer(SlotLayer):
         return slot.kind == "cloud" and slot.stage.count == 1
 
     def adapt(self, name: str, pooled: torch.Tensor, tokens: Tokens, levels: tuple[Tokens, ...]) -> torch.Tensor:
-        """Take the maximum of what is pooled and the selected tokens."""
+        """Take the maximum of what is pooled and the selected tokens; if another method has read out, leave it."""
+        below = self.base_layer
+        while isinstance(below, SlotLayer):
+            if below.working_adapters():
+                return pooled
+            below = below.base_layer
         selected = levels[-1].of(self.key(name)).amax(dim=1)
         front, maximum = pooled.split([pooled.shape[-1] - selected.shape[-1], selected.shape[-1]], dim=-1)
         return torch.cat([front, torch.maximum(maximum, selected)], dim=-1)
