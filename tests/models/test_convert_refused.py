@@ -84,10 +84,9 @@ def test_other_models_and_methods(name, form, published, save, tmp_path):
 
 def test_point_peft_says_what_its_file_lacks(published, save, tmp_path):
     path = save(published.point_mae_classifier() | random_tensors(METHODS["Point-PEFT"]))
+    message = "memory bank, which is not in the file, .* biases .* across the clouds of a batch"
     for method in (None, "point_peft"):
-        with pytest.raises(
-            ValueError, match="memory bank, which is not in the file, .* biases .* across the clouds of a batch"
-        ):
+        with pytest.raises(ValueError, match=message):
             convert_checkpoint(path, tmp_path / "model", "point_mae", HEADS, method=method)
     assert not (tmp_path / "model").exists()
 
