@@ -9,6 +9,8 @@ Everything is tried on tiny untrained models on the CPU. What does not work stan
 from __future__ import annotations
 
 import argparse
+import itertools
+import re
 import sys
 import tempfile
 import warnings
@@ -63,9 +65,13 @@ def make_backbone(backbone: str) -> nn.Module:
     return model_class(config_class(**_BLOCKS, **sizes)).eval()
 
 
+def _config_class(name: str) -> type[PeftConfig]:
+    return next(c for m, c in PEFT_TYPE_TO_CONFIG_MAPPING.items() if m.value.lower() == name)
+
+
 def make_config(name: str, backbone: nn.Module) -> PeftConfig:
     """The configuration of a type for a tiny backbone."""
-    config_class = next(c for m, c in PEFT_TYPE_TO_CONFIG_MAPPING.items() if m.value.lower() == name)
+    config_class = _config_class(name)
     if config_class.__module__.startswith("point_peft_hf."):
         return Method(name, 1e-3, config_class).config(**FIELDS.get(name, {}))
     return method_config(name, backbone, **FIELDS.get(name, {}))
@@ -206,19 +212,42 @@ def require(condition: bool, otherwise: str) -> None:
 
 def probe(name: str, backbone: str, capability: str) -> str | None:
     """Why a type cannot do something on a backbone; `None` if it can."""
+    reason = _why_not(lambda: CAPABILITIES[capability](Probe(name, backbone)))
+    for mark in ("of type ", "PeftType."):
+        reason = reason and reason.replace(mark + name.upper(), "of this type" if mark[0] == "o" else "this type")
+    return reason
+
+
+def _why_not(attempt: Callable[[], None]) -> str | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            CAPABILITIES[capability](Probe(name, backbone))
+            attempt()
         except Exception as error:  # A reason of any kind is what is asked for.
             text = " ".join(str(error).split()) or type(error).__name__
-            for mark in ("of type ", "PeftType."):
-                text = text.replace(mark + name.upper(), "of this type" if mark[0] == "o" else "this type")
             return text.split(". ")[0][:160].rstrip(".")
     return None
 
 
 Results = dict[str, dict[str, dict[str, str | None]]]
+Pairs = dict[tuple[str, str], str | None]
+
+
+def probe_pair(names: tuple[str, str]) -> str | None:
+    """Why two types of this package do not work together; `None` if they do on all backbones."""
+    torch.set_num_threads(1)
+    for backbone in BACKBONES:
+        other = make_config(names[1], make_backbone(backbone))
+        if reason := _why_not(lambda other=other, backbone=backbone: Probe(names[0], backbone).mixes_with(other)):
+            # The types in brackets; the page names them.
+            return re.sub(r" \([A-Z_]+\)", "", reason)
+    return None
+
+
+def own_pairs() -> list[tuple[str, str]]:
+    """All pairs of types of this package."""
+    own = [name for name in type_names() if _config_class(name).__module__.startswith("point_peft_hf.")]
+    return list(itertools.combinations(own, 2))
 
 
 def probe_type(name: str) -> dict[str, dict[str, str | None]]:
@@ -240,7 +269,7 @@ def cell(reasons: dict[str, str | None]) -> str:
     return {0: "no", len(reasons): "yes"}.get(len(able), ", ".join(able))
 
 
-def render(results: Results) -> str:
+def render(results: Results, pairs: Pairs) -> str:
     """The page."""
     rows = [
         f"| `{name}` | {' | '.join(cell(reasons) for reasons in capabilities.values())} |"
@@ -253,7 +282,12 @@ def render(results: Results) -> str:
                 why.setdefault(reason, {}).setdefault(name, []).append(capability)
     causes = [f"- {reason}: {'; '.join(map(_in_words, names.items()))}" for reason, names in why.items()]
     refused = [f"- `{name}`: {reason}" for name, reason in sorted(PEFT_REFUSED.items())]
+    apart: dict[str, list[str]] = {}
+    for names, reason in pairs.items():
+        if reason:
+            apart.setdefault(reason, []).append(" with ".join(f"`{name}`" for name in names))
     return _PAGE.format(
+        pairs="\n".join(f"- {reason}: {', '.join(listed)}" for reason, listed in apart.items()),
         backbones=", ".join(BACKBONES),
         header=" | ".join(CAPABILITIES),
         rule="|".join("---" for _ in range(len(CAPABILITIES) + 1)),
@@ -284,6 +318,12 @@ A cell names the backbones on which it works, if it does not on all.
 |{rule}|
 {rows}
 
+## Mixed with each other
+
+Any two types of this package work together on all of these backbones, are saved and load again, except:
+
+{pairs}
+
 ## Why not
 
 {causes}
@@ -302,7 +342,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     names = type_names()
     with ProcessPoolExecutor(args.processes) as pool:
-        page = render(dict(zip(names, pool.map(probe_type, names), strict=True)))
+        results = pool.map(probe_type, names)
+        pairs = dict(zip(own_pairs(), pool.map(probe_pair, own_pairs()), strict=True))
+        page = render(dict(zip(names, results, strict=True)), pairs)
     if not args.check:
         PAGE.write_text(page, encoding="utf-8")
     elif page != PAGE.read_text(encoding="utf-8"):

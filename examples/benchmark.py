@@ -2,6 +2,7 @@
 
     python examples/benchmark.py --threads 1    # everything, batches of 4: 10 minutes on a core of a CPU
     python examples/benchmark.py --sections step memory --batch_size 1 8 32
+    python examples/benchmark.py --sections methods --threads 1    # a training step of every published method
     python examples/benchmark.py --bf16 --compile --batch_size 32 256
 
 Everything runs in one process, in alternation, with random weights; times are medians, `ratio` is to the first line of
@@ -78,6 +79,9 @@ def targets(report: measuring.Report, batch_size: int) -> list[tuple[str, float 
         (f"inference: {SINGLE_PASS} / {FROZEN}", ("inference", scan, SINGLE_PASS, FROZEN), "<=", 1.25),
         (f"inference: point_peft / {FROZEN}", ("inference", scan, "point_peft", FROZEN), "<=", 2.1),
     ]
+    for name in ("stag", "stag, sl"):
+        rows.append((f"training step: {name} / full", ("methods", scan, name, "full", "step_ms"), "<=", 0.5))
+        rows.append((f"kept for backward: {name} / full", ("methods", scan, name, "full", "kept_MiB"), "<=", 0.25))
     entries = ("retrieval", "10,000 entries", PUBLISHED, "float32")
     rows.append((f"retrieval, 10,000 entries: {PUBLISHED} / ours", entries, ">=", 5))
     found += [(name, report.ratio(*query), sign, limit) for name, query, sign, limit in rows]

@@ -43,12 +43,21 @@ def test_the_page_says_what_a_type_does(name, backbone, table):
     assert found == {capability for capability in QUICK if backbone in able(table[name][capability])}
 
 
+@pytest.mark.parametrize("names", [("pointlora", "ppt"), ("dapt", "stag")], ids=" ".join)
+def test_the_page_says_which_types_mix(names):
+    page = (DOCS / "capabilities.md").read_text(encoding="utf-8")
+    assert tuple(names) in MODULE["own_pairs"]()
+    assert (MODULE["probe_pair"](names) is None) == ("`{}` with `{}`".format(*names) not in page)
+
+
 def test_cells_and_reasons():
     reasons = {"Point-MAE": None, "PointGPT": "it has no slots"}
     assert MODULE["cell"](reasons) == "Point-MAE"
     assert MODULE["cell"]({"Point-MAE": None}) == "yes"
     assert MODULE["cell"]({"Point-MAE": "broken"}) == "no"
-    page = MODULE["render"]({"some_type": {"trains": reasons, "saves": reasons}})
+    pairs = {("one", "two"): None, ("one", "three"): "no room", ("two", "three"): "no room"}
+    page = MODULE["render"]({"some_type": {"trains": reasons, "saves": reasons}}, pairs)
+    assert "- no room: `one` with `three`, `two` with `three`\n" in page
     assert "| `some_type` | Point-MAE | Point-MAE |" in page
     assert "- it has no slots: `some_type` (trains, saves)" in page
     assert re.search(r"- `prefix_tuning`: ", page)

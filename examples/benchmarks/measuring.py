@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
@@ -114,18 +115,26 @@ def alternate(functions: dict[str, Callable[[], object]], clock: Clock, rounds: 
 def saved_for_backward(model: nn.Module, run: Callable[[], object]) -> float:
     """MiB that a forward pass keeps for the backward pass, each storage counted once, without the model's own."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept = {}
+    # What is dropped again before the end does not count: checkpointing does so where there is nothing to go back to.
+    kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            # With the tensor, so that no other can take its place in memory while this goes on.
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
+    def keep(tensor: torch.Tensor) -> _Kept:
+        holder = _Kept(tensor)
+        kept.add(holder)
+        return holder
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        run()
-    return sum(size for size, _ in kept.values()) / 2**20
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda holder: holder.tensor):
+        result = run()
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (held.tensor.untyped_storage() for held in kept)}
+    del result  # Till here it holds the graph.
+    return sum(size for place, size in storages.items() if place not in own) / 2**20
+
+
+class _Kept:
+    """Holds a tensor for the graph, and lives as long as the graph does."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
 
 
 def peak_memory(device: torch.device, run: Callable[[], object]) -> float:

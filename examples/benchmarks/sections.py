@@ -23,12 +23,11 @@ from point_peft_hf.tuners.point_prior_prompt.retrieval import Entries
 from . import models, published
 from .bank import bank
 from .measuring import Clock, Report, alternate, peak_memory, saved_for_backward
+from .methods import methods
 from .models import FROZEN, PUBLISHED, PUBLISHED_FULL, SHAPES, SINGLE_PASS, Setting, Shape
 
 # Clouds, points of each, and centres: the shapes of the two data sets, and one large.
 GEOMETRY_SHAPES = ((32, 1024, 64), (32, 2048, 128), (8, 8192, 512))
-# The head's batch normalisation cannot be trained on one cloud.
-_SMALLEST_TRAINED = 2
 
 
 @dataclass(frozen=True)
@@ -232,7 +231,7 @@ def _geometry_share(run: Run, shape: Shape, batch_size: int, case: str) -> None:
 
 def step(run: Run) -> None:
     """Training steps: forward, backward, optimizer."""
-    for shape, batch_size, case in run.cases(_SMALLEST_TRAINED):
+    for shape, batch_size, case in run.cases(models.SMALLEST_TRAINED):
         points = run.setting.clouds(batch_size, shape.num_points)
         functions = {
             m: models.training_step(run.setting, models.make_model(run.setting, shape, m), points)
@@ -247,7 +246,7 @@ def step(run: Run) -> None:
 
 def memory(run: Run) -> None:
     """What a forward pass keeps for the backward pass, and the peak of a training step."""
-    for shape, batch_size, case in run.cases(_SMALLEST_TRAINED):
+    for shape, batch_size, case in run.cases(models.SMALLEST_TRAINED):
         points = run.setting.clouds(batch_size, shape.num_points)
         labels = torch.zeros(batch_size, dtype=torch.long, device=run.setting.device)
         for method in models.compared_methods():
@@ -341,4 +340,5 @@ SECTIONS: dict[str, Callable[[Run], None]] = {
     "memory": memory,
     "scaling": scaling,
     "adapters": adapters,
+    "methods": methods,
 }

@@ -9,12 +9,15 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..attaching import RandomPartsGuard, activate, active_adapters, all_or_nothing, deactivate
 from ..io.files import AdapterFiles, check_files, check_unchanged, find_adapter, write_checksums
 from ..io.weights import load_weights
+from .layers.transformer import TokenLayer
 
 _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
@@ -100,6 +103,22 @@ class AdapterModelMixin(RandomPartsGuard):
         config = self.peft_config.get(self.active_adapters()[0]) if self._hf_peft_config_loaded else None
         if hasattr(config, "checksums"):
             write_checksums(folder)
+
+    def enable_input_require_grads(self) -> None:
+        """Let the embedding's output require a gradient, as in transformers, unless checkpointing is not reentrant.
+
+        PEFT and transformers call this for gradient checkpointing. The reentrant kind loses the gradients of an
+        adapter without it. The other kind does not: it would only run the backward pass of blocks in which nothing is
+        trained.
+        """
+        hook = self.get_input_embeddings().register_forward_hook(self._require_grad_of_embedding)
+        # What `disable_input_require_grads` removes.
+        self._require_grads_hooks, self._require_grads_hook = [hook], hook
+
+    def _require_grad_of_embedding(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        kinds = {layer.checkpointing_is_reentrant for layer in self.modules() if isinstance(layer, TokenLayer)}
+        if kinds - {None} != {False}:
+            output.requires_grad_(True)
 
     def set_adapter(self, adapter_name: list[str] | str) -> None:
         """Choose the active adapters, as transformers' models do; here also where only some of them bring a head.

@@ -68,8 +68,9 @@ FAMILIES = (
         "a model fine-tuned with Point-PEFT (arXiv 2310.03059)",
         re.compile(r"\.adapter1?\.ln[12]\.|\.ad_gate$|\.cp_adapters?\.|\.prompt_embeddings$"),
         "Its prompts are made of a memory bank, which is not in the file, and of the features of the encoder before "
-        "its biases were tuned, so the file alone does not give the model that was trained. Convert the pre-trained "
-        "checkpoint that it was fine-tuned from, and train a PointPeftConfig on it.",
+        "its biases were tuned; and its blocks with prompts look up the neighbours of tokens in the order of another "
+        "set of points, across the clouds of a batch. So the file alone does not give the model that was trained. "
+        "Convert the pre-trained checkpoint that it was fine-tuned from, and train a PointPeftConfig on it.",
     ),
     Family(
         "a model with LoRA layers",

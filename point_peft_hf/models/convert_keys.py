@@ -363,13 +363,13 @@ def _point_gpt(has_segmentation_head: bool) -> list[_Rule]:
         _renamed("cls_pos", f"{base}.class_token.position"),
         *_gpt_blocks("blocks", f"{base}.encoder"),
         _renamed(r"blocks\.ln_f", f"{base}.layernorm"),
-        _renamed("cls_norm", f"{base}.readout_layernorm"),
+        _renamed("cls_norm", f"{base}.readout_norm"),
         *_DEEP_HEAD_RULES,
         *_gpt_blocks("generator_blocks", "generator.blocks"),
         _renamed(r"generator_blocks\.ln_f", "generator.layernorm"),
         _renamed(r"generator_blocks\.increase_dim\.0", "generator.reconstruction_head"),
         # In every file, but only the part segmentation has a use for it.
-        _renamed("norm", f"{base}.level_layernorm") if has_segmentation_head else _unused("norm"),
+        _renamed("norm", f"{base}.level_norm") if has_segmentation_head else _unused("norm"),
         _unused(r"blocks\.increase_dim"),
         _unused(r"generator_blocks\.sos"),
     ]

@@ -17,12 +17,13 @@ from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from ..attaching import all_or_nothing, check_adapter_name, complete_modules_to_save
+from ..attaching import all_or_nothing, check_adapter_name, complete_modules_to_save, is_under
 from ..io.backbone import HEADS, describe_backbone
 from ..io.weights import check_file, check_loaded
 from ..slots import AdapterSlot, BranchSlot, ReadoutSlot
 from ..tokens import Tokens
 from .config import PointTunerConfig
+from .embeddings import embedding_modules
 from .explain import Picture, References
 from .lifecycle import AdapterLifecycle
 from .selection import Selection, matching, select_slots
@@ -315,6 +316,8 @@ class SlotTuner(AdapterLifecycle):
     tuner_layer_cls = SlotLayer
     layer_classes: ClassVar[tuple[type[SlotLayer], ...]] = ()
     target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    # Whether an adapter trains and saves the first half of the patch embedding, and the position embeddings.
+    trains_embedding: ClassVar[bool] = False
 
     # -- For a method -------------------------------------------------------------------------------------------------
 
@@ -337,7 +340,8 @@ class SlotTuner(AdapterLifecycle):
 
     def _default_modules_to_save(self, peft_config: PointTunerConfig, model: nn.Module) -> list[str] | None:
         """Modules that belong to the task: without them in the file, an adapter could not be used anywhere else."""
-        return list(getattr(model, "task_module_names", ())) or None
+        names = list(getattr(model, "task_module_names", ()))
+        return (names + embedding_modules(model) if self.trains_embedding else names) or None
 
     # -- Choosing slots -----------------------------------------------------------------------------------------------
 
@@ -354,7 +358,9 @@ class SlotTuner(AdapterLifecycle):
                 "give your own blocks slots (see point_peft_hf.foreign.add_slots)."
             )
         if peft_config.modules_to_save is None:
-            peft_config.modules_to_save = self._default_modules_to_save(peft_config, model)
+            default = self._default_modules_to_save(peft_config, model)
+            brought = peft_config._brought_by_others
+            peft_config.modules_to_save = default and [name for name in default if not is_under(f"{name}.", brought)]
         saved = list(peft_config.modules_to_save or ())
         if missing := [name for name in self.frozen_modules(peft_config, model) if name not in saved]:
             peft_config.modules_to_save = saved + missing

@@ -1,4 +1,4 @@
-"""The bottleneck that the parts of Point-PEFT are made of."""
+"""Bottlenecks: that of the parts of Point-PEFT, and that of PPT and PointLoRA."""
 
 from __future__ import annotations
 
@@ -7,6 +7,40 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..layers import add_product
+
+_GELU_STD, _GELU_RANDOM_STD = 0.02, 0.3
+
+
+class GELUBottleneck(nn.Module):
+    """Linear down, GELU, linear up; no residual connection of its own.
+
+    Args:
+        in_size: Width of what goes in.
+        inner_size: Width in between.
+        out_size: Width of what comes out.
+        init_weights: `True`: the way up is 0, so the output is. "published": small random weights. `False`: random.
+
+    Shapes:
+        - input: `(..., in_size)`
+        - output: `(..., out_size)`
+    """
+
+    def __init__(self, in_size: int, inner_size: int, out_size: int, init_weights: bool | str = True):
+        super().__init__()
+        self.down_weight = nn.Parameter(torch.empty(inner_size, in_size))
+        self.down_bias = nn.Parameter(torch.zeros(inner_size))
+        self.up_weight = nn.Parameter(torch.zeros(out_size, inner_size))
+        self.up_bias = nn.Parameter(torch.zeros(out_size))
+        nn.init.trunc_normal_(self.down_weight, std=_GELU_STD)
+        if init_weights is not True:
+            std = _GELU_STD if init_weights == "published" else _GELU_RANDOM_STD
+            nn.init.trunc_normal_(self.up_weight, std=std)
+
+    def forward(self, features: torch.Tensor, part: int = 0, num_parts: int = 1) -> torch.Tensor:
+        """Return what is to be added, in the dtype of the weights; only one of several equal parts, if asked for."""
+        inner = F.gelu(F.linear(features.to(self.down_weight.dtype), self.down_weight, self.down_bias))
+        weight, bias = (tensor.chunk(num_parts)[part] for tensor in (self.up_weight, self.up_bias))
+        return F.linear(inner, weight, bias)
 
 
 class Bottleneck(nn.Module):

@@ -26,14 +26,17 @@ from peft.functional import (
     get_peft_model_state_dict,
     inject_adapter_in_model,
 )
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors.torch import save_file
 from torch import nn
 
 from ..attaching import RandomPartsGuard, activate, active_adapters, all_or_nothing
 from ..io.files import check_files, find_adapter, write_json
 from ..io.weights import KEY_PREFIX, load_weights
+from ..slots import ReadoutSlot
+from .base import head_name, slots_by_name
 from .config import PointTunerConfig
 
 # Beside the folders of the adapters: their order, which matters where two of them change the same tokens.
@@ -43,9 +46,9 @@ INDEX_NAME = "adapters.json"
 def add_adapters(model: nn.Module, configs: Mapping[str, PeftConfig]) -> nn.Module:
     """Attach several adapters, of any injectable types, to a backbone; all of them are active and trained.
 
-    The head, and whatever else the backbone declares as part of the task, goes to the first adapter that names it in
-    `modules_to_save`, or else to the first adapter of ours: two active adapters cannot both bring it. If one adapter
-    fails, none is attached.
+    The head, and whatever else the backbone declares as part of the task, goes to the adapter that names it in
+    `modules_to_save`, or else to the adapter of ours that reads out features of its own, or else to the first of ours:
+    two active adapters cannot both bring it. If one adapter fails, none is attached.
 
     Args:
         model: The backbone, not wrapped by `get_peft_model`; it is changed in place. It may carry adapters already,
@@ -56,8 +59,8 @@ def add_adapters(model: nn.Module, configs: Mapping[str, PeftConfig]) -> nn.Modu
         The same model.
 
     Raises:
-        ValueError: If the model is wrapped, a name is taken, two adapters name the same module to save, or an adapter
-            cannot be attached.
+        ValueError: If the model is wrapped, a name is taken, two adapters name the same module to save or both need a
+            head of their own, or an adapter cannot be attached.
     """
     _check_backbone(model)
     taken = getattr(model, "peft_config", {})
@@ -71,8 +74,12 @@ def add_adapters(model: nn.Module, configs: Mapping[str, PeftConfig]) -> nn.Modu
     configs = _share_out_task_modules(model, configs)
     with _all_or_nothing(model):
         for name, config in configs.items():
+            if isinstance(config, PointTunerConfig):
+                # Types may bring more than the task has, and two of them the same.
+                config._brought_by_others += tuple(_modules_brought_by(model, active))
             _inject(model, name, config)
-        set_adapters(model, [*active, *configs])
+            active.append(name)
+        set_adapters(model, active)
     return model
 
 
@@ -178,6 +185,11 @@ def load_adapters(
     return names
 
 
+def _modules_brought_by(model: nn.Module, names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        yield from getattr(model.peft_config[name], "modules_to_save", None) or ()
+
+
 def _load(model: nn.Module, name: str, folder: Path, is_trainable: bool) -> None:
     # By way of its own class, as PEFT does it: those of ours look at the file of the weights as well.
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftConfig._get_peft_type(str(folder))].from_pretrained(str(folder))
@@ -203,25 +215,60 @@ def _share_out_task_modules(model: nn.Module, configs: Mapping[str, PeftConfig])
     """Copies of the configurations in which each module of the task belongs to one adapter."""
     configs = {name: copy.copy(config) for name, config in configs.items()}
     known = getattr(model, "peft_config", {})
+    together = {name: known.get(name) or configs[name] for name in (*active_adapters(model), *configs)}
     owners = {}
-    for name, config in ((n, known.get(n) or configs[n]) for n in (*active_adapters(model), *configs)):
-        for module in config.modules_to_save or () if hasattr(config, "modules_to_save") else ():
+    for name, config in together.items():
+        for module in getattr(config, "modules_to_save", None) or ():
             if module in owners:
                 raise ValueError(
                     f"Adapters {owners[module]!r} and {name!r} both have {module!r} in `modules_to_save`, but only "
                     "one of the adapters that are active together can bring it. Take it out of one of them."
                 )
             owners[module] = name
-    heir = next((n for n, c in configs.items() if isinstance(c, PointTunerConfig) and c.modules_to_save is None), None)
+    in_need = _in_need_of_head(model, together, owners)
+    undecided = [n for n, c in configs.items() if isinstance(c, PointTunerConfig) and c.modules_to_save is None]
+    heir = in_need if in_need in undecided else next(iter(undecided), None)
     for name, config in configs.items():
-        if isinstance(config, PointTunerConfig) and config.modules_to_save is None and (owners or name != heir):
-            left = () if name != heir else getattr(model, "task_module_names", ())
-            config.modules_to_save = [module for module in left if module not in owners]
         if isinstance(config, PointTunerConfig):
-            config._brought_by_others = tuple(m for m, owner in owners.items() if owner != name)
-            if heir not in (None, name):
-                config._brought_by_others += tuple(getattr(model, "task_module_names", ()))
+            brought = [module for module, owner in owners.items() if owner != name]
+            brought += [] if heir in (None, name) else getattr(model, "task_module_names", ())
+            config._brought_by_others = tuple(brought)
     return configs
+
+
+def _in_need_of_head(model: nn.Module, configs: Mapping[str, PeftConfig], owners: Mapping[str, str]) -> str | None:
+    """Name of the adapter that reads out other features than the backbone, which its own head must take."""
+    own = {name: config for name, config in configs.items() if isinstance(config, PointTunerConfig)}
+    names = [name for name, config in own.items() if _reads_out_anew(config, model)]
+    if len(names) > 1:
+        types = " and ".join(f"{name!r} ({own[name].peft_type.value})" for name in names[:2])
+        raise ValueError(
+            f"The adapters {types} cannot be active together: each reads out features of its own for a head of its "
+            "own, and a model has one head. Use one of them, or give each its own copy of the backbone."
+        )
+    owner = owners.get(head_name(model))
+    if names and owner not in (None, *names):
+        raise ValueError(
+            f"Adapter {names[0]!r} of type {own[names[0]].peft_type.value} needs a head of its own, but adapter "
+            f"{owner!r} brings {head_name(model)!r}. Attach {owner!r} without it: leave out its `modules_to_save` and "
+            "attach both in one call of `add_adapters`, or pass `modules_to_save=[]`."
+        )
+    return next(iter(names), None)
+
+
+def _reads_out_anew(config: PointTunerConfig, model: nn.Module) -> bool:
+    """Whether an adapter reads out features of another width than the backbone."""
+    if config.target_modules == DUMMY_TARGET_MODULES:
+        return False
+    # Not initialised, which would attach it: what is asked of it depends on the configuration alone.
+    tuner = object.__new__(PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type])
+    readouts = [slot for slot in slots_by_name(model).values() if isinstance(slot, ReadoutSlot) and slot.is_read]
+    layers = [layer for layer in tuner.layers_of(config) if issubclass(layer.slot_class, ReadoutSlot)]
+    return any(
+        layer.wants(config, slot) and tuner.readout_size(config, slot) != slot.hidden_size
+        for layer in layers
+        for slot in readouts
+    )
 
 
 @contextmanager

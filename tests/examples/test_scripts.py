@@ -191,15 +191,21 @@ def test_pretrain_other_architectures_then_train(model_type, script, tmp_path, c
 
 def test_benchmark(script, tmp_path, capsys):
     script(
-        *["benchmark.py", "--hidden_size", 24, "--num_layers", 1, "--per_device_train_batch_size", 2, "--rounds", 1],
-        *["--shapes", "scanobjectnn", "--sections", "embedding", "block", "inference", "step", "memory"],
+        *["benchmark.py", "--hidden_size", 24, "--num_layers", 1, "--batch_size", 2, "--rounds", 1],
+        *["--shapes", "scanobjectnn", "--sections", "embedding", "block", "inference", "step", "memory", "methods"],
     )
     printed = capsys.readouterr().out
     for method in ("full", "linear", "lora", "geometry", "prompt", "point_peft", "published way"):
         assert f"| scanobjectnn x2 | {method} |" in printed
     assert "| training step: point_peft / lora |" in printed
     rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
-    assert {row["section"] for row in rows} == {"embedding", "block", "inference", "step", "memory"}
+    assert {row["section"] for row in rows} == {"embedding", "block", "inference", "step", "memory", "methods"}
+    kept = {row["name"]: row["values"]["kept_ratio"] for row in rows if row["section"] == "methods"}
+    assert {"full", "lora", "dapt", "gaprompt", "idpt", "pointgst", "pointlora", "ppt", "stag", "stag, sl"} <= set(
+        kept
+    )
+    assert kept["full"] == 1 > kept["lora"]
+    assert "| kept for backward: stag / full |" in printed
     assert all(value > 0 for row in rows for value in row["values"].values())
 
 

@@ -229,7 +229,7 @@ def test_fine_tuned_point_gpt(published, save, tmp_path, first):
     assert torch.equal(model.point_gpt.start_token.token[0, 0], tensors["blocks.sos"])
     assert torch.equal(model.point_gpt.start_token.position, tensors["sos_pos"])
     assert torch.equal(model.point_gpt.class_token.position, tensors["cls_pos"])
-    assert torch.equal(model.point_gpt.readout_layernorm.weight, tensors["blocks.cls_norm.weight"])
+    assert torch.equal(model.point_gpt.readout_norm.weight, tensors["blocks.cls_norm.weight"])
     last = f"first_linear{len(first)}"
     weight = tensors[f"encoder.first_conv.{3 * len(first) - 3}.weight"].squeeze(-1)
     assert torch.equal(getattr(model.point_gpt.patch_embedding, last).weight, weight)
@@ -257,7 +257,7 @@ def test_pre_trained_point_gpt(published, save, tmp_path):
     _, info = PointGPTForClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not info["unexpected_keys"]
     new = {name.split(".")[1] for name in info["missing_keys"] if name.startswith("point_gpt.")}
-    assert new == {"class_token", "readout_layernorm"}
+    assert new == {"class_token", "readout_norm"}
 
 
 def test_plain_state_dicts_and_other_keys(published, save, tmp_path):

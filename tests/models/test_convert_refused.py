@@ -82,6 +82,15 @@ def test_other_models_and_methods(name, form, published, save, tmp_path):
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
+def test_point_peft_says_what_its_file_lacks(published, save, tmp_path):
+    path = save(published.point_mae_classifier() | random_tensors(METHODS["Point-PEFT"]))
+    message = "memory bank, which is not in the file, .* biases .* across the clouds of a batch"
+    for method in (None, "point_peft"):
+        with pytest.raises(ValueError, match=message):
+            convert_checkpoint(path, tmp_path / "model", "point_mae", HEADS, method=method)
+    assert not (tmp_path / "model").exists()
+
+
 def convert(tensors, save, tmp_path, model_type="point_mae"):
     convert_checkpoint(save(tensors), tmp_path / "model", model_type, HEADS)
     return tmp_path / "model"

@@ -151,7 +151,7 @@ def test_part_segmentation(convert, values):
     assert_close(logits, expected["seg.scores"])
     (logits * expected["R"]).sum().backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    assert_close(gradients["point_gpt.level_layernorm.weight"], expected["grad.norm.weight"])
+    assert_close(gradients["point_gpt.level_norm.weight"], expected["grad.norm.weight"])
     assert_close(gradients["point_gpt.class_token.token"], expected["grad.cls_token"])
     attention = [f"point_gpt.encoder.layers.3.attention.{name}_proj.weight" for name in "qkv"]
     assert_close(

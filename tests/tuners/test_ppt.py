@@ -9,7 +9,7 @@ from torch import nn
 
 import point_peft_hf as pp
 from point_peft_hf.tokens import Cloud, start_tokens
-from point_peft_hf.tuners.ppt.layer import SharedNetwork
+from point_peft_hf.tuners.bottleneck import GELUBottleneck
 
 KEY = "ppt_default"
 SIZES = {"num_prompt_groups": 6, "prompt_group_size": 5, "bottleneck_size": 8, "init_weights": False}
@@ -37,7 +37,7 @@ def own_tokens(tokens):
 
 
 def test_network_by_hand():
-    network = SharedNetwork(2, 1)
+    network = GELUBottleneck(2, 1, 2)
     network.down_weight.data, network.down_bias.data = torch.tensor([[1.0, 0.0]]), torch.tensor([0.5])
     network.up_weight.data, network.up_bias.data = torch.tensor([[2.0], [0.0]]), torch.tensor([0.0, 1.0])
     gelu_of_one = 0.841345

@@ -1,5 +1,7 @@
 """STAG: its formula, what it leaves for the backward pass, and what its options mean (arXiv 2502.14142)."""
 
+import weakref
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -86,6 +88,46 @@ def test_nothing_in_front_of_the_first_graph_convolution_is_kept(make_backbone, 
     assert counts[3][1].features.requires_grad
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_checkpointing_keeps_nothing_in_front_of_it_either(make_backbone, points, labels):
+    """PEFT makes the embedding's output require a gradient for checkpointing: the non-reentrant kind needs none."""
+    backbone = make_backbone(num_hidden_layers=6)
+    backbone.gradient_checkpointing_enable()
+    model = attach(backbone).train()
+    assert backbone._require_grads_hooks
+    encoder = backbone.point_mae
+    outputs, backward = {}, []
+    encoder.patch_embedding.register_forward_hook(lambda module, args, output: outputs.update({-1: output}))
+    for index, layer in enumerate(encoder.encoder.layers):
+        layer.attention.register_forward_hook(lambda module, args, output, i=index: backward.append(i))
+        layer.register_forward_hook(lambda module, args, output, i=index: outputs.update({i: output.features}))
+
+    class Held:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            held.add(self)
+
+    # Checkpointing saves the input of each block, and drops it again where there is nothing to go back to.
+    held = weakref.WeakSet()
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda holder: holder.tensor):
+        loss = model(points, labels=labels).loss
+    assert [index for index, features in outputs.items() if features.requires_grad] == [3, 4, 5]
+    places = {index: features.untyped_storage().data_ptr() for index, features in outputs.items()}
+    kept = {holder.tensor.untyped_storage().data_ptr() for holder in held}
+    assert [index for index, place in places.items() if place in kept] == [2, 3, 4, 5]
+    backward.clear()
+    loss.backward()
+    # Blocks that run again are those with a graph convolution.
+    assert sorted(set(backward)) == [3, 4, 5]
+    # The reentrant kind needs it.
+    backbone.gradient_checkpointing_enable({"use_reentrant": True})
+    model(points, labels=labels)
+    assert outputs[-1].requires_grad
+    backbone.gradient_checkpointing_disable()
+    backbone.disable_input_require_grads()
+    model(points, labels=labels)
+    assert not outputs[-1].requires_grad
 
 
 @pytest.mark.parametrize("backbone_name", ["point_mae", "point_bert", "point_gpt"])

@@ -154,6 +154,14 @@ class TokenLayer(SlottedModule, GradientCheckpointingLayer):
     def _gradient_checkpointing_func(self, function: Callable) -> None:
         self._checkpoint = function
 
+    @property
+    def checkpointing_is_reentrant(self) -> bool | None:
+        """Whether the block is checkpointed with reentrant autograd; `None` if it is not checkpointed at all."""
+        if not self.gradient_checkpointing:
+            return None
+        # transformers fixes the arguments with `functools.partial`; PyTorch's default is reentrant.
+        return getattr(self._checkpoint, "keywords", {}).get("use_reentrant") is not False
+
     def _checkpoint_tokens(self, forward: Callable[[Tokens], Tokens], tokens: Tokens, *args) -> Tokens:
         tensors, rebuild = tokens.to_tensors()
         # What the block returns is only known when it has run.

@@ -33,7 +33,7 @@ class PointGPTPreTrainedModel(PointPreTrainedModel):
     base_model_prefix = "point_gpt"
     _no_split_modules = ["PointGPTLayer"]
     # Files hold the generator and the heads of what they were made for.
-    _keys_to_ignore_on_load_unexpected = [r"^generator", r"^classifier", r"^segmentation_head", r"level_layernorm"]
+    _keys_to_ignore_on_load_unexpected = [r"^generator", r"^classifier", r"^segmentation_head", r"level_norm"]
 
 
 class PointGPTModel(SingleStageEncoder, PointGPTPreTrainedModel):
@@ -50,15 +50,15 @@ class PointGPTModel(SingleStageEncoder, PointGPTPreTrainedModel):
     """
 
     encoder_class = PointGPTBlocks
-    task_module_names = ("class_token", "readout_layernorm", "level_layernorm")
+    task_module_names = ("class_token", "readout_norm", "level_norm")
 
     def __init__(self, config: PointGPTConfig, use_class_token: bool = True, reads: str | None = "cloud"):
         super().__init__(config)
         self._build(config, use_class_token)
         self.start_token = ClassToken(config.hidden_size)
         # New in fine-tuning, like the class token.
-        self.readout_layernorm = self._build_norm() if reads == "cloud" else None
-        self.level_layernorm = self._build_norm() if reads == "levels" else None
+        self.readout_norm = self._build_norm() if reads == "cloud" else None
+        self.level_norm = self._build_norm() if reads == "levels" else None
         self.post_init()
 
     def _build_norm(self) -> nn.LayerNorm:
@@ -100,12 +100,12 @@ class PointGPTModel(SingleStageEncoder, PointGPTPreTrainedModel):
 
     def _norm_for_readout(self, tokens: Tokens) -> Tokens:
         normed = self.final_norm(tokens)
-        if self.readout_layernorm is None:
+        if self.readout_norm is None:
             return normed
-        return normed.with_features(self.readout_layernorm(normed.features))
+        return normed.with_features(self.readout_norm(normed.features))
 
     def _norm_level(self, tokens: Tokens) -> Tokens:
-        return tokens.with_features(self.level_layernorm(tokens.features))
+        return tokens.with_features(self.level_norm(tokens.features))
 
     def encode_groups(
         self, neighborhoods: torch.Tensor, centers: torch.Tensor, mask: torch.Tensor | None = None
@@ -136,8 +136,8 @@ class PointGPTForClassification(PointClassificationMixin, PointGPTPreTrainedMode
         config: Configuration; `num_labels` is the number of classes.
     """
 
-    task_module_names = ("classifier", "class_token", "readout_layernorm")
-    _keys_to_ignore_on_load_unexpected = [r"^generator", r"^segmentation_head", r"level_layernorm"]
+    task_module_names = ("classifier", "class_token", "readout_norm")
+    _keys_to_ignore_on_load_unexpected = [r"^generator", r"^segmentation_head", r"level_norm"]
 
     def __init__(self, config: PointGPTConfig):
         super().__init__(config)
@@ -175,8 +175,8 @@ class PointGPTForSegmentation(SingleStageSegmentation, PointGPTPreTrainedModel):
         config: Configuration; `num_labels` is the number of parts. Published with 128 groups of 32 for 2048 points.
     """
 
-    task_module_names = ("segmentation_head", "class_token", "level_layernorm")
-    _keys_to_ignore_on_load_unexpected = [r"^generator", r"^classifier", r"readout_layernorm"]
+    task_module_names = ("segmentation_head", "class_token", "level_norm")
+    _keys_to_ignore_on_load_unexpected = [r"^generator", r"^classifier", r"readout_norm"]
 
     def __init__(self, config: PointGPTConfig):
         super().__init__(config)

@@ -20,10 +20,10 @@ class PointGPTForPreTraining(PointGPTPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected = [
         r"class_token",
-        r"readout_layernorm",
+        r"readout_norm",
         r"^classifier",
         r"^segmentation_head",
-        r"level_layernorm",
+        r"level_norm",
     ]
 
     def __init__(self, config: PointGPTConfig):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..published import PublishedAdapter, module_names, read_size
+from ..published import PublishedAdapter, Rules, module_names, read_size, split_published
 from .config import GAPromptConfig
 
 # By the names in a published file, parts here and their tensors.
@@ -18,13 +18,11 @@ _CHAINS = {
     "propagation1": "back_to_points",
     "propagation2": "back_to_fine",
 }
-_CHAIN = re.compile(rf"shift_net\.({'|'.join(_CHAINS)})\.mlp_(convs|bns)\.(\d)\.(\w+)")
 _POINT_PARTS = {
     "shift_net.mlp_position.0": "shift_head.hidden_",
     "shift_net.mlp_position.3": "shift_head.output_",
     "shape_feature_mlp.0": "shape_head.",
 }
-_BLOCK = re.compile(r"blocks\.blocks\.(\d+)\.(adapter\.(?:layer_norm|ln1|ln2)|out_transform\.0)\.(\w+)")
 _BLOCK_PARTS = {
     "adapter.layer_norm": "bottleneck.norm_",
     "adapter.ln1": "bottleneck.down_",
@@ -33,6 +31,7 @@ _BLOCK_PARTS = {
 }
 _PROMPTS = re.compile(r"blocks\.blocks\.(\d+)\.prompt_embeddings")
 _UNUSED = re.compile(r"blocks\.blocks\.\d+\.(adapter\.scale\.(?:weight|bias)|scaler[12])")
+_POINTS = "gaprompt_point_prompts.coordinates"
 _OPTIONS = {"point_scale": "factor", "shift_scale": "perturbation", "prompt_depth": "prompt_depth"}
 _RULES = {"permutation": "shifted", "replacement": "replacement"}
 
@@ -56,20 +55,11 @@ def read_published(
     """
     rule, place = _read_rule(settings)
     depth = settings.get("prompt_depth", GAPromptConfig.prompt_depth)
-    encoder = f"{model_type}.encoder"
-    weights, base, unused = {}, {}, {}
-    for name, tensor in tensors.items():
-        prompts = _PROMPTS.fullmatch(name)
-        key = _own_name(name, encoder, place)
-        if key is not None and not (prompts and depth is not None and int(prompts[1]) >= depth):
-            weights[f"base_model.model.{key}"] = _as_linear(name, tensor)
-        elif prompts:
-            unused[name] = f"no prompts join the blocks from {depth} on"
-        elif _UNUSED.fullmatch(name):
-            unused[name] = "the published forward pass does not use it"
-        else:
-            base[name] = tensor
-    points = _find(weights, "gaprompt_point_prompts.coordinates")
+    unused = {name: reason for name in tensors if (reason := _unused(name, depth))}
+    used = {name: tensor for name, tensor in tensors.items() if name not in unused}
+    weights, base = split_published(used, _rules(place), model_type)
+    weights = {name: _as_linear(name, tensor) for name, tensor in weights.items()}
+    points = _find(weights, _POINTS)
     downs = _find(weights, "gaprompt_bottleneck.down_bias")
     neighbors = settings.get("neighbors_fp1_fp2_propagate", (32, 32, 64))
     config = GAPromptConfig(
@@ -101,32 +91,44 @@ def _read_rule(settings: Mapping[str, Any]) -> tuple[str, str]:
     return _RULES[match[1]], match[2]
 
 
-def _own_name(name: str, encoder: str, place: str) -> str | None:
-    """Name of a tensor in the adapter's file, without what all names start with; `None` if it is not the method's."""
-    module, _, kind = name.rpartition(".")
-    if match := _CHAIN.fullmatch(name):
-        prefix = "linear_" if match[2] == "convs" else ""
-        return f"{encoder.split('.')[0]}.point_slot.gaprompt_{_CHAINS[match[1]]}_{match[3]}.{prefix}{match[4]}"
-    if module in _POINT_PARTS:
-        return f"{encoder.split('.')[0]}.point_slot.gaprompt_{_POINT_PARTS[module]}{kind}"
-    if name == "point_prompt.points":
-        return f"{encoder.split('.')[0]}.point_slot.gaprompt_point_prompts.coordinates"
-    if name == "prompt_cor":
-        return f"{encoder}.token_slot.gaprompt_prompt_places.coordinates"
-    if module == "shape_feature_mlp.3":
-        return f"{encoder}.token_slot.gaprompt_shape_projection.{kind}"
-    if match := _PROMPTS.fullmatch(name):
-        return f"{encoder}.layers.{match[1]}.entry_slot.gaprompt_prompt_tokens.weight"
-    if match := _BLOCK.fullmatch(name):
-        is_at_start = match[2] == "out_transform.0" and place == "before"
-        slot = "entry_slot" if is_at_start else "output_slot"
-        return f"{encoder}.layers.{match[1]}.{slot}.gaprompt_{_BLOCK_PARTS[match[2]]}{match[3]}"
+def _unused(name: str, depth: int | None) -> str | None:
+    """Why a tensor has no say in what the model computes; `None` if it has."""
+    if _UNUSED.fullmatch(name):
+        return "the published forward pass does not use it"
+    prompts = _PROMPTS.fullmatch(name)
+    if prompts and depth is not None and int(prompts[1]) >= depth:
+        return f"no prompts join the blocks from {depth} on"
     return None
+
+
+def _rules(place: str) -> Rules:
+    chains, points = "|".join(_CHAINS), "|".join(map(re.escape, _POINT_PARTS))
+    parts = "|".join(map(re.escape, _BLOCK_PARTS))
+    norm_slot = "entry_slot" if place == "before" else "output_slot"
+
+    def in_block(match: re.Match) -> str:
+        slot = norm_slot if match[2] == "out_transform.0" else "output_slot"
+        return f"encoder.layers.{match[1]}.{slot}.gaprompt_{_BLOCK_PARTS[match[2]]}{match[3]}"
+
+    return {
+        rf"shift_net\.({chains})\.mlp_convs\.(\d)\.(\w+)": lambda m: (
+            f"point_slot.gaprompt_{_CHAINS[m[1]]}_{m[2]}.linear_{m[3]}"
+        ),
+        rf"shift_net\.({chains})\.mlp_bns\.(\d)\.(\w+)": lambda m: (
+            f"point_slot.gaprompt_{_CHAINS[m[1]]}_{m[2]}.{m[3]}"
+        ),
+        rf"({points})\.(\w+)": lambda m: f"point_slot.gaprompt_{_POINT_PARTS[m[1]]}{m[2]}",
+        r"point_prompt\.points": lambda m: f"point_slot.{_POINTS}",
+        r"prompt_cor": lambda m: "encoder.token_slot.gaprompt_prompt_places.coordinates",
+        r"shape_feature_mlp\.3\.(\w+)": lambda m: f"encoder.token_slot.gaprompt_shape_projection.{m[1]}",
+        _PROMPTS.pattern: lambda m: f"encoder.layers.{m[1]}.entry_slot.gaprompt_prompt_tokens.weight",
+        rf"blocks\.blocks\.(\d+)\.({parts})\.(\w+)": in_block,
+    }
 
 
 def _as_linear(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Convolutions of kernel size 1 as linear layers, and the added points without a batch dimension."""
-    if name == "point_prompt.points":
+    if name.endswith(_POINTS):
         return tensor.flatten(0, -2)
     return tensor.flatten(1) if tensor.ndim > 2 else tensor
 

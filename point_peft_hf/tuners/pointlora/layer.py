@@ -13,40 +13,12 @@ from ...ops import gather_points
 from ...slots import AdapterSlot, Backbone, EntrySlot, LayerSlot, ReadoutSlot, TokenSlot
 from ...tokens import PATCH, Tokens
 from ..base import SlotLayer, bottleneck_size
+from ..bottleneck import GELUBottleneck
 from ..explain import Picture, Places
 from .config import PointLoRAConfig
 
-_INIT_STD = 0.02
 _ENTROPY_EPS = 1e-6
 _QKV = ("q_proj", "k_proj", "v_proj")
-
-
-class Bottleneck(nn.Module):
-    """Linear - GELU - Linear, without a residual connection.
-
-    Args:
-        in_size: Width of what goes in.
-        inner_size: Width in between.
-        out_size: Width of what comes out.
-        init_weights: `True`: the output is 0. "published": small random weights. `False`: random weights.
-    """
-
-    def __init__(self, in_size: int, inner_size: int, out_size: int, init_weights: bool | str):
-        super().__init__()
-        self.down_weight = nn.Parameter(torch.empty(inner_size, in_size))
-        self.down_bias = nn.Parameter(torch.zeros(inner_size))
-        self.up_weight = nn.Parameter(torch.empty(out_size, inner_size))
-        self.up_bias = nn.Parameter(torch.zeros(out_size))
-        for weight in (self.down_weight, self.up_weight):
-            nn.init.trunc_normal_(weight, std=_INIT_STD if init_weights is not False else 0.3)
-        if init_weights is True:
-            nn.init.zeros_(self.up_weight)
-
-    def forward(self, features: torch.Tensor, part: int = 0, num_parts: int = 1) -> torch.Tensor:
-        """Map features, of shape `(..., in_size)`; of the output only one of several equal parts, if asked for."""
-        inner = F.gelu(F.linear(features, self.down_weight, self.down_bias))
-        weight, bias = (tensor.chunk(num_parts)[part] for tensor in (self.up_weight, self.up_bias))
-        return F.linear(inner, weight, bias)
 
 
 class Scorer(nn.Module):
@@ -109,7 +81,8 @@ class TokenLayer(SlotLayer):
         if self.slot.stage.index > 0:
             del out_sizes["selected_mlp"]
         parts: dict[str, nn.Module] = {
-            part: Bottleneck(size, inner_size, out_size, config.init_weights) for part, out_size in out_sizes.items()
+            part: GELUBottleneck(size, inner_size, out_size, config.init_weights)
+            for part, out_size in out_sizes.items()
         }
         return parts if self.slot.stage.index > 0 else parts | {"scorer": Scorer(size)}
 
@@ -227,7 +200,12 @@ class ReadoutLayer(SlotLayer):
         return slot.kind == "cloud" and slot.stage.count == 1
 
     def adapt(self, name: str, pooled: torch.Tensor, tokens: Tokens, levels: tuple[Tokens, ...]) -> torch.Tensor:
-        """Take the maximum of what is pooled and the selected tokens."""
+        """Take the maximum of what is pooled and the selected tokens; if another method has read out, leave it."""
+        below = self.base_layer
+        while isinstance(below, SlotLayer):
+            if below.working_adapters():
+                return pooled
+            below = below.base_layer
         selected = levels[-1].of(self.key(name)).amax(dim=1)
         front, maximum = pooled.split([pooled.shape[-1] - selected.shape[-1], selected.shape[-1]], dim=-1)
         return torch.cat([front, torch.maximum(maximum, selected)], dim=-1)

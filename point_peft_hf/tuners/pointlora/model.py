@@ -6,7 +6,6 @@ from torch import nn
 
 from ...slots import AdapterSlot
 from ..base import SlotLayer, SlotTuner
-from ..embeddings import embedding_modules
 from ..registry import register_method
 from .config import PointLoRAConfig
 from .layer import BlockLayer, ProjectionLayer, ReadoutLayer, TokenLayer
@@ -24,11 +23,8 @@ class PointLoRAModel(SlotTuner):
     """
 
     read_published = staticmethod(read_published)
+    trains_embedding = True
     layer_classes = (TokenLayer, BlockLayer, ProjectionLayer, ReadoutLayer)
-
-    def _default_modules_to_save(self, peft_config: PointLoRAConfig, model: nn.Module) -> list[str] | None:
-        names = super()._default_modules_to_save(peft_config, model) or []
-        return [*names, *embedding_modules(model)] or None
 
     def _select(
         self, peft_config: PointLoRAConfig, model: nn.Module, slots: dict[str, AdapterSlot]

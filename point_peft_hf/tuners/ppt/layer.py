@@ -11,47 +11,10 @@ from torch.nn import functional as F
 from ...slots import AdapterSlot, Backbone, EntrySlot, ReadoutSlot, TokenSlot
 from ...tokens import CLASS, PATCH, Tokens
 from ..base import BranchLayer, SlotLayer, bottleneck_size
+from ..bottleneck import GELUBottleneck
 from ..explain import Picture, Places
 from ..readout import pool
 from .config import PPTConfig
-
-_STD = 0.02
-# With `init_weights=False`.
-_RANDOM_STD = 0.3
-
-
-class SharedNetwork(nn.Module):
-    """Linear - GELU - Linear; no residual connection of its own.
-
-    Args:
-        hidden_size: Width of the tokens.
-        inner_size: Width in between.
-
-    Shapes:
-        - input: `(batch_size, num_tokens, hidden_size)`
-        - output: as the input
-    """
-
-    def __init__(self, hidden_size: int, inner_size: int):
-        super().__init__()
-        self.down_weight = nn.Parameter(torch.empty(inner_size, hidden_size))
-        self.down_bias = nn.Parameter(torch.zeros(inner_size))
-        self.up_weight = nn.Parameter(torch.empty(hidden_size, inner_size))
-        self.up_bias = nn.Parameter(torch.zeros(hidden_size))
-
-    @torch.no_grad()
-    def reset_parameters(self, init_weights: bool | str = True) -> None:
-        """Initialise: for `True` the way up is 0, so the output is; as published it has noise."""
-        nn.init.trunc_normal_(self.down_weight, std=_STD)
-        if init_weights is True:
-            nn.init.zeros_(self.up_weight)
-        else:
-            nn.init.trunc_normal_(self.up_weight, std=_STD if init_weights == "published" else _RANDOM_STD)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return what is to be added, in the dtype of the weights."""
-        inner = F.linear(tokens.to(self.down_weight.dtype), self.down_weight, self.down_bias)
-        return F.linear(F.gelu(inner), self.up_weight, self.up_bias)
 
 
 class SharedLayer(SlotLayer):
@@ -66,8 +29,8 @@ class SharedLayer(SlotLayer):
         created = {}
         for part in self.parts:
             if part != "prompt_network" or self.slot.stage.index == 0:
-                created[part] = SharedNetwork(self.slot.hidden_size, width)
-                created[part].reset_parameters(config.init_weights)
+                size = self.slot.hidden_size
+                created[part] = GELUBottleneck(size, width, size, config.init_weights)
         return created
 
     def adapt(self, name: str, tokens: Tokens, backbone: Backbone) -> Tokens:

@@ -6,7 +6,6 @@ from torch import nn
 
 from ...slots import ReadoutSlot
 from ..base import SlotTuner
-from ..embeddings import embedding_modules
 from ..registry import register_method
 from .config import PPTConfig
 from .layer import EntryLayer, FeedForwardLayer, ReadoutLayer, SharedLayer, readout_size
@@ -25,6 +24,7 @@ class PPTModel(SlotTuner):
 
     layer_classes = (SharedLayer, EntryLayer, FeedForwardLayer, ReadoutLayer)
     read_published = staticmethod(read_published)
+    trains_embedding = True
 
     def readout_size(self, peft_config: PPTConfig, slot: ReadoutSlot) -> int:
         """See [`~point_peft_hf.tuners.ppt.layer.readout_size`]."""
@@ -36,7 +36,3 @@ class PPTModel(SlotTuner):
         if hasattr(head, "activation"):
             head.activation = nn.GELU() if peft_config.head_activation == "gelu" else nn.ReLU()
         return head
-
-    def _default_modules_to_save(self, peft_config: PPTConfig, model: nn.Module) -> list[str] | None:
-        names = super()._default_modules_to_save(peft_config, model) or []
-        return [*names, *embedding_modules(model)] or None
