@@ -21,6 +21,7 @@ from ..formats.text import read_column_names, read_table
 from ..label_files import find_label_file, read_label_file
 from ..names import COORDINATES
 from ..readers import choose_reader, errors_of
+from .classes import number_of
 from .scene import Scene
 
 ANNOTATIONS = "annotations"
@@ -360,7 +361,7 @@ def _read_room(room: Path, how: SceneFormat, labels: bool, drop_invalid: bool) -
         if table.shape[1] != 6 and how.columns is None:
             raise PointCloudError(f"{file}: an object has 6 columns, x y z red green blue, got {table.shape[1]}")
         tables.append(table)
-        classes.append(np.full(len(table), numbers.get(name, -1) if labels else -1))
+        classes.append(np.full(len(table), number_of(name, numbers) if labels else -1))
     table = np.concatenate(tables)
     columns = (how.columns or "x y z red green blue").replace(",", " ").lower().split()
     axes = find_axes(columns)
