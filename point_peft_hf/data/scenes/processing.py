@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -141,11 +141,12 @@ class SceneProcessor(FeatureExtractionMixin):
             prepared.append(self.prepare(scene))
         return pack(prepared, return_inverse=return_inverse, as_tensors=return_tensors == "pt")
 
-    def prepare(self, scene: Scene) -> dict[str, np.ndarray]:
+    def prepare(self, scene: Scene, known_absent: Collection[str] = ()) -> dict[str, np.ndarray]:
         """Process one scene that is known to be good, such as a tile of one.
 
         Args:
             scene: The scene, of one point or more.
+            known_absent: Features that may be absent without a warning, as the augmentation has dropped them.
 
         Returns:
             The arrays of `__call__` for this scene alone, without `batch_index`; with `inverse`, and with `labels`
@@ -159,7 +160,7 @@ class SceneProcessor(FeatureExtractionMixin):
         arrays = {
             "coordinates": coordinates[first],
             "grid_coordinates": grid,
-            "features": self._features(scene, coordinates, first),
+            "features": self._features(scene, coordinates, first, known_absent),
             "inverse": inverse,
         }
         if scene.labels is not None:
@@ -184,13 +185,16 @@ class SceneProcessor(FeatureExtractionMixin):
             points = points / radius
         return (points * self.scale if self.scale != 1 else points).astype(np.float32, copy=False)
 
-    def _features(self, scene: Scene, coordinates: np.ndarray, first: np.ndarray) -> np.ndarray:
+    def _features(
+        self, scene: Scene, coordinates: np.ndarray, first: np.ndarray, known_absent: Collection[str]
+    ) -> np.ndarray:
         """Collect the features of the voxels; `(num_voxels, num_features)`, float32."""
         parts = []
         for name in self.feature_names:
             values = coordinates if name == "coordinates" else getattr(scene, name)
             if values is None:
-                self._say_absent(name, scene.name)
+                if name not in known_absent:
+                    self._say_absent(name, scene.name)
                 parts.append(np.zeros((len(first), 3), dtype=np.float32))
                 continue
             values = values[first].astype(np.float32)
