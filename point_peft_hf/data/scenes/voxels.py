@@ -78,10 +78,18 @@ def occupied_cells(points: np.ndarray, low: np.ndarray, grid_size: float, name: 
             f"{name}: spans {extent:.6g}, more than {_MAX_SCAN_CELLS} cells of {grid_size:g}; are there stray points, "
             "or is its unit another one than that of the grid?"
         )
-    keys = np.empty(0, dtype=np.int64)
+    pieces = []
     for start in range(0, len(points), _CHUNK):
         cells = np.floor((points[start : start + _CHUNK] - low) / grid_size).astype(np.int64)
-        cells = np.unique((cells[:, 0] << 42) | (cells[:, 1] << 21) | cells[:, 2])
-        keys = np.union1d(keys, cells)
+        pieces.append(_distinct((cells[:, 0] << 42) | (cells[:, 1] << 21) | cells[:, 2]))
+    keys = _distinct(np.concatenate(pieces))
     mask = _MAX_SCAN_CELLS - 1
     return np.stack([keys >> 42, (keys >> 21) & mask, keys & mask], axis=1).astype(np.int32)
+
+
+def _distinct(keys: np.ndarray) -> np.ndarray:
+    """Sort keys in place and leave out repeated ones, many times faster than `np.unique`, which hashes integers."""
+    keys.sort()
+    keep = np.ones(len(keys), dtype=bool)
+    np.not_equal(keys[1:], keys[:-1], out=keep[1:])
+    return keys[keep]
