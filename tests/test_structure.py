@@ -23,6 +23,7 @@ ALLOWED = {
     "tuners": {"attaching", "io", "layers", "ops", "slots", "tokens"},
     "auto": {"io", "models", "pretrained"},
     "foreign": {"models", "slots", "tokens"},
+    "scenes": {"data", "models", "visualization"},
     "studies": {"data", "io", "locks", "training", "visualization"},
     "training": {
         "auto",

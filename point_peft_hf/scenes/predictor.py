@@ -87,7 +87,7 @@ class ScenePredictor:
         model: The model; its configuration names the classes.
         processor: Makes the voxels.
         max_voxels: Voxels of a tile at most.
-        overlap: How far a tile reaches into its neighbours, in metres; 20 voxels by default.
+        overlap: How far a tile reaches into its neighbours, in metres; by default as `cut_tiles`.
     """
 
     def __init__(

@@ -67,7 +67,7 @@ def load_scenes(
         root: The folder.
         grid_size: Edge of a voxel in metres, by which the size of tiles is measured: `voxel_size` of the processor.
         max_voxels: Voxels of a tile at most.
-        overlap: How far a tile reaches into its neighbours, in metres; 20 voxels by default.
+        overlap: How far a tile reaches into its neighbours, in metres; by default as `cut_tiles`.
         columns: As in `read_scene`.
         label_name: As in `read_scene`.
         class_names: Names of the classes, from number 0 on or by their number in the files.

@@ -11,8 +11,8 @@ from ..errors import PointCloudError
 from .voxels import MAX_CELLS, occupied_cells
 
 MAX_VOXELS = 100_000
-# Cells by which a tile reaches into its neighbours.
-OVERLAP_CELLS = 20
+# A tile reaches into its neighbours by this share of the side that it had if it were a flat square.
+_OVERLAP = 1 / 16
 
 
 @dataclass
@@ -44,7 +44,8 @@ def cut_tiles(
         grid_size: Edge of a voxel, in the unit of the coordinates.
         max_voxels: Voxels of a tile at most, those around its core included, on a grid that starts at the lowest
             corner of the scan. The grid of a processor starts elsewhere, and may have a few more.
-        overlap: How far a tile reaches into its neighbours, in the unit of the coordinates; 20 voxels by default.
+        overlap: How far a tile reaches into its neighbours, in the unit of the coordinates; by default a 16th of the
+            root of `max_voxels`, in voxels, which is 20 of them for 100,000.
         name: What messages call the scan.
 
     Yields:
@@ -54,7 +55,10 @@ def cut_tiles(
         ValueError: If `max_voxels` or `overlap` is too small or too large.
         PointCloudError: If the voxels within `overlap` of a single one are more than `max_voxels`.
     """
-    margin = OVERLAP_CELLS if overlap is None else round(overlap / grid_size)
+    if overlap is None:
+        margin = max(1, round(_OVERLAP * max(max_voxels, 1) ** 0.5))
+    else:
+        margin = round(overlap / grid_size)
     if max_voxels < 1 or not 0 <= margin < MAX_CELLS // 4:
         raise ValueError(
             f"max_voxels must be at least 1, and the overlap from 0 to {MAX_CELLS // 4} voxels of {grid_size:g}; got "
