@@ -60,7 +60,8 @@ class SceneCollator:
         Raises:
             ValueError: If a scene cannot be used.
         """
-        scenes = [Scene.from_any(item, f"the scene with sample_ids {item.get('sample_ids')}") for item in items]
+        names = [f"the scene with sample_ids {item.get('sample_ids')}" for item in items]
+        scenes = [Scene.from_any(item, name, least=1) for item, name in zip(items, names, strict=True)]
         prepared = [self._prepare(scene, item) for scene, item in zip(scenes, items, strict=True)]
         batch = dict(pack(prepared, return_inverse=self.all_points))
         if self.all_points and "labels" in batch:

@@ -59,6 +59,8 @@ def load_scenes(
     where there are fewer than three scenes. Scenes are parsed once, into a cache. Large ones are cut into tiles; those
     without any label are left out, with a warning that counts them.
 
+    A test split without any label gives way to the validation split.
+
     The classes are named, in this order, by `class_names`, by `classes.txt` in `root`, by the files of objects in the
     layout of S3DIS, and by the standard of .las files. Labels below 0, 255 without a name, and 0 without a name in
     .las files are no class.
@@ -112,7 +114,16 @@ def load_scenes(
         classes = SceneClasses(objects, tuple(range(len(objects))))
     else:
         classes = find_classes_of_labels(occurring, names, ignore_labels, is_las, root)
-    datasets = {split: _with_labels(SceneDataset(part, classes), split, root) for split, part in pieces.items()}
+    datasets = {split: SceneDataset(part, classes) for split, part in pieces.items()}
+    if {"validation", "test"} <= set(datasets) and not datasets["test"].class_counts.any():
+        # As of ScanNet, whose labels of the test are kept by its authors.
+        warnings.warn(
+            f"{root}: the test split has no labels; the validation split is tested on instead, and is no longer there "
+            "to choose an epoch by",
+            stacklevel=2,
+        )
+        datasets["test"] = datasets.pop("validation")
+    datasets = {split: _with_labels(dataset, split, root) for split, dataset in datasets.items()}
     if "test" not in datasets:
         datasets["train"], datasets["test"] = hold_out(datasets["train"], TEST_FRACTION, 0, f"{root}: the test")
     return {split: datasets[split] for split in _SPLITS if split in datasets}

@@ -56,6 +56,7 @@ class Scene:
         origin: np.ndarray | None = None,
         name: str = "the scene",
         drop_invalid: bool = False,
+        least: int = 2,
     ) -> Scene:
         """Check arrays and make a scene of them.
 
@@ -67,13 +68,13 @@ class Scene:
             origin: What the points are relative to, of shape `(3,)`.
             name: What messages call it.
             drop_invalid: Leave out points with NaN or infinite numbers instead of refusing the scene.
+            least: Number of points that a scene must have; a tile of one may have a single one.
 
         Returns:
             The scene. Coordinates far from the origin are shifted, by its `origin`.
 
         Raises:
-            PointCloudError: If a shape or a type is another, a number is NaN or infinite, or there are fewer than two
-                points.
+            PointCloudError: If a shape or a type is another, a number is NaN or infinite, or there are too few points.
         """
         arrays = {"points": points, "colors": colors, "normals": normals, "labels": labels}
         arrays = {key: _as_array(value, key, name) for key, value in arrays.items() if value is not None}
@@ -85,9 +86,9 @@ class Scene:
                     f"{name}: {key} must be of shape {shape}, one for each of the {count} points, got {array.shape}"
                 )
         arrays = _drop_invalid(arrays, name, drop_invalid)
-        if len(arrays["points"]) < 2:
+        if len(arrays["points"]) < least:
             left = len(arrays["points"])
-            raise PointCloudError(f"{name}: holds {left} point{'s' * (left != 1)}; a scene has at least 2")
+            raise PointCloudError(f"{name}: holds {left} point{'s' * (left != 1)}; a scene has at least {least}")
         if "colors" in arrays:
             arrays["colors"] = color_bytes(arrays["colors"], name)
         if "labels" in arrays:
@@ -100,13 +101,16 @@ class Scene:
         return cls(**arrays, origin=shift if origin is None else origin + shift, name=name)
 
     @classmethod
-    def from_any(cls, scene: Scene | Mapping[str, Any] | Any, name: str, drop_invalid: bool = False) -> Scene:
+    def from_any(
+        cls, scene: Scene | Mapping[str, Any] | Any, name: str, drop_invalid: bool = False, least: int = 2
+    ) -> Scene:
         """Make a scene of a mapping with `points` and more, or of coordinates of shape `(num_points, 3)`.
 
         Args:
             scene: The scene, mapping, array or tensor.
             name: What messages call it.
             drop_invalid: As in `make`.
+            least: As in `make`.
 
         Returns:
             The scene, checked.
@@ -114,17 +118,18 @@ class Scene:
         Raises:
             PointCloudError: As `make`, and if a mapping has no `points`.
         """
+        checks = {"drop_invalid": drop_invalid, "least": least}
         if isinstance(scene, Scene):
             parts = {key: getattr(scene, key) for key in ("points", "colors", "normals", "labels", "origin")}
-            return cls.make(**parts, name=scene.name, drop_invalid=drop_invalid)
+            return cls.make(**parts, name=scene.name, **checks)
         if not isinstance(scene, Mapping):
-            return cls.make(scene, name=name, drop_invalid=drop_invalid)
+            return cls.make(scene, name=name, **checks)
         if "points" not in scene:
             raise PointCloudError(
                 f"{name}: a scene needs 'points', and may have 'colors', 'normals' and 'labels'; got {sorted(scene)}"
             )
         parts = {key: scene.get(key) for key in ("points", "colors", "normals", "labels")}
-        return cls.make(**parts, name=name, drop_invalid=drop_invalid)
+        return cls.make(**parts, name=name, **checks)
 
 
 def _as_array(value: Any, key: str, name: str) -> np.ndarray:

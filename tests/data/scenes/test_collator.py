@@ -96,6 +96,11 @@ def test_crop_keeps_what_is_near(rng):
     assert crop(scene, rng, 4000, 0.1) is scene
 
 
+def test_a_tile_may_have_a_single_point(dataset):
+    item = {name: part[:1] if name != "sample_ids" else part for name, part in dataset[0].items()}
+    assert len(SceneCollator(SceneProcessor(0.2))([item])["coordinates"]) == 1
+
+
 def test_items_without_labels(rng):
     batch = SceneCollator(SceneProcessor(0.2, ["coordinates"]), all_points=True)([{"points": rng.normal(size=(9, 3))}])
     assert "labels" not in batch

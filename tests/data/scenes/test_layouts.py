@@ -162,6 +162,15 @@ def test_no_labels_at_all(tmp_path, write_scans):
         load_scenes(tmp_path)
 
 
+def test_validation_is_tested_on_where_the_test_has_no_labels(tmp_path, write_scans):
+    for split, labels in (("train", (0, 1)), ("val", (0, 1)), ("test", (-1,))):
+        write_scans(tmp_path / split, 2, labels)
+    with pytest.warns(UserWarning, match="the test split has no labels; the validation split is tested on instead"):
+        splits = load_scenes(tmp_path)
+    assert set(splits) == {"train", "test"}
+    assert names_of(splits["test"])[0].endswith("val/scan_0.ply")
+
+
 def test_one_tile_cannot_be_cut(tmp_path, write_scans):
     write_scans(tmp_path, number=1)
     with pytest.raises(PointCloudError, match="the test needs scenes of its own.*a smaller max_voxels"):
