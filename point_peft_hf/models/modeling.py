@@ -37,13 +37,13 @@ class BackbonePreTrainedModel(AdapterModelMixin, PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """Load a model from a folder or a repository of the Hub.
 
-        Beside those of this package, folders and repositories of the organisation torch-pointcloud can be loaded: they
-        hold published weights in other names, and no configuration of transformers. Widths, depth and classes are then
-        read from the tensors; heads, groups, their sizes and radii are those of the published model, unless fields of
-        the configuration are passed (`num_groups=128`).
+        Beside those of this package, files, folders and repositories with published weights can be loaded, for
+        example those of the organisation torch-pointcloud: weights in other names, and no configuration of
+        transformers. Widths, depth and classes are then read from the tensors; heads, groups, their sizes and radii
+        are those of the published model, unless fields of the configuration are passed (`num_groups=128`).
 
         Args:
-            pretrained_model_name_or_path: Name of a repository, or a folder.
+            pretrained_model_name_or_path: Name of a repository, a folder, or a file of published weights.
             *model_args: As in transformers.
             **kwargs: As in transformers.
 

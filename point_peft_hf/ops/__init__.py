@@ -7,6 +7,7 @@ from .interpolation import interpolate_features, inverse_distance_weights
 from .neighbors import knn_indices
 from .ordering import greedy_path, morton_keys
 from .packed import Clusters, cluster_max, cluster_mean, reorder, spread
+from .rotation import rope_frequencies, rotate, rotation
 from .sampling import farthest_point_sample
 from .submanifold import NeighborTable, submanifold_conv
 from .validation import validate_points
@@ -29,6 +30,9 @@ __all__ = [
     "knn_indices",
     "morton_keys",
     "reorder",
+    "rope_frequencies",
+    "rotate",
+    "rotation",
     "spread",
     "submanifold_conv",
     "validate_points",
