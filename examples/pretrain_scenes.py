@@ -32,6 +32,8 @@ from point_peft_hf.training import parameter_groups, warmup_cosine
 
 CHECKPOINT = "checkpoint.pt"
 FEATURES = ("coordinates", "colors")
+# Arguments that do not change what comes out.
+_NO_MATTER = ("output_dir", "num_workers", "log_every", "save_every")
 
 
 @dataclass
@@ -148,7 +150,7 @@ def model_card(args: PretrainArguments, record: dict) -> str:
     options = [
         f"--{name} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
         for name, value in asdict(args).items()
-        if name != "output_dir" and list_of(value) != list_of(defaults[name])
+        if name not in _NO_MATTER and list_of(value) != list_of(defaults[name])
     ]
     scores = ", ".join(f"{name} {100 * value:.1f} %" for name, value in record["test"].items())
     classes = ", ".join(f"{name} {100 * iou:.0f}" for name, iou in record["iou"].items())
@@ -167,7 +169,7 @@ procedural rooms. Made for quick starts and tests; for real work use an encoder 
 
 | | |
 |---|---|
-| blocks | {", ".join(map(str, args.depths))} of width {", ".join(map(str, args.hidden_sizes))} |
+| blocks | {", ".join(map(str, args.depths))} in stages of width {", ".join(map(str, args.hidden_sizes))} |
 | input | voxels of {args.grid_size} m; coordinates and colours, which may be absent; z up |
 | data | procedural rooms, seed {args.seed}: {", ".join(PRETRAINING_ROOMS)} |
 | training | {args.steps} steps of {args.batch_size} rooms, AdamW, learning rate {args.learning_rate} |

@@ -5,6 +5,7 @@ Importing this package registers its PEFT types with `peft` and its models with 
 
 from .auto import AutoPointPeftModel
 from .data import PointCloudProcessor, load_dataset, read_point_cloud, register_processor, write_point_cloud
+from .data.scenes import SceneProcessor, load_scenes, read_scene, register_scene_processor
 from .models import (
     AutoModelForPointCloudClassification,
     AutoModelForPointCloudSegmentation,
@@ -37,8 +38,9 @@ from .models import (
     ReConForSegmentation,
     ReConModel,
 )
-from .models.auto import CONFIGURATIONS
+from .models.auto import CONFIGURATIONS, SCENE_CONFIGURATIONS
 from .ops import farthest_point_sample, group_points, knn_indices
+from .scenes import ScenePredictor
 from .tuners import (
     DAPTConfig,
     DAPTModel,
@@ -74,6 +76,8 @@ from .tuners import (
 
 for _config_class in CONFIGURATIONS:
     register_processor(_config_class)
+for _config_class in SCENE_CONFIGURATIONS:
+    register_scene_processor(_config_class)
 
 __version__ = "0.1.0"
 
@@ -132,6 +136,8 @@ __all__ = [
     "RetrievalReport",
     "STAGConfig",
     "STAGModel",
+    "ScenePredictor",
+    "SceneProcessor",
     "add_adapters",
     "build_point_prior_bank",
     "compress_bank",
@@ -141,7 +147,9 @@ __all__ = [
     "knn_indices",
     "load_adapters",
     "load_dataset",
+    "load_scenes",
     "read_point_cloud",
+    "read_scene",
     "save_adapters",
     "set_adapters",
     "set_point_prior_bank",

@@ -10,6 +10,7 @@ import torch
 
 from ..data.rooms import load_procedural_rooms
 from ..data.scenes import MAX_VOXELS, SceneDataset, hold_out, load_scenes
+from ..models import AutoModelForPointCloudSemanticSegmentation
 from .metrics import SceneMetrics, class_weights
 
 PROCEDURAL = "procedural"
@@ -33,6 +34,7 @@ class SceneSegmentationTask:
     test: SceneDataset
     weights: str = "none"
 
+    auto_class = AutoModelForPointCloudSemanticSegmentation
     score = "miou"
     is_segmentation = True
 
