@@ -172,6 +172,13 @@ class SceneProcessor(FeatureExtractionMixin):
         points = scene.points
         if self.shift == "none":
             points = points + scene.origin
+            far = float(np.abs(points).max())
+            if far * np.finfo(np.float32).eps > self.voxel_size / 2:
+                raise PointCloudError(
+                    f"{scene.name}: its coordinates go up to {far:.6g}, where float32 cannot tell the voxels of "
+                    f"{self.voxel_size:g} apart; with shift 'none' coordinates are relative to the vehicle: shift "
+                    "them, or use shift 'center'"
+                )
         elif self.shift == "center":
             low, high = points.min(axis=0), points.max(axis=0)
             points = points - np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]], dtype=np.float32)

@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import PointCloudError, shorten
 from ..folder_tree import is_scene, subfolders
 from ..formats.arrays import load_npy, named_arrays
-from ..formats.columns import clean_name, find_axes, find_colors, find_labels, find_normals, pick_label
+from ..formats.columns import clean_name, find_axes, find_colors, find_labels, find_normals
 from ..formats.pcd import read_pcd
 from ..formats.ply import read_ply
 from ..formats.scans import read_las_chunks
@@ -22,7 +22,7 @@ from ..label_files import find_label_file, read_label_file
 from ..names import COORDINATES
 from ..readers import choose_reader, errors_of
 from .classes import number_of
-from .scene import Scene
+from .scene import Scene, unpack_colors
 
 ANNOTATIONS = "annotations"
 _TEXT = (".xyz", ".txt", ".csv", ".pts", ".asc")
@@ -152,13 +152,18 @@ def _read_properties(path: Path, how: SceneFormat, labels: bool) -> dict[str, np
 
     def pick(names: list[str]) -> list[int]:
         roles.update(_find_roles(names, path, how, labels, what))
+        cleaned = [clean_name(name) for name in names]
+        if "colors" not in roles and "rgb" in cleaned:
+            roles["colors"] = [cleaned.index("rgb")]  # three bytes in one number
         return [place for places in roles.values() for place in places]
 
     rows, _ = read(path, pick)
     parts, start = {"points": rows[:, :3]}, 3
     for role, places in roles.items():
-        parts[role] = rows[:, start] if role == "labels" else rows[:, start : start + len(places)]
+        parts[role] = rows[:, start] if len(places) == 1 else rows[:, start : start + len(places)]
         start += len(places)
+    if roles.get("colors") and len(roles["colors"]) == 1:
+        parts["colors"] = unpack_colors(parts["colors"])
     return parts
 
 
@@ -249,7 +254,12 @@ def _find_roles(names: Sequence[str], path: Path, how: SceneFormat, labels: bool
     if labels and how.label_name is not None:
         roles["labels"] = [_place(how.label_name, names, path, what)]
     elif labels and (places := find_labels(names)):
-        roles["labels"] = [pick_label(names, places, path, what)]
+        if len(places) > 1:
+            raise PointCloudError(
+                f"{path}: cannot tell which {what} holds the labels, {' or '.join(names[place] for place in places)}; "
+                "choose it with label_name"
+            )
+        roles["labels"] = places
     return {role: places for role, places in roles.items() if places}
 
 
@@ -266,6 +276,9 @@ def _guess_roles(table: np.ndarray, path: Path, labels: bool) -> dict[str, list[
     if width == 3:
         return {}
     some = np.asarray(table[:: max(1, len(table) // 4096)], dtype=np.float64)
+    some = some[np.isfinite(some).all(axis=1)]
+    if not len(some):
+        raise PointCloudError(f"{path}: has no row of finite numbers")
 
     def is_color(start: int) -> bool:
         values = some[:, start : start + 3]

@@ -15,6 +15,8 @@ from ..readers import shift_to_float32
 
 # Parsed scenes are kept in float32, which has all whole numbers up to here.
 MAX_LABEL = 2**24
+# Bits of 24 colours, read as float32, are far below this.
+_TINY = 1e-30
 
 
 @dataclass
@@ -150,7 +152,7 @@ def _drop_invalid(arrays: dict[str, np.ndarray], name: str, drop: bool) -> dict[
             continue
         finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
         if not drop:
-            what = "coordinates" if key == "points" else key
+            what = {"points": "coordinates", "colors": "colours"}.get(key, key)
             raise PointCloudError(
                 f"{name}: {int((~finite).sum())} of {len(array)} points have NaN or infinite {what}, the first is "
                 f"number {int((~finite).argmax())} (counted from 0); drop_invalid=True (--drop_invalid) leaves them "
@@ -191,6 +193,22 @@ def color_bytes(colors: np.ndarray, name: str) -> np.ndarray:
             "save them as integers from 0 to 255"
         )
     return np.round(colors * 255).astype(np.uint8)
+
+
+def unpack_colors(packed: np.ndarray) -> np.ndarray:
+    """Unpack colours that the Point Cloud Library keeps in the bits of one number.
+
+    Args:
+        packed: Of shape `(num_points,)`: whole numbers, or the same bits read as float32, which are tiny numbers then.
+
+    Returns:
+        Red, green and blue, uint8, of shape `(num_points, 3)`.
+    """
+    if packed.dtype.kind == "f" and np.abs(packed).max(initial=0) < _TINY:
+        bits = packed.astype(np.float32).view(np.uint32)
+    else:
+        bits = packed.astype(np.int64)
+    return np.stack([(bits >> shift) & 255 for shift in (16, 8, 0)], axis=1).astype(np.uint8)
 
 
 def whole_labels(labels: np.ndarray, name: str) -> np.ndarray:

@@ -74,6 +74,28 @@ def test_ply(tmp_path):
     assert read_scene(tmp_path / "a.ply", labels=False).labels is None
 
 
+@pytest.mark.parametrize("kind", ["F", "U"])
+def test_packed_colors_of_a_pcd(tmp_path, kind):
+    packed = (COLORS[:, 0] << 16 | COLORS[:, 1] << 8 | COLORS[:, 2]).astype("<u4")
+    header = f"VERSION 0.7\nFIELDS x y z rgb label\nSIZE 4 4 4 4 4\nTYPE F F F {kind} U\nCOUNT 1 1 1 1 1\nWIDTH 40\n"
+    header += "HEIGHT 1\nPOINTS 40\nDATA binary\n"
+    rows = np.zeros(40, [("xyz", "<f4", 3), ("rgb", "<u4"), ("label", "<u4")])
+    rows["xyz"], rows["rgb"], rows["label"] = POINTS, packed, LABELS
+    (tmp_path / "a.pcd").write_bytes(header.encode() + rows.tobytes())
+    scene = read_scene(tmp_path / "a.pcd")
+    np.testing.assert_array_equal(scene.colors, COLORS)
+    np.testing.assert_array_equal(scene.labels, LABELS)
+
+
+def test_several_labels_are_chosen_by_name(write):
+    file = write("a.csv", "x,y,z,label,class\n1,2,3,4,5\n2,3,4,5,6\n")
+    with pytest.raises(
+        PointCloudError, match="which column holds the labels, label or class; choose it with label_name"
+    ):
+        read_scene(file)
+    assert read_scene(file, label_name="Class").labels.tolist() == [5, 6]
+
+
 def test_normals_of_a_ply_get_length_1(write):
     header = "ply\nformat ascii 1.0\nelement vertex 2\n"
     header += "".join(f"property float {name}\n" for name in ("x", "y", "z", "nx", "ny", "nz")) + "end_header\n"
