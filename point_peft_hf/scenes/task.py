@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..data.rooms import load_procedural_rooms
@@ -114,4 +115,5 @@ def _limit(dataset: SceneDataset, maximum: int | None, seed: int) -> SceneDatase
         return dataset
     if maximum < 1:
         raise ValueError(f"a limit of scenes must be at least 1, got {maximum}")
-    return hold_out(dataset, maximum / len(dataset), seed, "the limit of scenes")[1]
+    chosen = hold_out(dataset, maximum / len(dataset), seed, "the limit of scenes")[1]
+    return chosen.select(np.arange(min(len(chosen), maximum)))
