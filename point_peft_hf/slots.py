@@ -21,11 +21,12 @@ One value moves, [`~point_peft_hf.tokens.Tokens`], and slots map it. A forward p
     pooled = readout_slot(pool(hidden), tokens, (tokens.with_features(hidden),))
 
 Encoders of scenes work on packed rows, one a voxel, of clouds of any size: there is no sequence to insert tokens into,
-and what a block knows of its voxels is a [`~point_peft_hf.voxels.VoxelStage`]. So they have two kinds of slots of
-their own, which map plain rows, and adapters of the other kinds do not attach to them:
+and what a block knows of its voxels is a [`~point_peft_hf.voxels.VoxelStage`]. Beside the slots after norms and linear
+layers they have two kinds of slots of their own, which map plain rows; adapters of objects do not attach to them:
 
-    hidden = hidden + drop_path(out_proj(patch_attention_slot(attention(query, ...), query, voxels)))
-    hidden = hidden + drop_path(voxel_ffn_slot(mlp(inputs), inputs, voxels))
+    output = attention_slot(attention(query, key, value), query, voxels)
+    hidden = hidden + drop_path(out_proj_slot(out_proj(output), output))
+    hidden = hidden + drop_path(ffn_slot(mlp(inputs), inputs, voxels))
 """
 
 from __future__ import annotations
@@ -225,7 +226,8 @@ class LayerSlot(AdapterSlot):
     Args:
         stage: The stage.
         layer: Name of the layer: "norm1", "q_proj", "k_proj", "v_proj", "out_proj", "norm2", "fc1" (before the
-            activation), "fc2"; outside of the blocks "patch_embedding" and "layernorm".
+            activation), "fc2"; in scene encoders "qkv", "position_linear" and "position_norm" as well; outside of the
+            blocks "patch_embedding" and "layernorm".
         layer_index: Number of the block, or `None` outside of the blocks.
         hidden_size: Width of the output; default: that of the tokens.
         has_bias: Whether the layer has a bias of its own.

@@ -92,7 +92,8 @@ class SceneModelOutput(ModelOutput):
         coordinates: Where they are, of shape `(M, 3)`, in the unit of the input.
         grid_coordinates: Their cells, of shape `(M, 3)`.
         batch_index: The cloud of each, of shape `(M,)`.
-        hidden_states: If asked for: the features after each block, of the voxels of its stage.
+        hidden_states: If asked for: the features that entered the first block and those that left each block, of the
+            voxels of its stage.
     """
 
     last_hidden_state: torch.FloatTensor | None = None

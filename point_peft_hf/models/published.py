@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.utils import cached_file
 
 from .convert_checks import refuse_family
-from .convert_keys import guess_model_type
+from .convert_keys import MODEL_NAMES, guess_model_type
 from .convert_ptv3 import UNTOLD, read_arguments
 from .convert_tensors import WEIGHTS_NAME, convert_tensors, read_checkpoint
 
@@ -110,8 +110,9 @@ def load_published_weights(
         raise ValueError(f"{name!r} is in no layout that is known: it has tensors, but none of an encoder.")
     if model_type != config_class.model_type:
         raise ValueError(
-            f"{name!r} holds a {model_type}, but {model_class.__name__} is a {config_class.model_type}. Load it with "
-            "a class of its own type, or with AutoModelForPointCloudClassification."
+            f"{name!r} holds a {model_type} ({MODEL_NAMES[model_type]}), but {model_class.__name__} is a "
+            f"{config_class.model_type}. Load it with a class of its own type, or with an Auto class such as "
+            "AutoModelForPointCloudClassification."
         )
     options: dict[str, Any] = {}
     if model_type == "ptv3":

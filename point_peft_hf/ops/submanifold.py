@@ -154,7 +154,8 @@ def submanifold_conv(
     Args:
         rows: Features of the voxels, of shape `(N, in_channels)`.
         weight: Of shape `(kernel_size, kernel_size, kernel_size, in_channels, out_channels)`: axes x, y, z, index 0 is
-            the smallest offset.
+            the smallest offset. Of shape `(kernel_size, kernel_size, kernel_size, channels)` each channel is convolved
+            by itself (depth-wise).
         bias: Of shape `(out_channels,)`, or `None`.
         table: The neighbours of the voxels, of the kernel size of the weight.
 
@@ -182,7 +183,8 @@ class _SubmanifoldConv(torch.autograd.Function):
         grad_rows = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             # The neighbour at an offset has the voxel at the opposite one.
-            opposite = [matrix.t() for matrix in reversed(weight.flatten(0, 2).unbind())]
+            matrices = reversed(weight.flatten(0, 2).unbind())
+            opposite = [matrix.mT if matrix.dim() == 2 else matrix for matrix in matrices]
             grad_rows = _convolve(grad, opposite, None, ctx.table)
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(rows, grad, weight, ctx.table)
@@ -192,33 +194,42 @@ class _SubmanifoldConv(torch.autograd.Function):
 
 
 def _convolve(rows, matrices, bias, table: NeighborTable) -> torch.Tensor:
-    """Sum of the neighbours, each times the matrix of its offset."""
+    """Sum of the neighbours, each times the matrix (or, depth-wise, the vector) of its offset."""
     centre = matrices[len(matrices) // 2]
-    result = rows.new_empty(len(rows), centre.shape[1])
+    multiply = torch.mm if centre.dim() == 2 else torch.mul
+    result = rows.new_empty(len(rows), centre.shape[-1])
     most = max((len(chunk.inputs) for chunk in table.chunks), default=0)
     # Two buffers for all chunks: new memory costs more than what is computed in it.
-    gathered, products = (rows.new_empty(most, size) for size in centre.shape)
+    gathered, products = (rows.new_empty(most, size) for size in (centre.shape[0], centre.shape[-1]))
     for chunk in table.chunks:
         own, inputs = rows[chunk.start : chunk.stop], gathered[: len(chunk.inputs)]
         output = result[chunk.start : chunk.stop]
-        if bias is None:
-            torch.mm(own, centre, out=output)
-        else:
-            torch.addmm(bias, own, centre, out=output)
+        multiply(own, centre, out=output)
+        if bias is not None:
+            output += bias
         torch.index_select(rows, 0, chunk.inputs, out=inputs)
         for offset, start, stop in chunk.offsets():
-            torch.mm(inputs[start:stop], matrices[offset], out=products[start:stop])
+            multiply(inputs[start:stop], matrices[offset], out=products[start:stop])
         # Sums in a fixed order, in float32.
         output += F.embedding_bag(chunk.order, products[: len(inputs)], chunk.starts, mode="sum")
     return result
 
 
+def _outer(inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    return inputs.t() @ outputs
+
+
+def _inner(inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    return (inputs * outputs).sum(dim=0)
+
+
 def _weight_gradient(rows, grad, weight, table: NeighborTable) -> torch.Tensor:
     result = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
     matrices = result.flatten(0, 2)
-    matrices[len(matrices) // 2] = rows.t() @ grad
+    multiply = _outer if matrices.dim() == 3 else _inner
+    matrices[len(matrices) // 2] = multiply(rows, grad)
     for chunk in table.chunks:
         inputs, outputs = rows.index_select(0, chunk.inputs), grad.index_select(0, chunk.outputs)
         for offset, start, stop in chunk.offsets():
-            matrices[offset] += inputs[start:stop].t() @ outputs[start:stop]
+            matrices[offset] += multiply(inputs[start:stop], outputs[start:stop])
     return result.to(weight.dtype)

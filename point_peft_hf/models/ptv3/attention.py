@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from ...ops import reorder, rotate
 from ...slots import PatchAttentionSlot, Stage
 from ...voxels import Order, Patches, VoxelStage
+from ..layers.slotted import SlottedModule
 
 
 class RelativePositions(nn.Module):
@@ -33,7 +34,7 @@ class RelativePositions(nn.Module):
         return self.table[rows].sum(dim=-2).movedim(-1, -3)
 
 
-class PatchAttention(nn.Module):
+class PatchAttention(SlottedModule):
     """Multi-head attention of each voxel to those of its patch.
 
     Args:
@@ -48,8 +49,9 @@ class PatchAttention(nn.Module):
         hidden_size = stage.hidden_size
         self.num_heads, self.head_size = num_heads, hidden_size // num_heads
         self.dropout = config.attention_dropout
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=config.qkv_bias)
-        self.out_proj = nn.Linear(hidden_size, hidden_size)
+        qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=config.qkv_bias)
+        self.add_layer("qkv", qkv, stage, layer_index, 3 * hidden_size)
+        self.add_layer("out_proj", nn.Linear(hidden_size, hidden_size), stage, layer_index)
         self.attention_slot = PatchAttentionSlot(stage, layer_index, num_heads)
         self.relative_positions = None
         if config.relative_positions:
@@ -73,15 +75,15 @@ class PatchAttention(nn.Module):
         Returns:
             Of the shape of `rows`.
         """
-        qkv = self.qkv(rows)
+        qkv = self.qkv_slot(self.qkv(rows), rows)
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (N, H, D) each
         if rotation is not None:
             qkv = torch.stack([rotate(query, rotation), rotate(key, rotation), value], dim=1).flatten(1)
         grid = voxels.grid.index_select(0, order.rows) if self.relative_positions is not None else None
         output = self._attend(reorder(qkv, order.rows, order.places), voxels.patches, grid)
         output = reorder(output, order.places, order.rows).unflatten(-1, (self.num_heads, -1))
-        output = self.attention_slot(output, query, voxels)
-        return self.out_proj(output.flatten(1))
+        output = self.attention_slot(output, query, voxels).flatten(1)
+        return self.out_proj_slot(self.out_proj(output), output)
 
     def _attend(self, qkv: torch.Tensor, patches: Patches, grid: torch.Tensor | None) -> torch.Tensor:
         """Attention of rows in the order of the patches, of shape `(N, 3 * hidden_size)`."""

@@ -107,6 +107,18 @@ class PointTransformerV3Config(PointConfig):
     _rates = (*PointConfig._rates, "hidden_dropout")
 
     def __post_init__(self, **kwargs):
+        self._fill_in()
+        super().__post_init__(**kwargs)
+
+    def settle(self) -> None:
+        """Fill in and check what follows from fields that were set after the configuration was made.
+
+        `from_pretrained(name, read_out="decoder")` sets fields of a configuration that is loaded already.
+        """
+        self._fill_in()
+        self._check_ranges()
+
+    def _fill_in(self) -> None:
         if self.patch_sizes is None:
             self.patch_sizes = [1024] * len(self.depths)
         if self.strides is None:
@@ -118,7 +130,6 @@ class PointTransformerV3Config(PointConfig):
                 setattr(self, field, None)
         elif self.decoder_patch_sizes is None:
             self.decoder_patch_sizes = list(self.patch_sizes[:-1])
-        super().__post_init__(**kwargs)
 
     def _add_published_decoder(self) -> None:
         head_sizes = [size // heads for size, heads in zip(self.hidden_sizes, self.num_attention_heads, strict=False)]

@@ -12,6 +12,7 @@ from ...layers import DropPath, FreezableBatchNorm1d
 from ...ops import Clusters, NeighborTable, cluster_max, spread, submanifold_conv
 from ...slots import Stage, VoxelFFNSlot
 from ...voxels import VoxelStage
+from ..layers.slotted import SlottedModule
 from .attention import PatchAttention
 
 # As published, with and without a bias: the neighbourhoods of the position encoding and of the stem.
@@ -64,28 +65,31 @@ class LayerScale(nn.Module):
         return rows * self.gamma
 
 
-class VoxelMLP(nn.Module):
+class VoxelMLP(SlottedModule):
     """The feed-forward network.
 
     Args:
         config: Configuration.
-        hidden_size: Width of the tokens.
+        stage: The stage.
+        layer_index: Number of the block.
     """
 
-    def __init__(self, config, hidden_size: int):
+    def __init__(self, config, stage: Stage, layer_index: int):
         super().__init__()
+        hidden_size = stage.hidden_size
         inner = int(hidden_size * config.mlp_ratio)
-        self.fc1 = nn.Linear(hidden_size, inner)
+        self.add_layer("fc1", nn.Linear(hidden_size, inner), stage, layer_index, inner)
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(inner, hidden_size)
+        self.add_layer("fc2", nn.Linear(inner, hidden_size), stage, layer_index)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Map rows of shape `(N, hidden_size)`."""
-        return self.fc2(self.dropout(self.activation(self.fc1(rows))))
+        inner = self.dropout(self.activation(self.fc1_slot(self.fc1(rows), rows)))
+        return self.fc2_slot(self.fc2(inner), inner)
 
 
-class PointTransformerV3Layer(GradientCheckpointingLayer):
+class PointTransformerV3Layer(SlottedModule, GradientCheckpointingLayer):
     """A block: position encoding by convolution, attention within patches, feed-forward network.
 
     Args:
@@ -100,12 +104,11 @@ class PointTransformerV3Layer(GradientCheckpointingLayer):
         super().__init__()
         hidden_size, eps = stage.hidden_size, config.layer_norm_eps
         self.position_conv = SubmanifoldConv(hidden_size, hidden_size, POSITION_KERNEL)
-        self.position_linear = nn.Linear(hidden_size, hidden_size)
-        self.position_norm = nn.LayerNorm(hidden_size, eps=eps)
-        self.norm1 = nn.LayerNorm(hidden_size, eps=eps)
+        self.add_layer("position_linear", nn.Linear(hidden_size, hidden_size), stage, layer_index)
+        for name in ("position_norm", "norm1", "norm2"):
+            self.add_layer(name, nn.LayerNorm(hidden_size, eps=eps), stage, layer_index)
         self.attention = PatchAttention(config, stage, num_heads, layer_index)
-        self.norm2 = nn.LayerNorm(hidden_size, eps=eps)
-        self.mlp = VoxelMLP(config, hidden_size)
+        self.mlp = VoxelMLP(config, stage, layer_index)
         self.ffn_slot = VoxelFFNSlot(stage, layer_index)
         has_scales = config.layer_scale is not None
         self.scale1 = LayerScale(hidden_size, config.layer_scale) if has_scales else nn.Identity()
@@ -135,10 +138,12 @@ class PointTransformerV3Layer(GradientCheckpointingLayer):
             The features, and what the position encoding of the next block reads, `None` for the same.
         """
         convolved = self.position_conv(rows if position_rows is None else position_rows, voxels.neighbors())
-        rows = rows + self.position_norm(self.position_linear(convolved))
-        attended = self.attention(self.norm1(rows), voxels, voxels.orders[self.order], rotation)
+        encoded = self.position_linear_slot(self.position_linear(convolved), convolved)
+        rows = rows + self.position_norm_slot(self.position_norm(encoded), encoded)
+        inputs = self.norm1_slot(self.norm1(rows), rows)
+        attended = self.attention(inputs, voxels, voxels.orders[self.order], rotation)
         rows = rows + self.drop_path(self.scale1(self.dropout(attended)))
-        inputs = self.norm2(rows)
+        inputs = self.norm2_slot(self.norm2(rows), rows)
         update = self.ffn_slot(self.dropout(self.mlp(inputs)), inputs, voxels)
         update = self.drop_path(self.scale2(update))
         return rows + update, update if self.keeps_update else None

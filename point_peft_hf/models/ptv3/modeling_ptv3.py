@@ -8,7 +8,7 @@ has curves and patches of its own size, and curves are shuffled in training only
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,6 +42,10 @@ class PointTransformerV3PreTrainedModel(BackbonePreTrainedModel):
     _can_record_outputs = {"hidden_states": OutputRecorder(PointTransformerV3Layer, index=0)}
     # Files hold the heads, and the decoder, of what they were made for.
     _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^semantic_head\.", r"(^|\.)decoder\."]
+
+    def __init__(self, config: PointTransformerV3Config, *args, **kwargs):
+        config.settle()
+        super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -96,7 +100,7 @@ class EncoderStage(nn.Module):
         return rows
 
 
-class Decoder(nn.Module):
+class Decoder(TaskModule):
     """From the last stage back to the voxels of the input.
 
     Args:
@@ -250,8 +254,8 @@ class PointTransformerV3Model(PointTransformerV3PreTrainedModel):
             grid_coordinates: Cells of shape `(N, 3)`, integers of at least 0, no cell twice in a cloud.
             features: Of shape `(N, in_channels)`.
             batch_index: Number of the cloud of each voxel, ascending from 0, of shape `(N,)`; default: one cloud.
-            **kwargs: `output_hidden_states`: whether to return the features after every block, each of the voxels of
-                its stage. `return_dict`. Other keys, which trainers pass along, are ignored.
+            **kwargs: `output_hidden_states`: whether to return the features at every block, each of the voxels of its
+                stage. `return_dict`. Other keys, which trainers pass along, are ignored.
 
         Returns:
             Features of the last stage, or of the decoder if there is one, and where its voxels are.
@@ -291,6 +295,12 @@ class PointTransformerV3ForSemanticSegmentation(PointTransformerV3PreTrainedMode
         self.ptv3 = PointTransformerV3Model(config)
         self.semantic_head = nn.Linear(config.read_out_size, config.num_labels)
         self.post_init()
+
+    def note_loading(self, missing: Collection[str]) -> None:
+        """See [`~point_peft_hf.attaching.RandomPartsGuard`]; a decoder that starts untrained is a part of the task."""
+        if any(name.startswith("ptv3.decoder.") for name in missing):
+            self.task_module_names = (*type(self).task_module_names, "decoder")
+        super().note_loading(missing)
 
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
@@ -375,6 +385,7 @@ class PointTransformerV3ForClassification(PointTransformerV3PreTrainedModel):
     task_module_names = ("classifier",)
 
     def __init__(self, config: PointTransformerV3Config):
+        config.settle()
         if config.has_decoder:
             raise ValueError(
                 f"A classification reads no decoder, but `decoder_depths`={list(config.decoder_depths)}. Pass "
