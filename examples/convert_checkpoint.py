@@ -1,11 +1,14 @@
-"""Convert a published checkpoint of Point-MAE, Point-BERT, Point-M2AE or PointGPT to a folder for `from_pretrained`.
+"""Convert a published checkpoint of an encoder of objects or scenes to a folder for `from_pretrained`.
 
     python examples/convert_checkpoint.py pretrain.pth point-mae-base --model_type point_mae
     python examples/convert_checkpoint.py scan_hardest.pth point-mae-scan --model_type point_mae --config config.json
     python examples/convert_checkpoint.py stag_scan.pth stag-scan --model_type point_mae --method stag
+    python examples/convert_checkpoint.py concerto_base.pth concerto-base --model_type ptv3
+    python examples/convert_checkpoint.py model_best.pth ptv3-run --model_type ptv3 --variant ptv3-repaired
 
 Reads the files of the research repositories (pre-training and fine-tuned, and those of ACT and PCP-MAE, which have the
-encoder of Point-MAE) and of the package torch-pointcloud. Widths, depth and classes are read from the tensors;
+encoder of Point-MAE; Sonata, Concerto, Utonia and supervised Point Transformer V3) and of the package
+torch-pointcloud. Widths, depth and classes are read from the tensors;
 `--config` gives heads, groups, their sizes and radii where they are not the published ones. A file with more inside of
 the encoder than the model has is refused. Nothing in the file can run code.
 
@@ -21,6 +24,7 @@ import sys
 from pathlib import Path
 
 from point_peft_hf.models.convert import ADAPTER, BACKBONE, MODEL_CLASSES, convert_checkpoint
+from point_peft_hf.models.convert_ptv3 import VARIANTS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,9 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--method", help="Fine-tuning method that the file is of, such as stag: make an adapter of it."
     )
+    parser.add_argument(
+        "--variant", choices=sorted(VARIANTS), help="Of a ptv3: what it is, where its file does not say it."
+    )
     args = parser.parse_args(argv)
     try:
-        report = convert_checkpoint(args.input, args.output_dir, args.model_type, args.config, method=args.method)
+        report = convert_checkpoint(
+            args.input, args.output_dir, args.model_type, args.config, method=args.method, variant=args.variant
+        )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

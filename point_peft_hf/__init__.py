@@ -5,9 +5,11 @@ Importing this package registers its PEFT types with `peft` and its models with 
 
 from .auto import AutoPointPeftModel
 from .data import PointCloudProcessor, load_dataset, read_point_cloud, register_processor, write_point_cloud
+from .data.scenes import SceneProcessor, load_scenes, read_scene, register_scene_processor
 from .models import (
     AutoModelForPointCloudClassification,
     AutoModelForPointCloudSegmentation,
+    AutoModelForPointCloudSemanticSegmentation,
     PointBertConfig,
     PointBertForClassification,
     PointBertForSegmentation,
@@ -27,13 +29,18 @@ from .models import (
     PointMAEForPreTraining,
     PointMAEForSegmentation,
     PointMAEModel,
+    PointTransformerV3Config,
+    PointTransformerV3ForClassification,
+    PointTransformerV3ForSemanticSegmentation,
+    PointTransformerV3Model,
     ReConConfig,
     ReConForClassification,
     ReConForSegmentation,
     ReConModel,
 )
-from .models.auto import CONFIGURATIONS
+from .models.auto import CONFIGURATIONS, SCENE_CONFIGURATIONS
 from .ops import farthest_point_sample, group_points, knn_indices
+from .scenes import ScenePredictor
 from .tuners import (
     DAPTConfig,
     DAPTModel,
@@ -43,6 +50,8 @@ from .tuners import (
     GeometryAdapterModel,
     IDPTConfig,
     IDPTModel,
+    PatchPromptConfig,
+    PatchPromptModel,
     PointGSTConfig,
     PointGSTModel,
     PointLoRAConfig,
@@ -57,6 +66,8 @@ from .tuners import (
     RetrievalReport,
     STAGConfig,
     STAGModel,
+    VoxelAdapterConfig,
+    VoxelAdapterModel,
     add_adapters,
     build_point_prior_bank,
     compress_bank,
@@ -69,12 +80,15 @@ from .tuners import (
 
 for _config_class in CONFIGURATIONS:
     register_processor(_config_class)
+for _config_class in SCENE_CONFIGURATIONS:
+    register_scene_processor(_config_class)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AutoModelForPointCloudClassification",
     "AutoModelForPointCloudSegmentation",
+    "AutoModelForPointCloudSemanticSegmentation",
     "AutoPointPeftModel",
     "DAPTConfig",
     "DAPTModel",
@@ -86,6 +100,8 @@ __all__ = [
     "IDPTModel",
     "PPTConfig",
     "PPTModel",
+    "PatchPromptConfig",
+    "PatchPromptModel",
     "PointBertConfig",
     "PointBertForClassification",
     "PointBertForSegmentation",
@@ -110,6 +126,10 @@ __all__ = [
     "PointMAEForPreTraining",
     "PointMAEForSegmentation",
     "PointMAEModel",
+    "PointTransformerV3Config",
+    "PointTransformerV3ForClassification",
+    "PointTransformerV3ForSemanticSegmentation",
+    "PointTransformerV3Model",
     "ReConConfig",
     "ReConForClassification",
     "ReConForSegmentation",
@@ -122,6 +142,10 @@ __all__ = [
     "RetrievalReport",
     "STAGConfig",
     "STAGModel",
+    "ScenePredictor",
+    "SceneProcessor",
+    "VoxelAdapterConfig",
+    "VoxelAdapterModel",
     "add_adapters",
     "build_point_prior_bank",
     "compress_bank",
@@ -131,7 +155,9 @@ __all__ = [
     "knn_indices",
     "load_adapters",
     "load_dataset",
+    "load_scenes",
     "read_point_cloud",
+    "read_scene",
     "save_adapters",
     "set_adapters",
     "set_point_prior_bank",

@@ -14,7 +14,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
 from transformers import PreTrainedModel
 
-from .io.backbone import SEGMENTATION_FIELDS, check_backbone, describe_backbone
+from . import models
+from .io.backbone import DECODER_FIELDS, HEADS, SEGMENTATION_FIELDS, check_backbone, describe_backbone
 from .io.files import (
     BACKBONE_NAME,
     CONFIG_NAME,
@@ -27,12 +28,11 @@ from .io.files import (
     read_json,
 )
 from .io.weights import check_complete
-from .models import AutoModelForPointCloudClassification, AutoModelForPointCloudSegmentation
 from .pretrained import backbone_folder
 
 IMPORT_ALLOWLIST = ("point_peft_hf",)
 # What an adapter knows of its backbone that the backbone's own files may say otherwise.
-_OVERRIDES = ("num_groups", "group_size", "group_sizes", *SEGMENTATION_FIELDS)
+_OVERRIDES = ("num_groups", "group_size", "group_sizes", *SEGMENTATION_FIELDS, *DECODER_FIELDS)
 _ADAPTER_OPTIONS = {
     name
     for method in (PeftModel.from_pretrained, PeftModel.load_adapter)
@@ -234,8 +234,9 @@ def _backbone_class(files: AdapterFiles, import_allowlist: list[str]) -> type[Pr
     """The class of the backbone, imported only from a package that is allowed, and only if it is one of a model."""
     mapping = files.fields.get("auto_mapping")
     if mapping is None:
-        brings_parts = "segmentation_head" in (files.fields.get("modules_to_save") or ())
-        return AutoModelForPointCloudSegmentation if brings_parts else AutoModelForPointCloudClassification
+        brought = files.fields.get("modules_to_save") or ()
+        head = next((name for name in HEADS if name in brought), "classifier")
+        return getattr(models, HEADS[head])
     names = [mapping.get(key) if isinstance(mapping, dict) else None for key in ("parent_library", "base_model_class")]
     if not all(isinstance(name, str) for name in names):
         raise ValueError(

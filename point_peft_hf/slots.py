@@ -19,6 +19,14 @@ One value moves, [`~point_peft_hf.tokens.Tokens`], and slots map it. A forward p
         tokens = output_slot(tokens.with_features(hidden + update)).drop_passing()
     hidden = layernorm_slot(layernorm(tokens.features), tokens.features)
     pooled = readout_slot(pool(hidden), tokens, (tokens.with_features(hidden),))
+
+Encoders of scenes work on packed rows, one a voxel, of clouds of any size: there is no sequence to insert tokens into,
+and what a block knows of its voxels is a [`~point_peft_hf.voxels.VoxelStage`]. Beside the slots after norms and linear
+layers they have two kinds of slots of their own, which map plain rows; adapters of objects do not attach to them:
+
+    output = attention_slot(attention(query, key, value), query, voxels)
+    hidden = hidden + drop_path(out_proj_slot(out_proj(output), output))
+    hidden = hidden + drop_path(ffn_slot(mlp(inputs), inputs, voxels))
 """
 
 from __future__ import annotations
@@ -31,6 +39,7 @@ import torch
 from torch import nn
 
 from .tokens import Cloud, Tokens
+from .voxels import VoxelStage
 
 
 @dataclass(frozen=True)
@@ -217,7 +226,8 @@ class LayerSlot(AdapterSlot):
     Args:
         stage: The stage.
         layer: Name of the layer: "norm1", "q_proj", "k_proj", "v_proj", "out_proj", "norm2", "fc1" (before the
-            activation), "fc2"; outside of the blocks "patch_embedding" and "layernorm".
+            activation), "fc2"; in scene encoders "qkv", "position_linear" and "position_norm" as well; outside of the
+            blocks "patch_embedding" and "layernorm".
         layer_index: Number of the block, or `None` outside of the blocks.
         hidden_size: Width of the output; default: that of the tokens.
         has_bias: Whether the layer has a bias of its own.
@@ -283,6 +293,41 @@ class OutputSlot(BlockSlot):
     def forward(self, tokens: Tokens) -> Tokens:
         """Return the tokens unchanged."""
         return tokens
+
+
+class VoxelSlot(BlockSlot):
+    """A slot in a block of a scene encoder, which works on packed rows of voxels."""
+
+
+class PatchAttentionSlot(VoxelSlot):
+    """After the attention within patches, before its output projection: `forward(output, query, voxels) -> output`.
+
+    `output` and `query` are of shape `(N, num_heads, head_size)`, the query before any rotation and not scaled.
+
+    Args:
+        stage: The stage of the block.
+        layer_index: Number of the block.
+        num_heads: Attention heads of the block.
+    """
+
+    def __init__(self, stage: Stage, layer_index: int, num_heads: int):
+        super().__init__(stage, layer_index)
+        self.num_heads = num_heads
+
+    def forward(self, output: torch.Tensor, query: torch.Tensor, voxels: VoxelStage) -> torch.Tensor:
+        """Return the output unchanged."""
+        return output
+
+
+class VoxelFFNSlot(VoxelSlot):
+    """After the feed-forward network, inside of stochastic depth: `forward(output, inputs, voxels) -> output`.
+
+    `output` is what the network made of `inputs` (after the norm), both of shape `(N, hidden_size)`.
+    """
+
+    def forward(self, output: torch.Tensor, inputs: torch.Tensor, voxels: VoxelStage) -> torch.Tensor:
+        """Return the output unchanged."""
+        return output
 
 
 class ReadoutSlot(AdapterSlot):

@@ -21,7 +21,7 @@ _NORMALIZE = ("unit_sphere", "center", "none")
 _UP_AXES = ("x", "y", "z")
 _SAMPLING = ("random", "fps", "first")
 # Keys that transformers writes into a preprocessor_config.json beside the fields.
-_FOREIGN_KEYS = ("feature_extractor_type", "processor_class", "auto_map", "transformers_version", "_commit_hash")
+FOREIGN_KEYS = ("feature_extractor_type", "processor_class", "auto_map", "transformers_version", "_commit_hash")
 # Farthest point sampling costs one pass over the cloud for each sample, so bigger clouds are thinned at random first.
 FPS_MAX_POINTS = 32768
 
@@ -54,7 +54,7 @@ class PointCloudProcessor(FeatureExtractionMixin):
         seed: int | None = 0,
         **kwargs: Any,
     ):
-        unknown = sorted(set(kwargs) - set(_FOREIGN_KEYS))
+        unknown = sorted(set(kwargs) - set(FOREIGN_KEYS))
         if unknown:
             raise ValueError(
                 f"PointCloudProcessor has no field {', '.join(unknown)}; "

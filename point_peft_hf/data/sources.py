@@ -114,10 +114,14 @@ class PackedClouds(Sequence):
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> np.ndarray:
+        return np.array(self.view(index))
+
+    def view(self, index: int, start: int = 0, end: int | None = None) -> np.ndarray:
+        """Give some rows of a cloud as they lie in the file, of which only those that are looked at are read."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"cloud {index} of {len(self)}")
         index %= len(self)
-        return np.array(self._rows[self.offsets[index] : self.offsets[index + 1]])
+        return self._rows[self.offsets[index] : self.offsets[index + 1]][start:end]
 
     def __getstate__(self) -> dict:
         # The map is opened again in a worker; pickled, it would be the whole file.

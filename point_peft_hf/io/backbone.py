@@ -20,11 +20,18 @@ BACKBONE_FIELDS = (
     "num_groups",
     "group_size",
     "group_sizes",
+    "patch_sizes",
+    "strides",
+    "orders",
+    "pooling",
+    "rope_base",
+    "legacy_position_features",
 )
 # Modules that tell classes or parts apart: adapters that bring one remember the names of the classes.
 HEADS = {
     "classifier": "AutoModelForPointCloudClassification",
     "segmentation_head": "AutoModelForPointCloudSegmentation",
+    "semantic_head": "AutoModelForPointCloudSemanticSegmentation",
 }
 # Fields that a segmentation head is built from.
 SEGMENTATION_FIELDS = (
@@ -36,8 +43,17 @@ SEGMENTATION_FIELDS = (
     "segmentation_hidden_sizes",
     "segmentation_layers",
 )
+# Fields that a decoder of scenes is built from.
+DECODER_FIELDS = (
+    "decoder_depths",
+    "decoder_hidden_sizes",
+    "decoder_num_attention_heads",
+    "decoder_patch_sizes",
+)
 
 
+# Fields of their kind that a backbone may be loaded with.
+_LOADING_FIELDS = ("num_labels", "num_groups", "group_size", "group_sizes")
 # What is not compared as a value that has to be the same.
 _COMPARED_OTHERWISE = (
     "architecture",
@@ -163,6 +179,8 @@ def describe_backbone(
         description["id2label"] = {str(index): name for index, name in config.id2label.items()}
     if "segmentation_head" in modules_to_save:
         description |= {name: getattr(config, name, None) for name in SEGMENTATION_FIELDS}
+    if "semantic_head" in modules_to_save:
+        description |= {name: getattr(config, name, None) for name in DECODER_FIELDS}
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in description.items()
@@ -193,7 +211,7 @@ def check_backbone(
         if field_name in _COMPARED_OTHERWISE or got is None or value is None or got == value:
             continue
         hint = "Load the backbone that the adapter was made for"
-        if field_name in ("num_labels", "num_groups", "group_size", "group_sizes", *SEGMENTATION_FIELDS):
+        if field_name in (*_LOADING_FIELDS, *SEGMENTATION_FIELDS, *DECODER_FIELDS):
             hint = f"Load the backbone with `{field_name}={value}`"
         raise ValueError(
             f"The adapter was made for a backbone{base} with {field_name}={value!r}, but this one has "

@@ -1,6 +1,10 @@
 """Groups -> tokens -> blocks -> head: the pre-trained point transformers."""
 
-from .auto import AutoModelForPointCloudClassification, AutoModelForPointCloudSegmentation
+from .auto import (
+    AutoModelForPointCloudClassification,
+    AutoModelForPointCloudSegmentation,
+    AutoModelForPointCloudSemanticSegmentation,
+)
 from .point_bert import PointBertConfig, PointBertForClassification, PointBertForSegmentation, PointBertModel
 from .point_gpt import (
     PointGPTConfig,
@@ -23,11 +27,18 @@ from .point_mae import (
     PointMAEForSegmentation,
     PointMAEModel,
 )
+from .ptv3 import (
+    PointTransformerV3Config,
+    PointTransformerV3ForClassification,
+    PointTransformerV3ForSemanticSegmentation,
+    PointTransformerV3Model,
+)
 from .recon import ReConConfig, ReConForClassification, ReConForSegmentation, ReConModel
 
 __all__ = [
     "AutoModelForPointCloudClassification",
     "AutoModelForPointCloudSegmentation",
+    "AutoModelForPointCloudSemanticSegmentation",
     "PointBertConfig",
     "PointBertForClassification",
     "PointBertForSegmentation",
@@ -47,6 +58,10 @@ __all__ = [
     "PointMAEForPreTraining",
     "PointMAEForSegmentation",
     "PointMAEModel",
+    "PointTransformerV3Config",
+    "PointTransformerV3ForClassification",
+    "PointTransformerV3ForSemanticSegmentation",
+    "PointTransformerV3Model",
     "ReConConfig",
     "ReConForClassification",
     "ReConForSegmentation",

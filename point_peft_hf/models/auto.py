@@ -28,6 +28,12 @@ from .point_mae import (
     PointMAEForSegmentation,
     PointMAEModel,
 )
+from .ptv3 import (
+    PointTransformerV3Config,
+    PointTransformerV3ForClassification,
+    PointTransformerV3ForSemanticSegmentation,
+    PointTransformerV3Model,
+)
 from .published import find_published_weights, published_model_type
 from .recon import ReConConfig, ReConForClassification, ReConForSegmentation, ReConModel
 
@@ -66,8 +72,15 @@ class AutoModelForPointCloudSegmentation(_AutoPointModel):
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
 
 
-# The configurations of all backbones.
+# The configurations of all backbones, of objects and of scenes.
 CONFIGURATIONS: list[type] = []
+SCENE_CONFIGURATIONS: list[type] = [PointTransformerV3Config]
+
+
+class AutoModelForPointCloudSemanticSegmentation(_AutoPointModel):
+    """The segmentation of scenes: `AutoModelForPointCloudSemanticSegmentation.from_pretrained(name)`."""
+
+    _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
 
 
 def _register(
@@ -90,4 +103,16 @@ _register(
 _register(PointMAEConfig, PointMAEModel, PointMAEForClassification, PointMAEForSegmentation, PointMAEForPreTraining)
 _register(ReConConfig, ReConModel, ReConForClassification, ReConForSegmentation)
 
-__all__ = ["AutoModelForPointCloudClassification", "AutoModelForPointCloudSegmentation"]
+
+AutoConfig.register(PointTransformerV3Config.model_type, PointTransformerV3Config)
+AutoModel.register(PointTransformerV3Config, PointTransformerV3Model)
+AutoModelForPointCloudClassification.register(PointTransformerV3Config, PointTransformerV3ForClassification)
+AutoModelForPointCloudSemanticSegmentation.register(
+    PointTransformerV3Config, PointTransformerV3ForSemanticSegmentation
+)
+
+__all__ = [
+    "AutoModelForPointCloudClassification",
+    "AutoModelForPointCloudSegmentation",
+    "AutoModelForPointCloudSemanticSegmentation",
+]

@@ -1,4 +1,4 @@
-"""What the configurations of all point transformers share."""
+"""What the configurations of all models share."""
 
 from __future__ import annotations
 
@@ -25,20 +25,85 @@ _TRANSFORMERS_KEYS = frozenset(
 
 
 @strict
-class PointTransformerConfig(PreTrainedConfig):
-    """Base of the configurations of point transformers: the fields that they all have.
+class PointConfig(PreTrainedConfig):
+    """Base of all configurations: the fields that models of objects and of scenes share.
 
     Args:
-        num_attention_heads: Attention heads of a block.
-        mlp_ratio: Width of the feed-forward network relative to `hidden_size`.
+        mlp_ratio: Width of the feed-forward network relative to the width of the tokens.
         qkv_bias: Whether the query, key and value projections have a bias.
         hidden_act: Activation of the feed-forward network.
         layer_norm_eps: Epsilon of the layer norms.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 at the first.
         attention_dropout: Dropout on the attention weights.
-        classifier_hidden_size: Width of the hidden layers of the classification head.
         classifier_dropout: Dropout in the classification head.
-        label_smoothing: Label smoothing of the classification loss.
+        label_smoothing: Label smoothing of the loss.
+        initializer_range: Standard deviation of newly initialised weights.
+        weights_license: Licence of the pre-trained weights, as their publisher states it; model cards of adapters
+            repeat it.
+
+    Raises:
+        ValueError: If a field does not exist or does not fit, with the name of the field.
+    """
+
+    mlp_ratio: int | float = 4.0
+    qkv_bias: bool = False
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    drop_path_rate: int | float = 0.1
+    attention_dropout: int | float = 0.0
+    classifier_dropout: int | float = 0.5
+    label_smoothing: int | float = 0.0
+    initializer_range: float = 0.02
+    weights_license: str | None = None
+
+    # Fields that are at least 0 and below 1.
+    _rates = (
+        "drop_path_rate",
+        "attention_dropout",
+        "classifier_dropout",
+        "label_smoothing",
+    )
+
+    def __post_init__(self, **kwargs):
+        known = set(_TRANSFORMERS_KEYS) | set(PreTrainedConfig.__dataclass_fields__)
+        for name in kwargs:
+            if name.startswith("_") or name in known:
+                continue
+            close = difflib.get_close_matches(name, self.__dataclass_fields__, n=1)
+            hint = f" Did you mean `{close[0]}`?" if close else ""
+            raise ValueError(f"{type(self).__name__} has no field `{name}` (got {kwargs[name]!r}).{hint}")
+        super().__post_init__(**kwargs)
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        for name in self._rates:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value < 1:
+                raise ValueError(f"`{name}` of {type(self).__name__} must be at least 0 and below 1, got {value!r}.")
+        for name in ("mlp_ratio", "layer_norm_eps"):
+            self._check_positive(name, getattr(self, name))
+
+    def _check_positive(self, name: str, *values: int | float) -> None:
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                raise ValueError(f"`{name}` of {type(self).__name__} must be a positive number, got {value!r}.")
+
+    def _check_list(self, name: str, length: int | None = None) -> None:
+        """Check that a field is a list of positive numbers, of a given length or at least of length 1."""
+        values = getattr(self, name)
+        if len(values) != length if length is not None else not len(values):
+            wanted = "at least 1 value" if length is None else f"{length} values"
+            raise ValueError(f"`{name}` of {type(self).__name__} must have {wanted}, got {values}.")
+        self._check_positive(name, *values)
+
+
+@strict
+class PointTransformerConfig(PointConfig):
+    """Base of the configurations of models of objects: the fields that they all have.
+
+    Args:
+        num_attention_heads: Attention heads of a block.
+        classifier_hidden_size: Width of the hidden layers of the classification head.
         num_categories: Number of object categories that the segmentation head is told apart by `category_ids`; 0 for a
             head that is not told. (`num_labels` is the number of parts over all categories.)
         category_names: Names of the categories. None if there are none, or nobody named them.
@@ -53,24 +118,14 @@ class PointTransformerConfig(PreTrainedConfig):
         segmentation_dropout: Dropout in the segmentation head.
         skip_near_origin: Sample centres by the rule of the published CUDA operator, which never selects points within
             a squared distance of 1e-3 of the origin.
-        initializer_range: Standard deviation of newly initialised weights.
-        weights_license: Licence of the pre-trained weights, as their publisher states it; model cards of adapters
-            repeat it.
+        **kwargs: Fields of [`PointConfig`] and of transformers.
 
     Raises:
         ValueError: If a field does not exist or does not fit, with the name of the field.
     """
 
     num_attention_heads: int = 6
-    mlp_ratio: int | float = 4.0
-    qkv_bias: bool = False
-    hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-5
-    drop_path_rate: int | float = 0.1
-    attention_dropout: int | float = 0.0
     classifier_hidden_size: int = 256
-    classifier_dropout: int | float = 0.5
-    label_smoothing: int | float = 0.0
     num_categories: int = 0
     category_names: list[str] | tuple[str, ...] | None = None
     category_parts: list[list[int]] | tuple[list[int], ...] | None = None
@@ -79,33 +134,12 @@ class PointTransformerConfig(PreTrainedConfig):
     segmentation_hidden_sizes: list[int] | tuple[int, ...] = (128,)
     segmentation_dropout: int | float = 0.5
     skip_near_origin: bool = False
-    initializer_range: float = 0.02
-    weights_license: str | None = None
 
-    def __post_init__(self, **kwargs):
-        known = set(_TRANSFORMERS_KEYS) | set(PreTrainedConfig.__dataclass_fields__)
-        for name in kwargs:
-            if name.startswith("_") or name in known:
-                continue
-            close = difflib.get_close_matches(name, self.__dataclass_fields__, n=1)
-            hint = f" Did you mean `{close[0]}`?" if close else ""
-            raise ValueError(f"{type(self).__name__} has no field `{name}` (got {kwargs[name]!r}).{hint}")
-        super().__post_init__(**kwargs)
-        self._check_ranges()
+    _rates = (*PointConfig._rates, "segmentation_dropout")
 
     def _check_ranges(self) -> None:
-        for name in (
-            "drop_path_rate",
-            "attention_dropout",
-            "classifier_dropout",
-            "label_smoothing",
-            "segmentation_dropout",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0 <= value < 1:
-                raise ValueError(f"`{name}` of {type(self).__name__} must be at least 0 and below 1, got {value!r}.")
-        for name in ("mlp_ratio", "layer_norm_eps", "classifier_hidden_size"):
-            self._check_positive(name, getattr(self, name))
+        super()._check_ranges()
+        self._check_positive("classifier_hidden_size", self.classifier_hidden_size)
         self._check_segmentation()
 
     def _check_segmentation(self) -> None:
@@ -130,19 +164,6 @@ class PointTransformerConfig(PreTrainedConfig):
                     f"`category_parts` of {type(self).__name__} must have at least one label for each category, and "
                     f"none below 0, got {self.category_parts}."
                 )
-
-    def _check_positive(self, name: str, *values: int | float) -> None:
-        for value in values:
-            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-                raise ValueError(f"`{name}` of {type(self).__name__} must be a positive number, got {value!r}.")
-
-    def _check_list(self, name: str, length: int | None = None) -> None:
-        """Check that a field is a list of positive numbers, of a given length or at least of length 1."""
-        values = getattr(self, name)
-        if len(values) != length if length is not None else not len(values):
-            wanted = "at least 1 value" if length is None else f"{length} values"
-            raise ValueError(f"`{name}` of {type(self).__name__} must have {wanted}, got {values}.")
-        self._check_positive(name, *values)
 
     def _check_heads(self, hidden_size: int, name: str = "num_attention_heads") -> None:
         heads = getattr(self, name)

@@ -26,6 +26,7 @@ from .convert_method import (
     read_settings,
 )
 from .convert_parts import has_segmentation_head
+from .convert_ptv3 import check_rotation, read_arguments
 from .convert_tensors import (
     WEIGHTS_NAME,
     ConversionReport,
@@ -34,7 +35,7 @@ from .convert_tensors import (
     read_checkpoint,
     rename_tensors,
 )
-from .modeling import PointPreTrainedModel
+from .modeling import BackbonePreTrainedModel
 from .point_bert import PointBertForClassification, PointBertModel
 from .point_gpt import (
     PointGPTForClassification,
@@ -49,6 +50,11 @@ from .point_mae import (
     PointMAEForSegmentation,
     PointMAEModel,
 )
+from .ptv3 import (
+    PointTransformerV3ForClassification,
+    PointTransformerV3ForSemanticSegmentation,
+    PointTransformerV3Model,
+)
 from .recon import ReConForClassification, ReConModel
 
 REPORT_NAME = "conversion_report.json"
@@ -59,10 +65,10 @@ BACKBONE, ADAPTER = "backbone", "adapter"
 class ModelClasses(NamedTuple):
     """The classes of a model type that published files hold."""
 
-    encoder: type[PointPreTrainedModel]
-    classifier: type[PointPreTrainedModel]
-    pretraining: type[PointPreTrainedModel] | None = None
-    segmentation: type[PointPreTrainedModel] | None = None
+    encoder: type[BackbonePreTrainedModel]
+    classifier: type[BackbonePreTrainedModel]
+    pretraining: type[BackbonePreTrainedModel] | None = None
+    segmentation: type[BackbonePreTrainedModel] | None = None
 
 
 MODEL_CLASSES = {
@@ -74,13 +80,18 @@ MODEL_CLASSES = {
     "point_mae": ModelClasses(
         PointMAEModel, PointMAEForClassification, PointMAEForPreTraining, PointMAEForSegmentation
     ),
+    "ptv3": ModelClasses(
+        PointTransformerV3Model,
+        PointTransformerV3ForClassification,
+        segmentation=PointTransformerV3ForSemanticSegmentation,
+    ),
     "recon": ModelClasses(ReConModel, ReConForClassification),
 }
 
 
 def choose_class(
     model_type: str, converted: ConvertedTensors, name: str
-) -> tuple[type[PointPreTrainedModel], dict[str, torch.Size]]:
+) -> tuple[type[BackbonePreTrainedModel], dict[str, torch.Size]]:
     """Choose the class that a checkpoint has all parts of.
 
     Args:
@@ -102,10 +113,11 @@ def choose_class(
 
 def _choose_class(
     model_type: str, converted: ConvertedTensors
-) -> tuple[type[PointPreTrainedModel], dict[str, torch.Size]]:
+) -> tuple[type[BackbonePreTrainedModel], dict[str, torch.Size]]:
     encoder, classifier, pretraining, segmentation = MODEL_CLASSES[model_type]
     fields, tensors = converted.config_fields, converted.tensors
-    for prefix, model_class in (("segmentation_head.", segmentation), ("classifier.", classifier)):
+    heads = {"segmentation_head.": segmentation, "semantic_head.": segmentation, "classifier.": classifier}
+    for prefix, model_class in heads.items():
         if any(key.startswith(prefix) for key in tensors):
             return model_class, shapes_of(model_class, fields)
     # PCP-MAE's decoder has the names of Point-MAE's, but another task.
@@ -126,6 +138,7 @@ def convert_checkpoint(
     config: str | Path | Mapping[str, Any] | None = None,
     *,
     method: str | None = None,
+    variant: str | None = None,
 ) -> ConversionReport:
     """Convert a published checkpoint to a folder that `from_pretrained` loads.
 
@@ -136,15 +149,18 @@ def convert_checkpoint(
 
     Args:
         checkpoint: A `.pth` or `.safetensors` file of a research repository (Point-BERT, Point-MAE, Point-M2AE, ACT,
-            PCP-MAE, PointGPT, ReCon) or of torch-pointcloud, or a folder with `model.safetensors`.
+            PCP-MAE, PointGPT, ReCon, Point Transformer V3, Sonata, Concerto, Utonia) or of torch-pointcloud, or a
+            folder with `model.safetensors`.
         output_dir: Folder to write `config.json`, `model.safetensors` and `conversion_report.json` into.
-        model_type: "point_bert", "point_gpt", "point_mae", "point_m2ae" or "recon".
+        model_type: "point_bert", "point_gpt", "point_mae", "point_m2ae", "ptv3" or "recon".
         config: Fields of the configuration that no tensor tells, if they are not the published ones: a dictionary or a
             JSON file. Widths, depth and classes are read from the tensors. With a method, its options as well, all in
             one flat object, under their published names.
         method: The fine-tuning method that the file is of, by the name of its PEFT type ("stag", ...). Then two
             folders are written: `backbone`, the encoder, for any of the classes of the model type, and `adapter`, with
             head and class token, for `PeftModel.from_pretrained`. Together they compute what was published.
+        variant: Of a ptv3, what its file does not say: "ptv3" (the released supervised weights), "ptv3-repaired",
+            "sonata", "concerto" or "utonia".
 
     Returns:
         What was loaded, what is new, and what was ignored.
@@ -159,10 +175,13 @@ def convert_checkpoint(
         path = path / WEIGHTS_NAME
     tensors = read_checkpoint(path)
     if method is not None:
+        if model_type == "ptv3":
+            raise ValueError(f"No published method for a ptv3 is known, got method={method!r}.")
         return _convert_with_adapter(tensors, output_dir, model_type, config, method, name)
     if config is not None and not isinstance(config, Mapping):
         config = read_config_file(config, model_type)
-    converted = convert_tensors(tensors, model_type, config, name=name)
+    arguments = read_arguments(path) if model_type == "ptv3" else None
+    converted = convert_tensors(tensors, model_type, config, name=name, arguments=arguments, variant=variant)
     model_class, expected = choose_class(model_type, converted, name)
     kept = {key: tensor for key, tensor in converted.tensors.items() if key in expected}
     report = _report(name, model_type, model_class, kept, converted.sources, expected, tensors)
@@ -221,7 +240,7 @@ def _write_report(report: ConversionReport, folder: Path) -> None:
 def _report(
     name: str,
     model_type: str,
-    model_class: type[PointPreTrainedModel],
+    model_class: type[BackbonePreTrainedModel],
     kept: Mapping[str, torch.Tensor],
     sources: Mapping[str, tuple[str, ...]],
     expected: Mapping[str, Any],
@@ -243,7 +262,7 @@ def _report(
 
 
 def _write_folder(
-    model_class: type[PointPreTrainedModel],
+    model_class: type[BackbonePreTrainedModel],
     tensors: dict[str, torch.Tensor],
     config_fields: dict[str, Any],
     output_dir: Path,
@@ -274,7 +293,7 @@ def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def load_checkpoint(model: PointPreTrainedModel, checkpoint: str | Path) -> ConversionReport:
+def load_checkpoint(model: BackbonePreTrainedModel, checkpoint: str | Path) -> ConversionReport:
     """Load what a published checkpoint has into a model, and leave the rest of the model as it is.
 
     Args:
@@ -290,6 +309,8 @@ def load_checkpoint(model: PointPreTrainedModel, checkpoint: str | Path) -> Conv
     path = Path(checkpoint)
     tensors = read_checkpoint(path / WEIGHTS_NAME if path.is_dir() else path)
     config = model.config
+    if config.model_type == "ptv3":
+        check_rotation(tensors, config.rope_base, str(checkpoint))
     converted, sources = rename_tensors(
         tensors, config.model_type, getattr(config, "num_stages", 1), name=str(checkpoint)
     )

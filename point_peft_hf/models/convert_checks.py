@@ -33,6 +33,25 @@ def refuse_family(keys: Iterable[str], name: str) -> None:
         raise ValueError(f"{name!r} is of {family.name}: it has {names[research_name]!r}. {family.advice}")
 
 
+def check_guess(keys: Iterable[str], model_type: str, name: str) -> None:
+    """Check that a file is not of another model type.
+
+    Args:
+        keys: Names in the file.
+        model_type: The model type.
+        name: Name of the file, for the message.
+
+    Raises:
+        ValueError: If it is.
+    """
+    guess = guess_model_type(keys)
+    if guess not in (None, model_type):
+        raise ValueError(
+            f"{name!r} is a checkpoint of {MODEL_NAMES[guess]}, by the names of its tensors, not of "
+            f"{MODEL_NAMES[model_type]}. Pass model_type={guess!r}."
+        )
+
+
 def check_names(tensors: Mapping[str, torch.Tensor], model_type: str, known: Collection[str], name: str) -> None:
     """Check that a file is of a model type, and that all it has inside of the encoder is known.
 
@@ -47,12 +66,7 @@ def check_names(tensors: Mapping[str, torch.Tensor], model_type: str, known: Col
     """
     name = name or "the checkpoint"
     refuse_family(tensors, name)
-    guess = guess_model_type(tensors)
-    if guess not in (None, model_type):
-        raise ValueError(
-            f"{name!r} is a checkpoint of {MODEL_NAMES[guess]}, by the names of its tensors, not of "
-            f"{MODEL_NAMES[model_type]}. Pass model_type={guess!r}."
-        )
+    check_guess(tensors, model_type, name)
     inside, unclear = encoder_keys(tensors) if known else (set(), set())
     if unclear:
         raise ValueError(

@@ -51,11 +51,6 @@ FAMILIES = (
         r"^blocks\.blocks\.\d+\.cls(_norm)?\.",
         "Between the blocks of Point-MAE it has convolutions over neighbouring tokens, and it has no class token.",
     ),
-    _model(
-        "Point Transformer V3 or one of its kind: Sonata, Concerto, Utonia (arXiv 2312.10035, 2503.16429)",
-        r"(^|\.)embedding\.stem\.|(^|\.)enc\.enc\d+\.block\d+\.|^encoder\.stem\.stem\.|\.cpe(_conv)?\.",
-        "It works on voxels in several stages, not on groups of points.",
-    ),
     _method("DAPT (arXiv 2403.01439)", r"(^|\.)tfts_(gamma|beta)_\d$|\.Adapter_MLP\.", "dapt"),
     _method("IDPT (arXiv 2304.07221)", r"^blocks\.(cls|dgcnn_cls\d*)\.|^prompt_(cls_)?pos$", "idpt"),
     _method("PointLoRA (arXiv 2504.16023)", r"^lora_mask_predictor\.|^blocks\.prompt_(qkv|proj)_mlp\.", "pointlora"),

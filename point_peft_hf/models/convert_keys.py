@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from .convert_ptv3_keys import is_of_family
+
 MODEL_NAMES = {
     "point_bert": "Point-BERT",
     "point_gpt": "PointGPT",
     "point_m2ae": "Point-M2AE",
     "point_mae": "Point-MAE",
+    "ptv3": "Point Transformer V3 or one of its kind (Sonata, Concerto, Utonia)",
     "recon": "ReCon",
 }
 # Wrappers around a whole model: data parallel training, the checkpoint's own key, and Lightning-like ones.
@@ -99,6 +102,9 @@ def is_torch_pointcloud(keys: Iterable[str]) -> bool:
 
 def guess_model_type(keys: Iterable[str]) -> str | None:
     """The model type that published names belong to, or `None` if they are not of a published layout."""
+    keys = list(keys)
+    if is_of_family(keys):
+        return "ptv3"
     names = research_names(keys).values()
     if any(name.startswith("h_encoder.token_embed.") for name in names):
         return "point_m2ae"

@@ -23,7 +23,7 @@ from .convert_keys import research_names
 
 if TYPE_CHECKING:
     from .convert_tensors import ConversionReport
-    from .modeling import PointPreTrainedModel
+    from .modeling import BackbonePreTrainedModel
 
 
 # Methods were trained with the sampling of a CUDA operator; those that move or add points have some near the origin.
@@ -187,7 +187,7 @@ def complete_report(
 
 
 def attach_adapter(
-    model: PointPreTrainedModel, adapter: PublishedAdapter, tensors: Mapping[str, torch.Tensor], name: str
+    model: BackbonePreTrainedModel, adapter: PublishedAdapter, tensors: Mapping[str, torch.Tensor], name: str
 ) -> PeftModel:
     """Attach an adapter with its weights to its backbone.
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .convert_checks import check_names, check_values, size_of
+from .convert_checks import check_guess, check_names, check_values, size_of
 from .convert_config import infer_sizes, published_settings
 from .convert_keys import (
     check_model_type,
@@ -28,6 +28,7 @@ from .convert_keys import (
     research_names,
 )
 from .convert_parts import convert_segmentation_head, has_segmentation_head
+from .convert_ptv3 import convert_ptv3, rename_ptv3
 
 # With a part segmentation that is published, and converted.
 _WITH_PARTS = ("point_gpt", "point_mae")
@@ -214,6 +215,8 @@ def convert_tensors(
     *,
     name: str = "",
     has_head: bool | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    variant: str | None = None,
 ) -> ConvertedTensors:
     """Bring the tensors of a published checkpoint to the names and shapes of this package.
 
@@ -225,6 +228,8 @@ def convert_tensors(
         name: Name of the file or repository, for the published settings and for messages.
         has_head: Whether there is a classification head, whatever its width is, since an adapter may read out other
             features; default: if it fits the backbone.
+        arguments: Of a ptv3, the arguments of the published model, from [`read_arguments`].
+        variant: Of a ptv3, one of `convert_ptv3.VARIANTS`.
 
     Returns:
         The tensors and the configuration.
@@ -234,6 +239,11 @@ def convert_tensors(
             such a model, if its encoder cannot be recognised, or if its tensors contradict `config_fields`.
     """
     check_model_type(model_type)
+    if model_type == "ptv3":
+        check_guess(tensors, model_type, name)
+        return ConvertedTensors(*convert_ptv3(tensors, config_fields or {}, arguments or {}, variant, name))
+    if variant is not None:
+        raise ValueError(f"`variant`={variant!r} is for model_type='ptv3', not for {model_type!r}.")
     names = research_names(tensors)
     shapes = {names[key]: tuple(tensor.shape) for key, tensor in tensors.items()}
     num_stages = len({match[1] for n in shapes if (match := re.match(r"h_encoder\.token_embed\.(\d+)\.", n))})
@@ -292,6 +302,8 @@ def rename_tensors(
     Raises:
         ValueError: If a tensor inside of the encoder is not known, if two are the same, or if one cannot be a weight.
     """
+    if model_type == "ptv3":
+        return rename_ptv3(tensors, name)[:2]
     names, foreign = research_names(tensors), is_torch_pointcloud(tensors)
     has_parts = model_type in _WITH_PARTS and has_segmentation_head(names.values())
     rules = conversion_rules(model_type, num_stages, has_parts)

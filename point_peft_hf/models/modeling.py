@@ -1,4 +1,4 @@
-"""What the models of all point transformers share."""
+"""What the models share."""
 
 from __future__ import annotations
 
@@ -15,50 +15,35 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from ..ops import validate_points
 from ..tokens import Memo, Tokens
 from .adapters import AdapterModelMixin
-from .configuration import PointTransformerConfig
+from .configuration import PointConfig, PointTransformerConfig
 from .layers import ClassificationHead, ClassToken, PointAttention, trained_weight
 from .layers.encoder import OwnTokens
 from .modeling_outputs import PointClassifierOutput, PointModelOutput
 from .published import find_published_weights, load_published_weights
 
 
-class PointPreTrainedModel(AdapterModelMixin, PreTrainedModel):
-    """Base of the point transformers: weights, loading, and the two things that adapters ask of a backbone."""
+class BackbonePreTrainedModel(AdapterModelMixin, PreTrainedModel):
+    """Base of all models, of objects and of scenes: weights, loading, and what adapters ask of any backbone."""
 
-    config_class = PointTransformerConfig
-    main_input_name = "points"
-    input_modalities = ("points",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["PointTransformerLayer"]
-    _supports_sdpa = True
-    _supports_flex_attn = False
-    _supports_flash_attn = False
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     # The losses here are means over the batch. With `**kwargs` in forward, Trainer would take it that they are divided
     # by the items of all batches of a step, and not divide them itself.
     accepts_loss_kwargs = False
-    _can_record_outputs = {
-        "hidden_states": OutputRecorder(OwnTokens, capture_initial_hidden_state=False),
-        "attentions": OutputRecorder(PointAttention, index=1),
-    }
 
     # Modules that belong to a task, not to the pre-training: adapters train them and save them in their file.
     task_module_names: tuple[str, ...] = ()
-    # The norm behind the last block, which the paper's method tunes as well.
-    final_norm_names: tuple[str, ...] = ("layernorm",)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """Load a model from a folder or a repository of the Hub.
 
-        Beside those of this package, folders and repositories of the organisation torch-pointcloud can be loaded: they
-        hold published weights in other names, and no configuration of transformers. Widths, depth and classes are then
-        read from the tensors; heads, groups, their sizes and radii are those of the published model, unless fields of
-        the configuration are passed (`num_groups=128`).
+        Beside those of this package, files, folders and repositories with published weights can be loaded, for
+        example those of the organisation torch-pointcloud: weights in other names, and no configuration of
+        transformers. Widths, depth and classes are then read from the tensors; heads, groups, their sizes and radii
+        are those of the published model, unless fields of the configuration are passed (`num_groups=128`).
 
         Args:
-            pretrained_model_name_or_path: Name of a repository, or a folder.
+            pretrained_model_name_or_path: Name of a repository, a folder, or a file of published weights.
             *model_args: As in transformers.
             **kwargs: As in transformers.
 
@@ -78,6 +63,27 @@ class PointPreTrainedModel(AdapterModelMixin, PreTrainedModel):
         # Adapters remember the name of their backbone.
         model.name_or_path = model.config.name_or_path = name
         return loaded
+
+
+class PointPreTrainedModel(BackbonePreTrainedModel):
+    """Base of the models of objects, which encode groups of points."""
+
+    config_class = PointTransformerConfig
+    main_input_name = "points"
+    input_modalities = ("points",)
+    _no_split_modules = ["PointTransformerLayer"]
+    _supports_sdpa = True
+    _supports_flex_attn = False
+    _supports_flash_attn = False
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(OwnTokens, capture_initial_hidden_state=False),
+        "attentions": OutputRecorder(PointAttention, index=1),
+    }
+
+    # The norm behind the last block, which the paper's method tunes as well.
+    final_norm_names: tuple[str, ...] = ("layernorm",)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -244,7 +250,7 @@ class PointClassificationMixin:
         return ()
 
 
-def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: PointTransformerConfig) -> torch.Tensor:
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: PointConfig) -> torch.Tensor:
     """Cross-entropy with the label smoothing of the configuration.
 
     Args:

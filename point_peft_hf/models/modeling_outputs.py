@@ -1,4 +1,4 @@
-"""What the point transformers return."""
+"""What the models return."""
 
 from dataclasses import dataclass
 
@@ -80,3 +80,58 @@ class PointReconstructionOutput(ModelOutput):
     target: torch.FloatTensor | None = None
     mask: torch.BoolTensor | None = None
     group_centers: torch.FloatTensor | None = None
+
+
+@dataclass
+class SceneModelOutput(ModelOutput):
+    """Output of an encoder of scenes.
+
+    Args:
+        last_hidden_state: Features of the voxels of the last stage, of shape `(M, hidden_size)`; of a model with a
+            decoder those of the voxels of the input.
+        coordinates: Where they are, of shape `(M, 3)`, in the unit of the input.
+        grid_coordinates: Their cells, of shape `(M, 3)`.
+        batch_index: The cloud of each, of shape `(M,)`.
+        hidden_states: If asked for: the features that entered the first block and those that left each block, of the
+            voxels of its stage.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    coordinates: torch.FloatTensor | None = None
+    grid_coordinates: torch.LongTensor | None = None
+    batch_index: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class SceneSegmentationOutput(ModelOutput):
+    """Output of a segmentation of scenes.
+
+    Args:
+        loss: Mean cross-entropy over the labelled voxels, a scalar, if `labels` were given.
+        logits: Class scores of each voxel, of shape `(N, num_labels)`.
+        last_hidden_state: What the head reads, of shape `(N, read_out_size)`.
+        hidden_states: As in [`SceneModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class SceneClassifierOutput(ModelOutput):
+    """Output of a classification of clouds of voxels.
+
+    Args:
+        loss: Cross-entropy, a scalar, if `labels` were given.
+        logits: Class scores of shape `(batch_size, num_labels)`.
+        pooler_output: What the head reads, of shape `(batch_size, hidden_size)`.
+        hidden_states: As in [`SceneModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None

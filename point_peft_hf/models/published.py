@@ -13,7 +13,8 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.utils import cached_file
 
 from .convert_checks import refuse_family
-from .convert_keys import guess_model_type
+from .convert_keys import MODEL_NAMES, guess_model_type
+from .convert_ptv3 import UNTOLD, read_arguments
 from .convert_tensors import WEIGHTS_NAME, convert_tensors, read_checkpoint
 
 # What `from_pretrained` passes on to the download.
@@ -24,7 +25,7 @@ def find_published_weights(name: str | os.PathLike | None, kwargs: dict[str, Any
     """The weights of a folder or repository, if they are in a published layout.
 
     Args:
-        name: Name of a repository, or a folder.
+        name: Name of a repository, a folder, or a file of weights.
         kwargs: Keyword arguments of `from_pretrained`.
 
     Returns:
@@ -32,6 +33,8 @@ def find_published_weights(name: str | os.PathLike | None, kwargs: dict[str, Any
     """
     if name is None or kwargs.get("state_dict") is not None:
         return None
+    if os.path.isfile(name):
+        return Path(name)
     if "config" not in kwargs or kwargs["config"] is None:
         config_file = _cached_file(name, "config.json", kwargs)
         if config_file is not None and _is_of_transformers(config_file):
@@ -43,7 +46,7 @@ def find_published_weights(name: str | os.PathLike | None, kwargs: dict[str, Any
 
 
 def published_model_type(weights: Path) -> str | None:
-    """The model type of a safetensors file in a published layout; `None` if it is in no published layout.
+    """The model type of a file in a published layout; `None` if it is in no published layout.
 
     Args:
         weights: The file.
@@ -51,8 +54,11 @@ def published_model_type(weights: Path) -> str | None:
     Raises:
         ValueError: If it is of a model that is known not to be one of this package, with its name.
     """
-    with safe_open(weights, framework="pt") as file:
-        keys = list(file.keys())
+    if weights.suffix == ".safetensors":
+        with safe_open(weights, framework="pt") as file:
+            keys = list(file.keys())
+    else:
+        keys = list(read_checkpoint(weights))
     model_type = guess_model_type(keys)
     if model_type is None:
         refuse_family(keys, str(weights))
@@ -100,12 +106,19 @@ def load_published_weights(
 
     config_class = model_class.config_class
     model_type = published_model_type(weights)
+    if model_type is None:
+        raise ValueError(f"{name!r} is in no layout that is known: it has tensors, but none of an encoder.")
     if model_type != config_class.model_type:
         raise ValueError(
-            f"{name!r} holds a {model_type}, but {model_class.__name__} is a {config_class.model_type}. Load it with "
-            "a class of its own type, or with AutoModelForPointCloudClassification."
+            f"{name!r} holds a {model_type} ({MODEL_NAMES[model_type]}), but {model_class.__name__} is a "
+            f"{config_class.model_type}. Load it with a class of its own type, or with an Auto class such as "
+            "AutoModelForPointCloudClassification."
         )
-    converted = convert_tensors(read_checkpoint(weights), model_type, name=name)
+    options: dict[str, Any] = {}
+    if model_type == "ptv3":
+        options["arguments"] = read_arguments(weights)
+        options["config_fields"] = {field: kwargs[field] for field in UNTOLD if field in kwargs}
+    converted = convert_tensors(read_checkpoint(weights), model_type, name=name, **options)
     choose_class(model_type, converted, name)
     kwargs = {key: value for key, value in kwargs.items() if key not in _HUB_KEYS}
     config = kwargs.pop("config", None)

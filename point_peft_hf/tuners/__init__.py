@@ -8,6 +8,7 @@ from .gaprompt import GAPromptConfig, GAPromptModel
 from .geometry_adapter import GeometryAdapterConfig, GeometryAdapterModel
 from .idpt import IDPTConfig, IDPTModel
 from .mixing import active_adapters, add_adapters, load_adapters, save_adapters, set_adapters
+from .patch_prompt import PatchPromptConfig, PatchPromptModel
 from .point_peft import PointPeftConfig, PointPeftModel
 from .point_prior_prompt import (
     PointPriorBank,
@@ -25,6 +26,7 @@ from .ppt import PPTConfig, PPTModel
 from .registry import register_method
 from .stag import STAGConfig, STAGModel
 from .targets import register_default_targets
+from .voxel_adapter import VoxelAdapterConfig, VoxelAdapterModel
 
 __all__ = [
     "BranchLayer",
@@ -38,6 +40,8 @@ __all__ = [
     "IDPTModel",
     "PPTConfig",
     "PPTModel",
+    "PatchPromptConfig",
+    "PatchPromptModel",
     "Picture",
     "Places",
     "PointGSTConfig",
@@ -54,6 +58,8 @@ __all__ = [
     "RetrievalReport",
     "STAGConfig",
     "STAGModel",
+    "VoxelAdapterConfig",
+    "VoxelAdapterModel",
     "SlotLayer",
     "SlotTuner",
     "active_adapters",

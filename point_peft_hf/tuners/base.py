@@ -20,7 +20,7 @@ from torch import nn
 from ..attaching import all_or_nothing, check_adapter_name, complete_modules_to_save, is_under
 from ..io.backbone import HEADS, describe_backbone
 from ..io.weights import check_file, check_loaded
-from ..slots import AdapterSlot, BranchSlot, ReadoutSlot
+from ..slots import AdapterSlot, BranchSlot, LayerSlot, ReadoutSlot, VoxelSlot
 from ..tokens import Tokens
 from .config import PointTunerConfig
 from .embeddings import embedding_modules
@@ -366,6 +366,8 @@ class SlotTuner(AdapterLifecycle):
             peft_config.modules_to_save = saved + missing
         if not peft_config.comes_with_weights:
             complete_modules_to_save(peft_config, model)
+        # What is trained as a whole needs no adapter inside.
+        slots = {name: slot for name, slot in slots.items() if not is_under(name, peft_config.modules_to_save or ())}
         is_head_only = peft_config.target_modules == DUMMY_TARGET_MODULES
         self._selected = {} if is_head_only else self._select(peft_config, model, slots)
         self._slots = {name: slots[name] for name in self._selected}
@@ -378,6 +380,7 @@ class SlotTuner(AdapterLifecycle):
 
     def _select(self, peft_config: PointTunerConfig, model: nn.Module, slots: dict[str, AdapterSlot]) -> Selection:
         layers = self.layers_of(peft_config)
+        self._check_kind(peft_config, model, slots, layers)
         selected = select_slots(peft_config, slots, layers)
         if peft_config.target_modules is not None:
             self._check_targets(peft_config, model, slots)
@@ -393,6 +396,27 @@ class SlotTuner(AdapterLifecycle):
         elif peft_config.target_modules is None:
             peft_config.target_modules = _short_names(selected)
         return selected
+
+    def _check_kind(
+        self,
+        peft_config: PointTunerConfig,
+        model: nn.Module,
+        slots: dict[str, AdapterSlot],
+        layers: Sequence[type[SlotLayer]],
+    ) -> None:
+        """Check that a type for objects is not put on an encoder of scenes, of which it would find a part, or v.v."""
+        kind, name = peft_config.peft_type.value, type(_base_model(model)).__name__
+        if any(isinstance(slot, VoxelSlot) for slot in slots.values()):
+            if any(not issubclass(layer.slot_class, VoxelSlot | LayerSlot) for layer in layers):
+                raise ValueError(
+                    f"An adapter of type {kind} works on groups of points of single objects, but {name} encodes the "
+                    "voxels of scenes. Use VOXEL_ADAPTER, PATCH_PROMPT, or a type of peft such as LoRA."
+                )
+        elif any(issubclass(layer.slot_class, VoxelSlot) for layer in layers):
+            raise ValueError(
+                f"An adapter of type {kind} works on the voxels of scenes, but {name} encodes groups of points of "
+                "single objects. Use a scene encoder (PointTransformerV3ForSemanticSegmentation), or another type."
+            )
 
     def _check_targets(self, peft_config: PointTunerConfig, model: nn.Module, slots: dict[str, AdapterSlot]) -> None:
         """Check that `target_modules` names slots of this type only."""

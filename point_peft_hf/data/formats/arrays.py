@@ -100,6 +100,30 @@ def read_array_labels(path: Path) -> np.ndarray:
         return _read_labels(_h5_names(file), lambda name: read_h5_array(file, name, path), path)
 
 
+def named_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read all arrays of an .npz or .h5 file of one cloud; the columns of a single structured one by their names.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The arrays by name.
+
+    Raises:
+        PointCloudError: If it is broken, or an array is not of numbers.
+    """
+    if path.suffix.lower() == ".npz":
+        with _Archive(path) as archive:
+            arrays = {name: archive.load(name) for name in archive.names}
+    else:
+        with open_h5(path) as file:
+            arrays = {name: read_h5_array(file, name, path) for name in _h5_names(file)}
+    if len(arrays) == 1:
+        array = next(iter(arrays.values()))
+        return {name: array[name] for name in array.dtype.names} if array.dtype.names else {"points": array}
+    return arrays
+
+
 def field_labels(array: np.ndarray, path: Path) -> np.ndarray:
     """Give the labels of an array with named fields.
 

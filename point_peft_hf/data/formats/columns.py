@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import PointCloudError, shorten
 
+# Chooses columns, by their places, among the names of all.
+Pick = Callable[[list[str]], list[int]]
 # What the coordinates are called in lower case, in order of preference; with the names of ParaView.
 _AXES = (
     ("x", "y", "z"),
@@ -19,6 +21,9 @@ _AXES = (
 _BEFORE = r"(?:pos(?:ition)?|points?|coord(?:inate)?s?|p|pt|cartesian|local|global|world)"
 _AFTER = r"(?:\d|coord(?:inate)?s?|pos(?:ition)?|m|mm|cm|dm)"
 _DECORATED = re.compile(rf"(?:{_BEFORE}[\s_.:-]*)?([xyz])(?:[\s_.:-]*{_AFTER})?")
+_COLOR = re.compile(r"(?:scalar_|diffuse_|colou?rs?[_.:]?|rgb_)?([rgb])(?:ed|reen|lue)?f?")
+_REST = {"r": "ed", "g": "reen", "b": "lue"}
+_NORMAL = re.compile(r"(?:scalar_)?(?:n|normals?[_.:]?)([xyz])")
 _UNIT = re.compile(r"(?<=[^\s,;|\"'])\s*(\[[^\]]*\]|\([^)]*\))")
 _AROUND = "\"'`()[]{}<>: \t"
 # What other columns are called; a comment with several such words is taken for the names of columns.
@@ -63,6 +68,31 @@ def find_axes(names: Sequence[str]) -> list[int] | None:
     if sorted(axis for axis, _ in found) != ["x", "y", "z"]:
         return None
     return [place for _, place in sorted(found)]
+
+
+def find_colors(names: Sequence[str]) -> list[int]:
+    """Find the columns of red, green and blue among names, as `clean_name` gives them; empty where there are none."""
+    return _find_triple(names, _COLOR, "rgb")
+
+
+def find_normals(names: Sequence[str]) -> list[int]:
+    """Find the columns of normals among names, as `clean_name` gives them; empty where there are none."""
+    return _find_triple(names, _NORMAL, "xyz")
+
+
+def _find_triple(names: Sequence[str], pattern: re.Pattern, letters: str) -> list[int]:
+    """Find three names that agree but for their letter; the first such three."""
+    found: dict[str, dict[str, int]] = {}
+    for place, name in enumerate(names):
+        match = pattern.fullmatch(name)
+        if match:
+            # What is around the letter: nx and normal_x in one file are two sets.
+            around = name[: match.start(1)] + "|" + name[match.end(1) :].removeprefix(_REST.get(match[1], ""))
+            found.setdefault(around, {}).setdefault(match[1], place)
+    for places in found.values():
+        if len(places) == 3:
+            return [places[letter] for letter in letters]
+    return []
 
 
 def means_columns(names: Sequence[str]) -> bool:

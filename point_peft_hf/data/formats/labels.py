@@ -15,7 +15,7 @@ from .ply import read_ply
 from .scans import read_las
 from .text import read_column_names, read_table
 
-_WITH_COLUMN: dict[str, Callable] = {".ply": read_ply, ".pcd": read_pcd, ".las": read_las, ".laz": read_las}
+_NAMED: dict[str, tuple[Callable, str]] = {".ply": (read_ply, "vertex property"), ".pcd": (read_pcd, "field")}
 _TEXT = (".xyz", ".txt", ".csv", ".pts", ".asc")
 # A column without a name is no label when it has more values than objects have parts.
 _MAX_PARTS = 50
@@ -35,8 +35,12 @@ def read_points_and_labels(path: Path, reader: Callable) -> tuple[np.ndarray, np
         PointCloudError: If the file is broken, or it does not say which of its numbers are the labels.
     """
     suffix = path.suffix.lower()
-    if suffix in _WITH_COLUMN:
-        rows, _ = _WITH_COLUMN[suffix](path, labels=True)
+    if suffix in _NAMED:
+        read, what = _NAMED[suffix]
+        rows, _ = read(path, lambda names: [pick_label(names, find_labels(names), path, what)])
+        return rows[:, :3], rows[:, 3]
+    if suffix in (".las", ".laz"):
+        rows, _ = read_las(path, labels=True)
         return rows[:, :3], rows[:, 3]
     if suffix in _TEXT:
         return _from_text(path)

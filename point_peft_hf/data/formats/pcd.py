@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import PointCloudError, shorten
-from .columns import find_labels, pick_label
+from .columns import Pick
 from .encoding import split_lines, to_utf8
 from .rows import parse_rows
 
@@ -31,39 +31,41 @@ class _Header:
     encoding: str
     body: int  # offset of the data in the file
     num_lines: int
-    label: int | None = None  # field of the label that is read beside x, y and z
+    extra: list[int] = field(default_factory=list)  # fields that are read beside x, y and z
 
     @property
     def wanted(self) -> list[int]:
-        return [*(self.fields.index(axis) for axis in "xyz"), *([] if self.label is None else [self.label])]
+        return [*(self.fields.index(axis) for axis in "xyz"), *self.extra]
 
     @property
     def point_bytes(self) -> int:
         return sum(dtype.itemsize * count for dtype, count in zip(self.types, self.counts, strict=True))
 
 
-def read_pcd(path: Path, labels: bool = False) -> tuple[np.ndarray, None]:
+def read_pcd(path: Path, pick: Pick | None = None) -> tuple[np.ndarray, None]:
     """Read a .pcd file.
 
     Args:
         path: The file, DATA ascii, binary or binary_compressed.
-        labels: Also read the field that is called as labels are, upper and lower case aside.
+        pick: Chooses, among the names of the fields of one number, those that are read after x, y and z.
 
     Returns:
-        Points of shape `(num_points, 3)` in the type of the file, with labels `(num_points, 4)`, and None. Points that
-        the sensor did not measure (NaN) are among them.
+        Points of shape `(num_points, 3 + number of picked fields)` in the type of the file, and None. Points that the
+        sensor did not measure (NaN) are among them.
 
     Raises:
-        PointCloudError: If the header is broken, x, y, z or the label are missing, or the data are shorter or longer
-            than it promises.
+        PointCloudError: If the header is broken, x, y or z are missing, or the data are shorter or longer than it
+            promises.
     """
     data = to_utf8(path.read_bytes())
     if b"\n" not in data[:_MAX_HEADER]:
         data = data.replace(b"\r", b"\n")
     header = _read_header(data, path)
-    if labels:
-        single = [place for place in find_labels(header.fields) if header.counts[place] == 1]
-        header.label = pick_label(header.fields, single, path, "field")
+    if pick is not None:
+        # A field of several numbers has no name here, so that it is not picked.
+        header.extra = pick(
+            [name if count == 1 else "" for name, count in zip(header.fields, header.counts, strict=True)]
+        )
     if header.encoding == "ascii":
         return _read_ascii(data, header, path), None
     if header.encoding == "binary":

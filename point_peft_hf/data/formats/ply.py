@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import PointCloudError, shorten
-from .columns import find_labels, pick_label
+from .columns import Pick
 from .encoding import split_lines, to_utf8
 from .polygons import strip_to_triangles, triangulate
 from .rows import parse_rows
@@ -43,13 +43,13 @@ class _Element:
     name: str
     count: int
     properties: list[_Property] = field(default_factory=list)
-    label: int | None = None  # column of the label that is read beside x, y and z
+    extra: list[int] = field(default_factory=list)  # columns that are read beside x, y and z
 
     @property
     def vertex_columns(self) -> list[int | None]:
         names = [item.name.lower() for item in self.properties]
         columns = [names.index(axis) if axis in names else None for axis in "xyz"]
-        return columns if self.label is None else [*columns, self.label]
+        return [*columns, *self.extra]
 
     @property
     def has_lists(self) -> bool:
@@ -65,20 +65,20 @@ class _Element:
         return named[0] if named and self.name != "vertex" else None
 
 
-def read_ply(path: Path, labels: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+def read_ply(path: Path, pick: Pick | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """Read a .ply file.
 
     Args:
         path: The file: ascii, binary little endian or binary big endian.
-        labels: Also read the vertex property that is called as labels are, upper and lower case aside.
+        pick: Chooses, among the names of the vertex properties, those that are read after x, y and z.
 
     Returns:
-        Points or vertices of shape `(num_points, 3)`, with labels `(num_points, 4)`; and triangles of shape
+        Points or vertices of shape `(num_points, 3 + number of picked properties)`; and triangles of shape
         `(num_triangles, 3)` or None.
 
     Raises:
-        PointCloudError: If the header is broken, x, y, z or the label are missing, or the data are shorter or longer
-            than it promises.
+        PointCloudError: If the header is broken, x, y or z are missing, a picked property is a list, or the data are
+            shorter or longer than it promises.
     """
     data = path.read_bytes()
     if data[:3].lower() != b"ply":
@@ -89,15 +89,15 @@ def read_ply(path: Path, labels: bool = False) -> tuple[np.ndarray, np.ndarray |
     if None in columns:
         found = {element.name: [item.name for item in element.properties] for element in elements}
         raise PointCloudError(f"{path}: no element 'vertex' with properties x, y and z; its header has {found}")
-    if any(vertex.properties[column].count_type for column in columns):
-        raise PointCloudError(f"{path}: the properties x, y and z must be one number each, got lists")
+    if pick is not None:
+        vertex.extra = pick([item.name for item in vertex.properties])
+    lists = [item.name for item in map(vertex.properties.__getitem__, vertex.vertex_columns) if item.count_type]
+    if lists:
+        raise PointCloudError(f"{path}: the properties must be one number each, got lists: {', '.join(lists)}")
     for element in elements:
         if element.name == "face" and element.count and element.corners is None:
             found = [item.name for item in element.properties]
             raise PointCloudError(f"{path}: its faces have no list of vertex_indices; their properties are {found}")
-    if labels:
-        names = [item.name for item in vertex.properties]
-        vertex.label = pick_label(names, find_labels(names), path, "vertex property")
     if kind == "ascii":
         return _read_ascii(data[body:], elements, path, line)
     return _read_binary(data, body, elements, "<" if kind == "binary_little_endian" else ">", path)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import PointCloudError, import_optional
 from .arrays import first_sentence
+
+if TYPE_CHECKING:
+    from laspy import ScaleAwarePointRecord
 
 _CHUNK_BYTES = 32 << 20
 _LASZIP_RECORD = 22204
@@ -32,33 +37,50 @@ def read_las(path: Path, labels: bool = False) -> tuple[np.ndarray, None]:
         PointCloudError: If the file is broken, or holds fewer or more points than its header says.
         ImportError: If laspy, or lazrs for a .laz file, is not installed.
     """
+    parts = [
+        np.vstack([chunk.x, chunk.y, chunk.z, *([chunk.classification] if labels else [])]).T
+        for chunk in read_las_chunks(path)
+    ]
+    points = parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, 3 + labels)), *parts])
+    if labels and len(points) and not points[:, 3].any():
+        raise PointCloudError(
+            f"{path}: no point is classified: the classification of all is 0, created but never classified"
+        )
+    return points, None
+
+
+def read_las_chunks(path: Path) -> Iterator[ScaleAwarePointRecord]:
+    """Read a .las or .laz file piece by piece, so that memory does not grow with the number of its points.
+
+    Args:
+        path: The file.
+
+    Yields:
+        Points as laspy gives them, with `x`, `y`, `z` in the unit of the file and all other dimensions.
+
+    Raises:
+        PointCloudError: If the file is broken, or holds fewer or more points than its header says.
+        ImportError: If laspy, or lazrs for a .laz file, is not installed.
+    """
     laspy = import_optional("laspy", "Reading .las and .laz files")
     if path.suffix.lower() == ".laz" and not laspy.LazBackend.detect_available():
         import_optional("lazrs", "Reading .laz files")
     _check_las_header(path)
-    parts = []
+    found = 0
     try:
         with laspy.open(path, read_evlrs=False) as reader:
             promised = reader.header.point_count
             # Not all at once: a damaged header may promise any number of points.
             step = max(1, _CHUNK_BYTES // max(1, reader.header.point_format.size))
             for chunk in reader.chunk_iterator(step):
-                columns = [chunk.x, chunk.y, chunk.z, *([chunk.classification] if labels else [])]
-                parts.append(np.vstack(columns).T)
+                found += len(chunk)
+                yield chunk
     except ImportError:
         raise
     except Exception as error:  # laspy and its decompressor have no common class of errors
         raise PointCloudError(f"{path}: not a readable {path.suffix} file: {first_sentence(error)}") from None
-    points = parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, 3 + labels)), *parts])
-    if len(points) != promised:
-        raise PointCloudError(
-            f"{path}: the header promises {promised} points, the file holds {len(points)}; truncated?"
-        )
-    if labels and len(points) and not points[:, 3].any():
-        raise PointCloudError(
-            f"{path}: no point is classified: the classification of all is 0, created but never classified"
-        )
-    return points, None
+    if found != promised:
+        raise PointCloudError(f"{path}: the header promises {promised} points, the file holds {found}; truncated?")
 
 
 def _check_las_header(path: Path) -> None:

@@ -325,6 +325,23 @@ class Surface:
             np.concatenate(cones) if cones else np.empty((0, 16)),
         )
 
+    def _patches(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return all flat patches (F, 10), with the faces of the boxes, and conical sectors (C, 16)."""
+        boxes, flats, cones = self._arrays()
+        if len(boxes):
+            axes = boxes[:, 3:].reshape(-1, 3, 3)
+            faces = np.zeros((len(boxes), 6, 10))
+            faces[..., :3] = boxes[:, None, :3] + _FACE_ORIGIN @ axes
+            faces[..., 3:6], faces[..., 6:9] = 2.0 * axes[:, _FACE_U], 2.0 * axes[:, _FACE_V]
+            flats = np.concatenate([faces.reshape(-1, 10), flats])
+        return flats, cones
+
+    @property
+    def area(self) -> float:
+        """Area of all parts together, in the square of their unit."""
+        flats, cones = self._patches()
+        return float(_flat_areas(flats).sum() + _cone_areas(cones).sum())
+
     def sample(self, num_points: int, rng: np.random.Generator) -> np.ndarray:
         """Draw points uniformly by area, in random order.
 
@@ -343,13 +360,7 @@ class Surface:
         """
         if num_points < 1:
             raise ValueError(f"num_points must be at least 1, got {num_points}. Ask for one point or more.")
-        boxes, flats, cones = self._arrays()
-        if len(boxes):
-            axes = boxes[:, 3:].reshape(-1, 3, 3)
-            faces = np.zeros((len(boxes), 6, 10))
-            faces[..., :3] = boxes[:, None, :3] + _FACE_ORIGIN @ axes
-            faces[..., 3:6], faces[..., 6:9] = 2.0 * axes[:, _FACE_U], 2.0 * axes[:, _FACE_V]
-            flats = np.concatenate([faces.reshape(-1, 10), flats])
+        flats, cones = self._patches()
         total = np.cumsum(np.concatenate([_flat_areas(flats), _cone_areas(cones)]))
         if not len(total) or not total[-1] > 0.0:
             raise ValueError("The surface has no area to sample. Add at least one part with a positive size.")

@@ -1,0 +1,37 @@
+"""Configuration of patch prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..config import PointTunerConfig
+
+
+@dataclass
+class PatchPromptConfig(PointTunerConfig):
+    """Configuration of prompts for the attention of a scene encoder (type PATCH_PROMPT).
+
+    Each block has learned keys and values that the voxels of every patch attend to, beside those of their patch. The
+    attention to them has a softmax of its own and a gate for each head, which starts at 0 (zero-initialised attention,
+    arXiv 2303.16199), so that a fresh adapter changes nothing.
+
+    Args:
+        num_prompt_tokens: Keys, and values, of a block.
+
+    Raises:
+        ValueError: If a value does not fit, with the name of the field and the value got.
+    """
+
+    num_prompt_tokens: int = field(default=8, metadata={"help": "Prompts of a block."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_at_least("num_prompt_tokens", self.num_prompt_tokens, 1)
+
+    @classmethod
+    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
+        text = "Patch prompts: learned keys and values for all patches, gated (arXiv 2303.16199)"
+        return text, ("num_prompt_tokens",)
