@@ -121,7 +121,7 @@ class ScenePredictor:
         probabilities: bool = False,
         progress: bool = True,
     ) -> ScenePrediction:
-        """Tell the class of each point of a scan.
+        """Predict the class of each point of a scan.
 
         Args:
             scan: A file or folder that `read_scene` reads, a [`Scene`], a mapping with `points` and more, or

@@ -29,7 +29,7 @@ class Wall:
     taken: list[tuple[float, float, float]] = field(default_factory=list)
 
     def is_free(self, low: float, high: float, height: float) -> bool:
-        """Tell whether something of a height fits between two places along the wall."""
+        """Return whether something of a height fits between two places along the wall."""
         return (
             low > 0
             and high < self.length
@@ -62,7 +62,7 @@ class Shell:
             self.walls.append(Wall(start, along, np.array([-along[1], along[0]]), length))
 
     def contains(self, points: np.ndarray, margin: float = 0.0) -> np.ndarray:
-        """Tell which points (N, 2) are in the room, at least `margin` from its walls."""
+        """Return which points (N, 2) are in the room, at least `margin` from its walls."""
         x, y = points[:, 0], points[:, 1]
         inside = (x > margin) & (y > margin) & (x < self.width - margin) & (y < self.depth - margin)
         if self.cut is not None:

@@ -49,7 +49,7 @@ class SceneFormat:
 
 
 def is_room(folder: Path) -> bool:
-    """Tell whether a folder is a room in the layout of S3DIS: with a folder `Annotations`, one file an object."""
+    """Return whether a folder is a room in the layout of S3DIS: with a folder `Annotations`, one file an object."""
     return any(entry.name.lower() == ANNOTATIONS for entry in subfolders(folder))
 
 
@@ -271,7 +271,7 @@ def _place(name: str, names: Sequence[str], path: Path, what: str) -> int:
 
 
 def _guess_roles(table: np.ndarray, path: Path, labels: bool) -> dict[str, list[int]]:
-    """Tell by the numbers what columns without names are; an error where they leave a doubt."""
+    """Decide by the numbers what columns without names are; an error where they leave a doubt."""
     width = table.shape[1]
     if width == 3:
         return {}
