@@ -34,6 +34,7 @@ ALLOWED = {
         "models",
         "ops",
         "pretrained",
+        "scenes",
         "tuners",
         "visualization",
     },

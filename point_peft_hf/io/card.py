@@ -39,8 +39,10 @@ _OTHERS = {
 }
 # Scores that a run records of the test split, and what they are called.
 _SCORES = {
+    "miou": "mIoU",
     "accuracy": "accuracy",
     "mean_class_accuracy": "mean class accuracy",
+    "mean_accuracy": "mean class accuracy",
     "instance_miou": "instance mIoU",
     "category_miou": "category mIoU",
 }
@@ -149,7 +151,7 @@ def _adapter_values(files: AdapterFiles, folder: Path) -> dict[str, Any]:
     fields, name = files.fields, files.fields.get("base_model_name_or_path")
     backbone = fields.get("backbone") or _read_optional(folder / BACKBONE_NAME).get("backbone") or {}
     processor = _read_optional(folder / PROCESSOR_NAME)
-    parts = backbone.get("head") == "segmentation_head"
+    parts, scenes = (backbone.get("head") == head for head in ("segmentation_head", "semantic_head"))
     labels = backbone.get("id2label") or {}
     class_names = [labels[index] for index in sorted(labels, key=int)]
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING.get(fields["peft_type"])
@@ -177,6 +179,7 @@ def _adapter_values(files: AdapterFiles, folder: Path) -> dict[str, Any]:
         "digest": max((backbone.get("weights") or {}).items(), key=lambda item: item[0] == "float32", default=None),
         "weights_license": backbone.get("weights_license"),
         "parts": parts,
+        "scenes": scenes,
         "noun": "parts" if parts else "classes",
         "class_names": [] if all(re.fullmatch(r"LABEL_\d+", label) for label in class_names) else class_names,
         "categories": list(backbone.get("category_names") or ()) if backbone.get("num_categories") else [],
@@ -247,7 +250,7 @@ def _recipe(run: dict[str, Any]) -> list[str]:
 
 
 def _metadata(values: dict[str, Any], runs: list[dict[str, Any]], title: str, license: str) -> ModelCardData:
-    task = "point-cloud-segmentation" if values["parts"] else "point-cloud-classification"
+    task = "point-cloud-segmentation" if values["parts"] or values["scenes"] else "point-cloud-classification"
     tags = ["point-cloud", task, "point_peft_hf", values["peft_type"].lower().replace("_", "-"), "peft"]
     if values["repository"]:
         tags.append(f"base_model:adapter:{values['repository']}")

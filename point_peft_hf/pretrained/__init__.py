@@ -1,10 +1,11 @@
-"""The backbone that ships with the package."""
+"""The backbones that ship with the package."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 DEFAULT_BACKBONE = "point-mae-small-procedural"
+SCENE_BACKBONE = "ptv3-small-procedural"
 
 
 def backbone_folder(name: str = DEFAULT_BACKBONE) -> str:

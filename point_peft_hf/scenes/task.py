@@ -9,8 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.part_files import UNLABELLED
 from ..data.rooms import load_procedural_rooms
-from ..data.scenes import MAX_VOXELS, SceneDataset, hold_out, load_scenes
+from ..data.scenes import (
+    MAX_VOXELS,
+    SceneAugmentation,
+    SceneCollator,
+    SceneDataset,
+    SceneProcessor,
+    hold_out,
+    load_scenes,
+)
 from ..models import AutoModelForPointCloudSemanticSegmentation
 from .metrics import SceneMetrics, class_weights
 
@@ -36,8 +45,33 @@ class SceneSegmentationTask:
     weights: str = "none"
 
     auto_class = AutoModelForPointCloudSemanticSegmentation
+    processor_class = SceneProcessor
     score = "miou"
     is_segmentation = True
+    batch_size = 4
+    precomputes = False
+    only_for_metrics = ("inverse", "point_labels")
+    layout = None
+
+    def training_collator(self, processor: SceneProcessor, augmentation: str, sampler: Any) -> SceneCollator:
+        """What makes batches to train on; the augmentation is "scene" or "none"."""
+        return SceneCollator(processor, SceneAugmentation() if augmentation == "scene" else None, epoch=sampler)
+
+    def evaluation_collator(self, processor: SceneProcessor) -> SceneCollator:
+        """What makes batches of scenes as they are, judged at all their points."""
+        return SceneCollator(processor, all_points=True)
+
+    def has_fixed_batches(self, processor: SceneProcessor, augmentation: str) -> bool:
+        """Whether a training scene has the same voxels in every epoch."""
+        return augmentation == "none"
+
+    def describe(self, processor: SceneProcessor) -> str:
+        """Say what the scenes are."""
+        counts = [len(split) for split in (self.train, self.validation, self.test)]
+        return (
+            f"{len(self.class_names)} classes, {counts[0]} training, {counts[1]} validation and {counts[2]} test "
+            f"scenes in voxels of {processor.voxel_size:g} m, z up"
+        )
 
     @property
     def model_fields(self) -> dict[str, Any]:
@@ -55,6 +89,26 @@ class SceneSegmentationTask:
     def inputs(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """What a model is given of a batch to predict."""
         return {name: batch[name] for name in ("coordinates", "grid_coordinates", "features", "batch_index")}
+
+    def rows(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is gathered of a batch to measure a split.
+
+        Scenes differ in size, so that points could not be gathered: each scene gives its confusion matrix, of shape
+        `(batch_size, num_classes, num_classes)`, and its number of labelled points.
+        """
+        predictions, labels = self.judge(outputs, batch)
+        scenes = batch["batch_index"][batch["inverse"]] if "inverse" in batch else batch["batch_index"]
+        number, count = len(self.class_names), int(batch["batch_index"].max()) + 1
+        labelled = labels != UNLABELLED
+        index = (scenes[labelled] * number + labels[labelled]) * number + predictions[labelled]
+        confusions = torch.bincount(index, minlength=count * number**2).view(count, number, number)
+        return confusions, confusions.sum(dim=(1, 2))
+
+    def measure(self, confusions: torch.Tensor, counts: torch.Tensor) -> dict[str, float]:
+        """The measures of a split from the confusion matrices of its scenes."""
+        metrics = self.metrics()
+        metrics.confusion += confusions.sum(dim=0).cpu()
+        return metrics.compute()
 
     def judge(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """What the metrics count of a batch: predicted and true classes, of all points where the batch has them."""

@@ -11,11 +11,11 @@ from typing import Any
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..data import get_augmentation
-from ..pretrained import DEFAULT_BACKBONE
+from ..pretrained import DEFAULT_BACKBONE, SCENE_BACKBONE
 from .methods import DEFAULT_LEARNING_RATE, METHODS, find_method
 from .task import PROCEDURAL
 
-TASKS = ("classification", "segmentation")
+TASKS = ("classification", "segmentation", "scene_segmentation")
 _JSON_FIELDS = ("config", "model_config", "processor_config")
 
 
@@ -23,9 +23,13 @@ _JSON_FIELDS = ("config", "model_config", "processor_config")
 class PointCloudArguments:
     """What is fine-tuned on which data."""
 
-    model: str = field(default=DEFAULT_BACKBONE, metadata={"help": "Backbone: a name, a folder or a Hub repository."})
+    model: str | None = field(
+        default=None, metadata={"help": "Backbone: a name, a folder or a Hub repository. Default: the shipped one."}
+    )
     data: str = field(default=PROCEDURAL, metadata={"help": "'procedural', or the folder of a data set."})
-    task: str = field(default="classification", metadata={"help": "classification, or segmentation (of parts)."})
+    task: str = field(
+        default="classification", metadata={"help": "classification, segmentation (of parts) or scene_segmentation."}
+    )
     layout: str | None = field(
         default=None, metadata={"help": "Layout of the folder, if it holds several data sets. Default: detected."}
     )
@@ -45,6 +49,9 @@ class PointCloudArguments:
     split_seed: int = field(default=0, metadata={"help": "Seed of the validation split and of the limits."})
     test_votes: int = field(
         default=1, metadata={"help": "Number of views of a test cloud to average, drawn and augmented as in training."}
+    )
+    class_weights: str = field(
+        default="none", metadata={"help": "Scenes: weights of the classes in the loss: none, balanced, inverse_sqrt."}
     )
     config: dict | str | None = field(
         default=None, metadata={"help": "Fields of the method's configuration, as JSON: '{\"r\": 16}'."}
@@ -79,7 +86,16 @@ class PointCloudArguments:
                 f"--test_votes {self.test_votes} needs --task classification: the views of a cloud have different "
                 "points, so their parts cannot be averaged."
             )
-        get_augmentation(self.augmentation)
+        if self.task == "scene_segmentation":
+            if self.augmentation == "scale_translate":
+                self.augmentation = "scene"
+            if self.augmentation not in ("scene", "none"):
+                raise ValueError(f"--augmentation of scenes is scene or none, got {self.augmentation!r}.")
+            if self.test_votes > 1 or self.num_points is not None:
+                raise ValueError("--test_votes and --num_points are for objects; of scenes all voxels are used.")
+        else:
+            get_augmentation(self.augmentation)
+        self.model = self.model or (SCENE_BACKBONE if self.task == "scene_segmentation" else DEFAULT_BACKBONE)
 
     @property
     def processor_fields(self) -> dict[str, Any]:
@@ -102,7 +118,9 @@ class PointCloudTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Delete the run that lies in the output folder and start anew."}
     )
     num_train_epochs: float = field(default=8.0, metadata={"help": "Number of epochs."})
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Clouds of a step and process."})
+    per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "Clouds of a step and process. Default: 16, or 4 scenes."}
+    )
     per_device_eval_batch_size: int | None = field(
         default=None, metadata={"help": "Clouds of an evaluation step. Default: those of a training step."}
     )
@@ -156,8 +174,6 @@ class PointCloudTrainingArguments(TrainingArguments):
             raise ValueError(f"--learning_rate must be above 0, got {self.learning_rate}.")
         if self.lr_scheduler_kwargs is None and self.lr_scheduler_type == "cosine_warmup_with_min_lr":
             self.lr_scheduler_kwargs = {"min_lr_rate": 2e-3}
-        if self.per_device_eval_batch_size is None:
-            self.per_device_eval_batch_size = self.per_device_train_batch_size
         if self.disable_tqdm is None:
             self.disable_tqdm = not sys.stderr.isatty()
         # `TrainingArguments` replaces or compares these, which depend on the method and the task.
@@ -167,12 +183,12 @@ class PointCloudTrainingArguments(TrainingArguments):
         for name, value in unset.items():
             setattr(self, name, value)
 
-    def for_method(self, method: str, score: str) -> PointCloudTrainingArguments:
+    def for_method(self, method: str, task: Any) -> PointCloudTrainingArguments:
         """These arguments with what depends on the method and the task filled in.
 
         Args:
             method: A name that [`find_method`] knows.
-            score: The validation score that chooses the epoch.
+            task: The task, which has a `batch_size` and the `score` that chooses the epoch.
         """
         chosen = find_method(method)
         copy = object.__new__(type(self))
@@ -180,7 +196,9 @@ class PointCloudTrainingArguments(TrainingArguments):
         copy.output_dir = f"{self.output_dir}/{folder_name(method)}"
         copy.learning_rate = self.learning_rate or chosen.learning_rate
         copy.warmup_steps = chosen.warmup_ratio if self.warmup_steps is None else self.warmup_steps
-        copy.metric_for_best_model = self.metric_for_best_model or score
+        copy.per_device_train_batch_size = self.per_device_train_batch_size or task.batch_size
+        copy.per_device_eval_batch_size = self.per_device_eval_batch_size or copy.per_device_train_batch_size
+        copy.metric_for_best_model = self.metric_for_best_model or task.score
         copy.greater_is_better = not copy.metric_for_best_model.endswith("loss")
         copy.run_name = self.run_name or method
         return copy

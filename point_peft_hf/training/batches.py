@@ -7,7 +7,7 @@ of the clouds nor their points.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,14 +81,12 @@ class TrainingCollator:
 
 def training_loader(
     dataset: Dataset,
-    processor: PointCloudProcessor,
-    augmentation: Compose,
+    make_collator: Callable[[EpochSampler], Callable[[list], dict[str, torch.Tensor]]],
     *,
     batch_size: int,
     seed: int,
     num_workers: int = 0,
     num_processes: int = 1,
-    segmentation: bool = False,
 ) -> DataLoader:
     """Make the loader of the training clouds; its sampler and collator go by `loader.sampler.set_epoch`.
 
@@ -96,13 +94,11 @@ def training_loader(
 
     Args:
         dataset: The clouds.
-        processor: Prepares them.
-        augmentation: Changes them.
+        make_collator: Gives what makes batches, from the sampler, whose seed and epoch its draws depend on.
         batch_size: Clouds of a batch and process; lowered where there are fewer clouds.
         seed: Seed of order, points and augmentation.
         num_workers: Worker processes.
         num_processes: Number of processes that Accelerate will share the batches between.
-        segmentation: As for `PointCloudCollator`.
 
     Returns:
         The loader, not yet prepared by Accelerate.
@@ -120,32 +116,29 @@ def training_loader(
         batch_size=min(batch_size, len(dataset) // num_processes),
         sampler=sampler,
         drop_last=True,
-        collate_fn=TrainingCollator(processor, augmentation, sampler, segmentation),
+        collate_fn=make_collator(sampler),
         **_loading(num_workers),
     )
 
 
 def evaluation_loader(
     dataset: Dataset,
-    processor: PointCloudProcessor,
+    collator: Callable[[list], dict[str, torch.Tensor]],
     *,
     batch_size: int,
     num_workers: int = 0,
-    segmentation: bool = False,
 ) -> DataLoader:
     """Make a loader of clouds in their order, as they are.
 
     Args:
         dataset: The clouds.
-        processor: Prepares them.
+        collator: Makes batches.
         batch_size: Clouds of a batch.
         num_workers: Worker processes.
-        segmentation: As for `PointCloudCollator`.
 
     Returns:
         The loader.
     """
-    collator = PointCloudCollator(processor, segmentation=segmentation)
     return DataLoader(dataset, batch_size=batch_size, collate_fn=collator, **_loading(num_workers))
 
 

@@ -17,11 +17,13 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
+from ..data import PointCloudCollator
 from ..data.orientation import likely_up_axis
 from ..io import push_adapter, save_adapter, write_model_card
 from ..io.backbone import fingerprint
 from ..io.files import RECORD_NAME, write_json
 from ..io.folders import replaced_folder
+from ..scenes import SceneSegmentationTask
 from ..tuners import build_point_prior_bank
 from .arguments import PointCloudArguments, PointCloudTrainingArguments, parse_arguments, recipe
 from .batches import evaluation_loader
@@ -95,7 +97,12 @@ class Finetuning:
             set_seed(how.seed)
             with self.state.main_process_first():
                 self.task = task or load_task_of(what)
-            self.args = how.for_method(method, self.task.score)
+            self.args = how.for_method(method, self.task)
+            if isinstance(self.task, SceneSegmentationTask) and self.state.num_processes > 1:
+                raise ValueError(
+                    f"Scenes are trained by one process so far, got {self.state.num_processes}. Start one; "
+                    "--gradient_accumulation_steps makes larger steps."
+                )
             if not len(self.task.validation):
                 # The last epoch is taken.
                 self.args.load_best_model_at_end, self.args.eval_strategy = False, type(self.args.eval_strategy)("no")
@@ -111,7 +118,7 @@ class Finetuning:
 
     def _prepare(self) -> None:
         what, args = self.what, self.args
-        self.processor = load_processor(what.model, **what.processor_fields)
+        self.processor = load_processor(what.model, self.task.processor_class, **what.processor_fields)
         model = self._load_model()
         self.identity = {
             "recipe": recipe(self.method, what, args),
@@ -132,7 +139,8 @@ class Finetuning:
         self.run_callback.trainer = self.trainer
         if uses_bank(model):
             # The bank holds the classes of whole clouds, also where parts are told apart.
-            clouds = evaluation_loader(self.task.train, self.processor, batch_size=args.per_device_train_batch_size)
+            collator = PointCloudCollator(self.processor)
+            clouds = evaluation_loader(self.task.train, collator, batch_size=args.per_device_train_batch_size)
             accelerator, progress = self.trainer.accelerator, not args.disable_tqdm
             build_point_prior_bank(model, clouds, accelerator=accelerator, progress=progress)
         self.trainer.remove_callback(PrinterCallback)
@@ -188,19 +196,15 @@ class Finetuning:
 
     def _introduce(self) -> None:
         task, args = self.task, self.args
-        counts = {name: len(getattr(task, name)) for name in ("train", "validation", "test")}
         model = self.trainer.model
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in model.parameters())
-        layout = f" ({task.layout})" if task.layout else ""
         self.tell(
-            f"{self.what.data}{layout}: {len(task.class_names)} {'parts' if task.is_segmentation else 'classes'}, "
-            f"{counts['train']} training, {counts['validation']} validation and {counts['test']} test clouds of "
-            f"{self.processor.num_points} points, {self.processor.up_axis} up; {self.what.model}, "
-            f"{trained / 1e6:.2f} of {total / 1e6:.2f} M parameters trained"
+            f"{self.what.data}: {task.describe(self.processor)}; {self.what.model}, {trained / 1e6:.2f} of "
+            f"{total / 1e6:.2f} M parameters trained"
         )
-        up_axis = None if "up_axis" in self.what.processor_config else likely_up_axis(task.train)
-        if up_axis not in (None, self.processor.up_axis):
+        is_given = "up_axis" in self.what.processor_config or not hasattr(self.processor, "up_axis")
+        if not is_given and (up_axis := likely_up_axis(task.train)) not in (None, self.processor.up_axis):
             self.tell(
                 f"warning: the clouds look {up_axis} up, and are read as {self.processor.up_axis} up. If they stand "
                 f'on their {up_axis} axis, pass --processor_config \'{{"up_axis": "{up_axis}"}}\'; if not, give '

@@ -14,6 +14,7 @@ from typing import Any
 from peft import LNTuningConfig, LoraConfig, PeftConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import nn
+from transformers import FeatureExtractionMixin
 
 from ..data import PointCloudProcessor
 from ..io.backbone import fingerprint
@@ -24,14 +25,17 @@ from ..tuners import (
     GAPromptConfig,
     GeometryAdapterConfig,
     IDPTConfig,
+    PatchPromptConfig,
     PointGSTConfig,
     PointLoRAConfig,
     PointPeftConfig,
     PointPriorPromptConfig,
     PPTConfig,
     STAGConfig,
+    VoxelAdapterConfig,
 )
 from ..tuners.config import PointTunerConfig
+from ..tuners.targets import SCENE_MODEL_TYPES
 from .verbosity import quiet_loading
 
 
@@ -113,6 +117,14 @@ METHODS = {
     ),
 }
 
+# Those that need the voxels of an encoder of scenes; learning rates from a few runs on the procedural rooms.
+SCENE_METHODS = {
+    "voxel_adapter": Method(
+        "a bottleneck with a local convolution in each block, and the head", 4e-3, VoxelAdapterConfig
+    ),
+    "patch_prompt": Method("keys and values that all patches attend to, and the head", 4e-3, PatchPromptConfig),
+}
+
 # Types of peft that need fields to fit a backbone: 16 divides the widths of all published ones.
 _PEFT_DEFAULTS = {"c3a": {"block_size": 16}, "road": {"group_size": 16}, "vblora": {"vector_length": 16}}
 _PROMPTS = "it puts tokens in front of those of a text"
@@ -146,14 +158,15 @@ def find_method(name: str) -> Method:
     """The method of a name.
 
     Args:
-        name: One of `METHODS`, a type of peft by its name in lower case ("boft"), or "package.module:Config": the
-            configuration class of a type that is registered with PEFT. The module is imported.
+        name: One of `METHODS` or `SCENE_METHODS`, a type of peft by its name in lower case ("boft"), or
+            "package.module:Config": the configuration class of a type that is registered with PEFT. The module is
+            imported.
 
     Raises:
         ValueError: If there is no such method, the module cannot be imported, or it has no such class.
     """
-    if name in METHODS:
-        return METHODS[name]
+    if method := METHODS.get(name) or SCENE_METHODS.get(name):
+        return method
     if config_class := peft_types().get(name):
         described = f"{name} of peft, and the head"
         return Method(described, DEFAULT_LEARNING_RATE, config_class, _PEFT_DEFAULTS.get(name, {}))
@@ -229,6 +242,9 @@ def method_config(name: str, backbone: nn.Module, **options) -> PeftConfig | Non
     # The configurations of this package find the modules of the task, those of peft have to be told.
     if method.config_class is not None and not issubclass(method.config_class, PointTunerConfig):
         options = {"modules_to_save": list(backbone.task_module_names)} | options
+        if backbone.config.model_type in SCENE_MODEL_TYPES:
+            # Their projections have other names; PEFT knows them by the type of the model.
+            options = {"target_modules": None} | options
     return method.config(**options)
 
 
@@ -273,11 +289,14 @@ def backbone_digest(name: str, **fields: Any) -> str | None:
     return fingerprint(load_backbone(name, ["one", "two"], **fields)).get("float32")
 
 
-def load_processor(name: str, **fields: Any) -> PointCloudProcessor:
+def load_processor(
+    name: str, processor_class: type[FeatureExtractionMixin] = PointCloudProcessor, **fields: Any
+) -> FeatureExtractionMixin:
     """Load the preprocessing that is stored with a backbone.
 
     Args:
         name: Name of a shipped backbone, a folder, or a Hub repository.
+        processor_class: Its class: `PointCloudProcessor`, or `SceneProcessor` for scenes.
         **fields: Fields of the preprocessing that are to be other than they are saved.
 
     Returns:
@@ -285,9 +304,12 @@ def load_processor(name: str, **fields: Any) -> PointCloudProcessor:
     """
     folder = backbone_folder(name)
     try:
-        stored = PointCloudProcessor.from_pretrained(folder).to_dict()
+        stored = processor_class.from_pretrained(folder).to_dict()
     except OSError:
         if (Path(folder) / "preprocessor_config.json").exists():
+            raise
+        if processor_class is not PointCloudProcessor:
+            # Voxel size and features differ from model to model: nothing can be assumed.
             raise
         stored = PointCloudProcessor().to_dict()
         warnings.warn(
@@ -296,7 +318,7 @@ def load_processor(name: str, **fields: Any) -> PointCloudProcessor:
             "--processor_config.",
             stacklevel=2,
         )
-    return PointCloudProcessor.from_dict({**stored, **fields})
+    return processor_class.from_dict({**stored, **fields})
 
 
 def prepare_method(name: str, backbone: nn.Module, **options) -> nn.Module:

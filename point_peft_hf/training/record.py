@@ -16,8 +16,6 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 from .resources import versions
-from .segmentation import SegmentationTask
-from .task import ClassificationTask
 
 # Clouds of a split whose points count in its fingerprint, spread evenly.
 _SAMPLED_CLOUDS = 64
@@ -55,7 +53,7 @@ def source_commit() -> str | None:
         return None
 
 
-def data_fingerprint(task: ClassificationTask | SegmentationTask) -> dict[str, str]:
+def data_fingerprint(task: Any) -> dict[str, str]:
     """Digests of the splits of a task.
 
     All labels count, and the order of all clouds; of the points, those of 64 clouds that are spread over the split, so
@@ -72,12 +70,13 @@ def data_fingerprint(task: ClassificationTask | SegmentationTask) -> dict[str, s
 
 def _split_fingerprint(dataset: Dataset) -> str:
     digest = hashlib.sha256(json.dumps(list(dataset.class_names)).encode())
-    for values in (dataset.labels, dataset.sample_ids):
+    # Scenes have a label for each point, which is digested with the points.
+    for values in (getattr(dataset, "labels", ()), dataset.sample_ids):
         digest.update(np.asarray(values, dtype=np.int64).tobytes())
     for index in np.unique(np.linspace(0, len(dataset) - 1, min(_SAMPLED_CLOUDS, len(dataset))).astype(int)):
         item = dataset[int(index)]
-        for name in ("points", "part_labels"):
-            if name in item:
+        for name in ("points", "part_labels", "colors", "labels"):
+            if isinstance(item.get(name), torch.Tensor):
                 digest.update(item[name].numpy().tobytes())
     return digest.hexdigest()[:32]
 
@@ -87,6 +86,12 @@ _SCORE_COLUMNS: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
         "validation": lambda r: f"{100 * r['validation_accuracy']:.1f} %",
         "test accuracy": lambda r: f"{100 * r['test']['accuracy']:.1f} %",
         "mean class": lambda r: f"{100 * r['test']['mean_class_accuracy']:.1f} %",
+    },
+    "miou": {
+        "validation": lambda r: f"{100 * r['validation_miou']:.1f} %",
+        "test mIoU": lambda r: f"{100 * r['test']['miou']:.1f} %",
+        "mean class": lambda r: f"{100 * r['test']['mean_accuracy']:.1f} %",
+        "points": lambda r: f"{100 * r['test']['accuracy']:.1f} %",
     },
     "instance_miou": {
         "validation": lambda r: f"{100 * r['validation_instance_miou']:.1f} %",

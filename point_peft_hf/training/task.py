@@ -9,13 +9,36 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data import PointCloudDataset, ProceduralShapes, load_dataset, stratified_split
+from ..data import (
+    PointCloudCollator,
+    PointCloudDataset,
+    PointCloudProcessor,
+    ProceduralShapes,
+    get_augmentation,
+    load_dataset,
+    stratified_split,
+)
 from ..models import AutoModelForPointCloudClassification
+from .batches import EpochSampler, TrainingCollator
 from .metrics import ClassificationMetrics
 
 PROCEDURAL = "procedural"
 # Test clouds of a class of the procedural task, whatever the number of training clouds.
 PROCEDURAL_TEST_CLOUDS = 50
+
+
+def describe_clouds(task: Any, clouds: str, classes: str = "classes") -> str:
+    """Say how many classes and clouds a task has.
+
+    Args:
+        task: The task.
+        clouds: What a cloud is.
+        classes: What its classes are.
+    """
+    layout = f"{task.layout}, " if task.layout else ""
+    train, validation, test = (len(split) for split in (task.train, task.validation, task.test))
+    number = f"{layout}{len(task.class_names)} {classes}"
+    return f"{number}, {train} training, {validation} validation and {test} test {clouds}"
 
 
 @dataclass
@@ -36,7 +59,14 @@ class ClassificationTask:
 
     auto_class = AutoModelForPointCloudClassification
     score = "accuracy"
+    processor_class = PointCloudProcessor
     is_segmentation = False
+
+    batch_size = 16
+    # Adapters may compute values of a cloud ahead.
+    precomputes = True
+    # What the measures need of a batch and the model does not take.
+    only_for_metrics: tuple[str, ...] = ()
 
     @property
     def layout(self) -> str | None:
@@ -47,6 +77,24 @@ class ClassificationTask:
     def model_fields(self) -> dict[str, Any]:
         """Fields of the model's configuration that follow from the task, beside the names of its classes."""
         return {}
+
+    def training_collator(
+        self, processor: PointCloudProcessor, augmentation: str, sampler: EpochSampler
+    ) -> TrainingCollator:
+        """What makes batches to train on."""
+        return TrainingCollator(processor, get_augmentation(augmentation), sampler, self.is_segmentation)
+
+    def evaluation_collator(self, processor: PointCloudProcessor) -> PointCloudCollator:
+        """What makes batches of clouds as they are."""
+        return PointCloudCollator(processor, segmentation=self.is_segmentation)
+
+    def has_fixed_batches(self, processor: PointCloudProcessor, augmentation: str) -> bool:
+        """Whether a training cloud has the same points in every epoch."""
+        return augmentation == "none" and processor.sampling != "random"
+
+    def describe(self, processor: PointCloudProcessor) -> str:
+        """Say what the clouds are."""
+        return describe_clouds(self, f"clouds of {processor.num_points} points, {processor.up_axis} up")
 
     def metrics(self) -> ClassificationMetrics:
         """Measures to be counted over a split; the epoch with the highest `score` is chosen."""
@@ -59,6 +107,16 @@ class ClassificationTask:
     def judge(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """What the metrics count of a batch: predicted and true classes of shape `(batch_size,)`."""
         return outputs.logits.argmax(dim=-1), batch["labels"]
+
+    def rows(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """What is gathered of a batch to measure a split: tensors with a row for each cloud."""
+        return self.judge(outputs, batch)
+
+    def measure(self, *rows: torch.Tensor) -> dict[str, float]:
+        """The measures of a split from the rows of all its clouds."""
+        metrics = self.metrics()
+        metrics.update(*rows)
+        return metrics.compute()
 
 
 def load_task(

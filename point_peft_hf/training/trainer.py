@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,9 @@ import torch
 from accelerate.utils import DistributedType, wait_for_everyone
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import EvalPrediction, Trainer
+from transformers import EvalPrediction, FeatureExtractionMixin, Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
-from ..data import PointCloudProcessor, get_augmentation
 from ..models.segmentation import IGNORE_INDEX
 from .arguments import PointCloudArguments, PointCloudTrainingArguments
 from .batch_norm import estimate_statistics, synchronize_batch_norms, trained_batch_norms
@@ -52,7 +52,7 @@ class PointCloudTrainer(Trainer):
         model: nn.Module,
         args: PointCloudTrainingArguments,
         task: Task,
-        processor: PointCloudProcessor,
+        processor: FeatureExtractionMixin,
         what: PointCloudArguments,
         identity: Mapping[str, Any] | None = None,
         callbacks: list | None = None,
@@ -73,9 +73,9 @@ class PointCloudTrainer(Trainer):
         # What adapters compute of a cloud is computed once where it comes with the same points in every epoch. A part
         # of a sharded model cannot be run on its own.
         is_whole = self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        is_fixed = what.augmentation == "none" and processor.sampling != "random"
+        fixed = ("eval", "train") if task.has_fixed_batches(processor, what.augmentation) else ("eval",)
         self.known = {
-            name: PrecomputedValues(self.accelerator) if is_whole and (is_fixed or name != "train") else None
+            name: PrecomputedValues(self.accelerator) if is_whole and task.precomputes and name in fixed else None
             for name in ("train", "eval")
         }
         # What is counted since the beginning of the epoch; a part of the checkpoints.
@@ -86,13 +86,11 @@ class PointCloudTrainer(Trainer):
     def _training_loader(self, num_workers: int) -> DataLoader:
         loader = training_loader(
             self.task.train,
-            self.processor,
-            get_augmentation(self.what.augmentation),
+            partial(self.task.training_collator, self.processor, self.what.augmentation),
             batch_size=self.args.per_device_train_batch_size,
             seed=self.args.seed,
             num_workers=num_workers,
             num_processes=self.accelerator.num_processes,
-            segmentation=self.task.is_segmentation,
         )
         return self.accelerator.prepare(loader)
 
@@ -104,10 +102,9 @@ class PointCloudTrainer(Trainer):
         """The batches of a split, by default of the validation split, in the order of its clouds."""
         loader = evaluation_loader(
             self.task.validation if eval_dataset is None else eval_dataset,
-            self.processor,
+            self.task.evaluation_collator(self.processor),
             batch_size=self.args.per_device_eval_batch_size,
             num_workers=self.args.dataloader_num_workers,
-            segmentation=self.task.is_segmentation,
         )
         return self.accelerator.prepare(loader)
 
@@ -135,7 +132,8 @@ class PointCloudTrainer(Trainer):
         """
         known = self.known["train" if model.training else "eval"]
         values = None if known is None else known.of(self.model, inputs)
-        outputs = model(**inputs, **({} if values is None else {"precomputed": values}))
+        given = {name: value for name, value in inputs.items() if name not in self.task.only_for_metrics}
+        outputs = model(**given, **({} if values is None else {"precomputed": values}))
         if model.training:
             self._check_and_count(outputs, inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -239,15 +237,13 @@ class PointCloudTrainer(Trainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss.detach(), None, None
-        predictions, *rest = self.task.judge(outputs, inputs)
-        return loss.detach(), predictions, tuple(rest)
+        first, *rest = self.task.rows(outputs, inputs)
+        return loss.detach(), first, tuple(rest)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         labels = prediction.label_ids
         labels = labels if isinstance(labels, tuple | list) else (labels,)
-        metrics = self.task.metrics()
-        metrics.update(*map(torch.as_tensor, (prediction.predictions, *labels)))
-        return metrics.compute()
+        return self.task.measure(*map(torch.as_tensor, (prediction.predictions, *labels)))
 
     # -- Checkpoints --------------------------------------------------------------------------------------------------
 

@@ -28,15 +28,46 @@ def script(monkeypatch, tmp_path):
 
 def test_pretrain_then_train_then_predict(script, tmp_path, capsys):
     script(
-        *["pretrain.py", "--output_dir", "backbone", "--max_steps", 3, "--per_device_train_batch_size", 4, "--num_points", 64],
+        *[
+            "pretrain.py",
+            "--output_dir",
+            "backbone",
+            "--max_steps",
+            3,
+            "--per_device_train_batch_size",
+            4,
+            "--num_points",
+            64,
+        ],
         *["--hidden_size", 24, "--num_hidden_layers", 2, "--num_attention_heads", 2, "--num_groups", 8],
-        *["--group_size", 8, "--patch_hidden_sizes", 8, 16, 16, "--decoder_num_hidden_layers", 1, "--dataloader_num_workers", 0],
+        *[
+            "--group_size",
+            8,
+            "--patch_hidden_sizes",
+            8,
+            16,
+            16,
+            "--decoder_num_hidden_layers",
+            1,
+            "--dataloader_num_workers",
+            0,
+        ],
     )
     record = json.loads((tmp_path / "backbone" / "pretraining.json").read_text())
     assert np.isfinite(record["final_chamfer_x1000"])
 
     script(
-        *["train.py", "--model", "backbone", "--num_train_epochs", 1, "--clouds_per_class", 3, "--max_test_clouds", 24],
+        *[
+            "train.py",
+            "--model",
+            "backbone",
+            "--num_train_epochs",
+            1,
+            "--clouds_per_class",
+            3,
+            "--max_test_clouds",
+            24,
+        ],
         *["--method", "linear", "geometry", "--output_dir", "runs", "--per_device_train_batch_size", 16],
     )
     printed = capsys.readouterr().out
@@ -121,7 +152,17 @@ def test_a_type_of_ones_own_is_trained_and_predicts(script, tmp_path, tiny_backb
 @pytest.mark.parametrize("model_type", ["point_bert", "point_m2ae"])
 def test_pretrain_other_architectures_then_train(model_type, script, tmp_path, capsys):
     script(
-        *["pretrain.py", "--model_type", model_type, "--output_dir", "backbone", "--max_steps", 2, "--per_device_train_batch_size", 4],
+        *[
+            "pretrain.py",
+            "--model_type",
+            model_type,
+            "--output_dir",
+            "backbone",
+            "--max_steps",
+            2,
+            "--per_device_train_batch_size",
+            4,
+        ],
         *["--num_points", 64, "--hidden_size", 24, "--num_hidden_layers", 3, "--num_attention_heads", 2],
         *["--num_groups", 8, "--group_size", 8, "--patch_hidden_sizes", 8, 16, 16, "--dataloader_num_workers", 0],
         *["--decoder_num_hidden_layers", 1],
@@ -132,7 +173,17 @@ def test_pretrain_other_architectures_then_train(model_type, script, tmp_path, c
     assert np.isfinite(record["final_chamfer_x1000"])
     assert f"\n- {model_type}\n" in (tmp_path / "backbone" / "README.md").read_text()
     script(
-        *["train.py", "--model", "backbone", "--num_train_epochs", 1, "--clouds_per_class", 3, "--max_test_clouds", 24],
+        *[
+            "train.py",
+            "--model",
+            "backbone",
+            "--num_train_epochs",
+            1,
+            "--clouds_per_class",
+            3,
+            "--max_test_clouds",
+            24,
+        ],
         *["--method", "point_peft", "--per_device_train_batch_size", 16],
     )
     assert "| point_peft " in capsys.readouterr().out
@@ -167,7 +218,16 @@ def test_train_on_parts_then_predict_them(script, tmp_path, capsys):
         write_point_cloud(folder / f"{index}.ply", points, labels=(points[:, 1] > 0).astype(int))
     script(
         *["train.py", "--task", "segmentation", "--data", "scans", "--method", "linear", "--num_train_epochs", 1],
-        *["--output_dir", "runs", "--per_device_train_batch_size", 4, "--num_points", 128, "--model_config", '{"num_groups": 8}'],
+        *[
+            "--output_dir",
+            "runs",
+            "--per_device_train_batch_size",
+            4,
+            "--num_points",
+            128,
+            "--model_config",
+            '{"num_groups": 8}',
+        ],
     )
     assert "| test mIoU | category mIoU |" in capsys.readouterr().out
 

@@ -1,10 +1,11 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
 
 from point_peft_hf import PointCloudProcessor
-from point_peft_hf.data import get_augmentation
 from point_peft_hf.training import EpochSampler, training_loader
 
 PROCESSOR = PointCloudProcessor(num_points=64)
@@ -22,7 +23,7 @@ def clouds_of(loader, epoch):
 
 def make(task, **options):
     options = {"batch_size": 8, "seed": 0} | options
-    return training_loader(task.train, PROCESSOR, get_augmentation("scale_translate"), **options)
+    return training_loader(task.train, partial(task.training_collator, PROCESSOR, "scale_translate"), **options)
 
 
 def assert_same(first, second):

@@ -9,6 +9,7 @@ import torch
 from point_peft_hf import AutoModelForPointCloudClassification, PointCloudProcessor
 from point_peft_hf.training import (
     METHODS,
+    ClassificationTask,
     PointCloudArguments,
     Predictor,
     load_task,
@@ -118,12 +119,12 @@ def test_a_command_line_and_a_mapping_say_the_same(tmp_path):
 def test_what_is_not_given_comes_from_the_method():
     _, _, how = parse_arguments({"output_dir": "out"})
     assert (how.learning_rate, how.warmup_steps, how.metric_for_best_model) == (None, None, None)
-    filled = how.for_method("lora", "accuracy")
-    assert (filled.learning_rate, filled.warmup_steps, filled.metric_for_best_model) == (2e-3, 0.1, "accuracy")
+    filled = how.for_method("lora", ClassificationTask)
+    assert (filled.learning_rate, filled.warmup_steps, filled.metric_for_best_model) == (2e-3, 0.1, ClassificationTask)
     assert filled.greater_is_better
     assert filled.output_dir == "out/lora"
     _, _, how = parse_arguments({"learning_rate": 1e-3, "warmup_steps": 5, "metric_for_best_model": "loss"})
-    filled = how.for_method("lora", "accuracy")
+    filled = how.for_method("lora", ClassificationTask)
     assert (filled.learning_rate, filled.warmup_steps, filled.greater_is_better) == (1e-3, 5, False)
 
 

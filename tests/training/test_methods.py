@@ -5,7 +5,14 @@ import torch
 from peft import IA3Config, PeftModel
 
 from point_peft_hf.io.card import is_public
-from point_peft_hf.training import METHODS, find_method, load_backbone, parse_arguments, prepare_method
+from point_peft_hf.training import (
+    METHODS,
+    ClassificationTask,
+    find_method,
+    load_backbone,
+    parse_arguments,
+    prepare_method,
+)
 
 NAMES = ["bed", "sofa", "mug"]
 
@@ -135,7 +142,7 @@ def test_a_type_of_somebody_else_is_found_by_its_module(own_types, tiny_backbone
     shifts = [p for name, p in model.named_parameters() if "shift_of_a_module_shift" in name]
     assert len(shifts) == 2
     assert all(torch.equal(shift, torch.full_like(shift, 0.5)) for shift in shifts)
-    arguments = parse_arguments({"method": name})[2].for_method(name, "accuracy")
+    arguments = parse_arguments({"method": name})[2].for_method(name, ClassificationTask)
     assert (arguments.learning_rate, arguments.warmup_steps) == (4e-3, 0.3)
     assert Path(arguments.output_dir).name == "own_types.shift.Config"
 
@@ -189,7 +196,7 @@ def test_a_backbone_knows_its_classes_and_goes_by_the_name_it_was_asked_for(tiny
 
 def test_the_warm_up_is_that_of_the_method_unless_given():
     shares = [
-        parse_arguments(given)[2].for_method(name, "accuracy").warmup_steps
+        parse_arguments(given)[2].for_method(name, ClassificationTask).warmup_steps
         for name, given in (
             ("point_peft", {}),
             ("lora", {}),
@@ -208,7 +215,7 @@ def test_a_type_of_peft_by_its_name(name, tiny_backbone):
     names = trainable_names(model)
     assert any("classifier" in trained for trained in names)
     assert any("layers" in trained for trained in names)
-    assert parse_arguments({"method": name})[2].for_method(name, "accuracy").learning_rate == 4e-3
+    assert parse_arguments({"method": name})[2].for_method(name, ClassificationTask).learning_rate == 4e-3
 
 
 def test_fields_that_fit_published_widths():
