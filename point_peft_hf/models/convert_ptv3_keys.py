@@ -70,7 +70,7 @@ _RULES = tuple(
             r"dec\.dec(?P<s>\d+)\.block(?P<i>\d+)\.attn\.rpe\.rpe_table",
             "ptv3.decoder.stages.{s}.layers.{i}.attention.relative_positions.table",
         ),
-        (rf"seg_head\.{_STATE}", "semantic_head.{kind}"),
+        (rf"seg_head\.{_STATE}", "semantic_head.linear.{kind}"),
         (rf"cls_head\.(?P<layer>{'|'.join(_CLASS_HEAD)})\.{_STATE}", "classifier.{layer}.{kind}"),
     )
 )

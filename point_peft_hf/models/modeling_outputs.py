@@ -110,7 +110,7 @@ class SceneSegmentationOutput(ModelOutput):
     Args:
         loss: Mean cross-entropy over the labelled voxels, a scalar, if `labels` were given.
         logits: Class scores of each voxel, of shape `(N, num_labels)`.
-        last_hidden_state: What the head reads, of shape `(N, read_out_size)`.
+        last_hidden_state: As in [`SceneModelOutput`].
         hidden_states: As in [`SceneModelOutput`].
     """
 

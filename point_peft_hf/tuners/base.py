@@ -383,7 +383,7 @@ class SlotTuner(AdapterLifecycle):
         self._check_kind(peft_config, model, slots, layers)
         selected = select_slots(peft_config, slots, layers)
         if peft_config.target_modules is not None:
-            self._check_targets(peft_config, model, slots)
+            self._check_targets(peft_config, model, slots_by_name(model))
         if not selected and peft_config.modules_to_save and not layers:
             # Every part is switched off: an adapter that is nothing but a head. PEFT knows this by a name of its own.
             peft_config.target_modules = DUMMY_TARGET_MODULES

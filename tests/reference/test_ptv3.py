@@ -18,7 +18,7 @@ from point_peft_hf import (
 )
 from point_peft_hf.models.convert import convert_checkpoint, load_checkpoint
 from point_peft_hf.models.convert_ptv3_keys import research_names, target_name, with_stem
-from point_peft_hf.models.ptv3.modeling_ptv3 import upcast
+from point_peft_hf.ops import spread
 from point_peft_hf.voxels import VoxelStage
 
 HEADS = {"sonata": "sonata_linear_head", "utonia": "utonia_linear_head"}
@@ -91,10 +91,12 @@ def assert_close(actual, expected, tolerance=1e-5):
     assert (actual - expected).abs().max() < tolerance * expected.abs().max()
 
 
-def of_stage(name):
-    """Stage and block of a value by its name, such as `enc1.block0.feat`."""
-    stage, block, _ = name.split(".")
-    return int(stage.removeprefix("enc")), int(block.removeprefix("block"))
+def upcast(encoded):
+    """Features of all stages side by side, for each voxel of the input."""
+    rows = encoded.levels[-1]
+    for level, finer in zip(encoded.levels[-2::-1], encoded.voxels[:0:-1], strict=True):
+        rows = torch.cat([level, spread(rows, finer.clusters)], dim=-1)
+    return rows
 
 
 def test_conversion(reference):

@@ -171,7 +171,7 @@ def test_a_linear_probe_trains_the_head_alone(variant, head_only):
     # The norms of a supervised model keep their statistics as well.
     assert all(torch.equal(state[name], tensor) for name, tensor in frozen.items())
     assert [n for n, p in model.named_parameters() if p.requires_grad] == [
-        f"base_model.model.semantic_head.modules_to_save.default.{kind}" for kind in ("weight", "bias")
+        f"base_model.model.semantic_head.modules_to_save.default.linear.{kind}" for kind in ("weight", "bias")
     ]
 
 

@@ -154,11 +154,6 @@ class PointTransformerV3Config(PointConfig):
         """Whether there is a decoder."""
         return len(self.decoder_depths) > 0
 
-    @property
-    def read_out_size(self) -> int:
-        """Width of what a segmentation head reads."""
-        return self.decoder_hidden_sizes[0] if self.has_decoder else sum(self.hidden_sizes)
-
     def _check_ranges(self) -> None:
         super()._check_ranges()
         name = type(self).__name__

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ...layers import DropPath, FreezableBatchNorm1d
+from ...layers import DropPath, FreezableBatchNorm1d, recompute_in_backward
 from ...ops import Clusters, NeighborTable, cluster_max, spread, submanifold_conv
 from ...slots import Stage, VoxelFFNSlot
 from ...voxels import VoxelStage
-from ..layers.slotted import SlottedModule
+from ..layers.slotted import SlottedModule, original
 from .attention import PatchAttention
 
 # As published, with and without a bias: the neighbourhoods of the position encoding and of the stem.
@@ -85,6 +85,13 @@ class VoxelMLP(SlottedModule):
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Map rows of shape `(N, hidden_size)`."""
+        weights = [original(layer).weight for layer in (self.fc1, self.fc2)]
+        if self.training and not any(weight.requires_grad for weight in weights):
+            # What is wide is not kept where adapters train: that is half of what a block would keep.
+            return recompute_in_backward(self._run, rows)
+        return self._run(rows)
+
+    def _run(self, rows: torch.Tensor) -> torch.Tensor:
         inner = self.dropout(self.activation(self.fc1_slot(self.fc1(rows), rows)))
         return self.fc2_slot(self.fc2(inner), inner)
 

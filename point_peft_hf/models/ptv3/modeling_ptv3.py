@@ -273,12 +273,38 @@ class PointTransformerV3Model(PointTransformerV3PreTrainedModel):
         )
 
 
-def upcast(encoded: Encoded) -> torch.Tensor:
-    """Features of all stages side by side, for each voxel of the input: of shape `(N, sum(hidden_sizes))`."""
-    rows = encoded.levels[-1]
-    for index in reversed(range(len(encoded.levels) - 1)):
-        rows = torch.cat([encoded.levels[index], spread(rows, encoded.voxels[index + 1].clusters)], dim=-1)
-    return rows
+class SemanticHead(TaskModule):
+    """A linear layer on the features of all stages, or of the decoder, for each voxel of the input.
+
+    The features of the stages are not put side by side, which would need more memory than the rest of the model: each
+    stage has its own columns of the weight, and the scores are what goes back to the finer voxels.
+
+    Args:
+        sizes: Widths of the features.
+        num_labels: Number of classes.
+    """
+
+    def __init__(self, sizes: Sequence[int], num_labels: int):
+        super().__init__()
+        self.sizes = list(sizes)
+        self.linear = nn.Linear(sum(sizes), num_labels)
+
+    def forward(self, levels: Sequence[torch.Tensor], voxels: Sequence[VoxelStage]) -> torch.Tensor:
+        """Score voxels.
+
+        Args:
+            levels: Features of the stages, each of shape `(N_s, sizes[s])`, the finest first.
+            voxels: The stages.
+
+        Returns:
+            Class scores of shape `(N_0, num_labels)`.
+        """
+        weights = self.linear.weight.split(self.sizes, dim=1)
+        scores = None
+        for index in reversed(range(len(levels))):
+            own = F.linear(levels[index], weights[index], self.linear.bias if index == 0 else None)
+            scores = own if scores is None else own + spread(scores, voxels[index + 1].clusters)
+        return scores
 
 
 class PointTransformerV3ForSemanticSegmentation(PointTransformerV3PreTrainedModel):
@@ -293,7 +319,8 @@ class PointTransformerV3ForSemanticSegmentation(PointTransformerV3PreTrainedMode
     def __init__(self, config: PointTransformerV3Config):
         super().__init__(config)
         self.ptv3 = PointTransformerV3Model(config)
-        self.semantic_head = nn.Linear(config.read_out_size, config.num_labels)
+        sizes = config.decoder_hidden_sizes[:1] if config.has_decoder else config.hidden_sizes
+        self.semantic_head = SemanticHead(sizes, config.num_labels)
         self.post_init()
 
     def note_loading(self, missing: Collection[str]) -> None:
@@ -329,10 +356,10 @@ class PointTransformerV3ForSemanticSegmentation(PointTransformerV3PreTrainedMode
             ValueError: If the voxels or the labels do not fit the model.
         """
         encoded = self.ptv3.encode(coordinates, grid_coordinates, features, batch_index)
-        rows = upcast(encoded) if encoded.decoded is None else encoded.decoded
-        logits = self.semantic_head(rows)
+        levels = encoded.levels if encoded.decoded is None else (encoded.decoded,)
+        logits = self.semantic_head(levels, encoded.voxels)
         loss = None if labels is None else self.loss(logits, labels)
-        return SceneSegmentationOutput(loss=loss, logits=logits, last_hidden_state=rows)
+        return SceneSegmentationOutput(loss=loss, logits=logits, last_hidden_state=levels[-1])
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Cross-entropy over the labelled voxels, a scalar; 0 if there is none.
