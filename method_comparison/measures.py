@@ -86,9 +86,10 @@ def kept_memory_mib(model: nn.Module, points: torch.Tensor, inputs: dict[str, to
     kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        # The tensor is held, so that no other one gets its address while this goes on.
-        if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
+        # The tensors are held, so that no other one gets their address while this goes on.
+        for part in (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,):
+            if part.untyped_storage().data_ptr() not in own:
+                kept[part.untyped_storage().data_ptr()] = part
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -49,6 +49,15 @@ def test_kept_memory_by_hand():
     assert kept_memory_mib(model.requires_grad_(False), torch.zeros(8, width), {}) == 0
 
 
+def test_kept_memory_of_sparse_tensors():
+    class Sparse(nn.Module):
+        def forward(self, points):
+            return torch.sparse.mm(torch.eye(1024).to_sparse(), points.requires_grad_(True))
+
+    # 1,024 values of 4 bytes, and two int64 indices of each.
+    assert kept_memory_mib(Sparse(), torch.zeros(1024, 2), {}) == pytest.approx(20 / 1024)
+
+
 def test_inference_is_timed_in_eval_mode_without_gradient():
     seen = []
 
