@@ -18,6 +18,7 @@ import torch
 
 import point_peft_hf as pp
 from point_peft_hf.models.convert_config import WEIGHTS_LICENSES
+from point_peft_hf.models.convert_ptv3 import LICENSES
 
 PAGE = Path(__file__).with_name("backbones.md")
 TASKS = ("Model", "ForPreTraining", "ForClassification", "ForSegmentation")
@@ -96,6 +97,68 @@ MODELS = (
 )
 
 
+_BASE = {"depths": (3, 3, 3, 12, 3), "num_attention_heads": (3, 6, 12, 24, 32)}
+_SUPERVISED = {
+    "in_channels": 6,
+    "feature_names": ("colors", "normals"),
+    "stem": "sparse",
+    "pooling": "code",
+    "norm": "batch",
+    "legacy_position_features": True,
+    "read_out": "decoder",
+}
+_TINY = {"hidden_sizes": (18, 36, 72, 144, 216), "num_attention_heads": (1, 2, 4, 8, 12)}
+_UTONIA = {"rope_base": 10, "grid_size": 0.01}
+SCENE_MODELS = (
+    Published("Sonata-small (arXiv 2503.16429)", "", {}, "indoor scenes", ("facebook/sonata: sonata_small.pth",)),
+    Published(
+        "Sonata-base, Concerto-base (arXiv 2510.23607)",
+        "",
+        {**_BASE, "hidden_sizes": (48, 96, 192, 384, 512)},
+        "indoor scenes; Concerto with images",
+        ("facebook/sonata", "Pointcept/Concerto: concerto_base.pth"),
+    ),
+    Published(
+        "Concerto-large",
+        "",
+        {
+            "depths": _BASE["depths"],
+            "hidden_sizes": (64, 128, 256, 512, 768),
+            "num_attention_heads": (4, 8, 16, 32, 48),
+        },
+        "indoor scenes, with images",
+        ("Pointcept/Concerto: concerto_large.pth",),
+    ),
+    Published("Utonia-tiny (arXiv 2603.03283)", "", {**_TINY, **_UTONIA}, "scenes and objects", ("Pointcept/Utonia",)),
+    Published(
+        "Utonia",
+        "",
+        {**_BASE, "hidden_sizes": (54, 108, 216, 432, 576), **_UTONIA},
+        "scenes and objects",
+        ("Pointcept/Utonia: utonia.pth",),
+    ),
+    Published(
+        "Point Transformer V3, supervised (arXiv 2312.10035)",
+        "",
+        _SUPERVISED,
+        "ScanNet, ScanNet200 or S3DIS, with labels",
+        ("torch-pointcloud/ptv3-base.scannet20.pointcept", "torch-pointcloud/ptv3-base.s3dis-area5.pointcept"),
+    ),
+)
+
+
+def scene_row(model: Published) -> list[str]:
+    """One line of the table of encoders of scenes."""
+    config = pp.PointTransformerV3Config(**model.fields)
+    with torch.device("meta"):
+        encoder = pp.PointTransformerV3Model(config)
+    count = sum(parameter.numel() for parameter in encoder.parameters())
+    blocks = f"{' + '.join(map(str, config.depths))}, widths {', '.join(map(str, config.hidden_sizes))}"
+    blocks += f", decoder {' + '.join(map(str, config.decoder_depths))}" if config.has_decoder else ""
+    files = "<br>".join(f"`{name}`" for name in model.files)
+    return [model.name, blocks, f"{count:,}", model.pretrained_on, LICENSES[config.stem].upper(), files]
+
+
 def row(model: Published) -> list[str]:
     """One line of the table."""
     config = getattr(pp, f"{model.prefix}Config")(**model.fields, num_labels=15)
@@ -114,11 +177,17 @@ def row(model: Published) -> list[str]:
     return [model.name, model_type, blocks, f"{count:,}", classes, model.pretrained_on, license, files]
 
 
+def _table(lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def page() -> str:
     """The whole page."""
     heading = ["model", "`model_type`", "blocks", "parameters", "classes", "pre-trained on", "licence", "weights"]
     lines = [heading, ["---"] * len(heading), *map(row, MODELS)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = _table(lines)
+    heading = ["model", "blocks", "parameters", "pre-trained on", "licence", "weights"]
+    scenes = _table([heading, ["---"] * len(heading), *map(scene_row, SCENE_MODELS)])
     return f"""# Backbones
 
 Written by `python docs/fill_backbones.py`. *Parameters*: of the classifier of 15 classes. *Licence*: of the weights,
@@ -133,8 +202,16 @@ Tokens that adapters insert stand in front of the patch tokens. In PointGPT, who
 them, patch tokens see them all; in ReCon they are in the branch of the patch tokens, which the three tokens look at.
 Neighbourhoods are those of the centres, in whatever order the groups are.
 
-Not read, with the reason in the message: Point-FEMAE (no licence was published), Point Transformer V3 and its kind
-(voxels, not groups of points).
+Not read, with the reason in the message: Point-FEMAE (no licence was published).
+
+## Encoders of scenes
+
+All of them are one `model_type`, `ptv3`, with the classes `PointTransformerV3Model`,
+`PointTransformerV3ForSemanticSegmentation` and `PointTransformerV3ForClassification`; see
+[scene_encoders.md](scene_encoders.md). *Parameters*: of the encoder, with the decoder of the supervised model. Weights
+under CC-BY-NC-4.0 are not for commercial use; an adapter is of no use without them, and its card repeats the licence.
+
+{scenes}
 """
 
 

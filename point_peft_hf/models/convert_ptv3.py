@@ -37,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "utonia": {"stem": "linear", "rope_base": 10, "grid_size": 0.01},
 }
 # Of the weights that Sonata, Concerto and Utonia were published with, and of the supervised ones.
-_LICENSES = {"linear": "cc-by-nc-4.0", "sparse": "mit"}
+LICENSES = {"linear": "cc-by-nc-4.0", "sparse": "mit"}
 # Names of the arguments of the published models, and what they are called here.
 _ARGUMENTS = {
     "in_channels": "in_channels",
@@ -134,6 +134,11 @@ def convert_ptv3(
     frequencies = [tensor for key, tensor in tensors.items() if ROPE.fullmatch(names[key])]
     if frequencies:
         sizes |= _rotation(frequencies, sizes, told, name)
+    elif variant == "utonia" and told.get("rope_base") is None:
+        raise ValueError(
+            f"`variant`='utonia' has rotations of attention, but {name!r} has no `attn.rope.inv_freq`, as all files "
+            "of Utonia have. If it is one all the same, give `rope_base` in the configuration."
+        )
     for field, value in _variant_fields(variant, sizes, name).items():
         told.setdefault(field, value)
         _check_same(field, told[field], value, f"variant={variant!r}", name)
@@ -341,7 +346,7 @@ def _complete(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         )
         fields.setdefault("decoder_patch_sizes", fields["patch_sizes"][:-1])
     assumed = {field: value for field, value in fields.items() if field not in known}
-    fields.setdefault("weights_license", _LICENSES[fields["stem"]])
+    fields.setdefault("weights_license", LICENSES[fields["stem"]])
     return fields, assumed
 
 
