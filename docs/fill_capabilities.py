@@ -49,10 +49,16 @@ _POINTS = torch.randn(4, 64, 3, generator=torch.Generator().manual_seed(0))
 _LABELS = torch.tensor([0, 1, 2, 0])
 
 
+# They refuse encoders of objects.
+SCENE_TYPES = ("patch_prompt", "voxel_adapter")
+
+
 def type_names() -> list[str]:
-    """All types that can be trained, those of this package first."""
+    """All types that can be trained on objects, those of this package first."""
     types = {member.value.lower(): config.__module__ for member, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    own = sorted(name for name, module in types.items() if module.startswith("point_peft_hf."))
+    own = sorted(
+        name for name, module in types.items() if module.startswith("point_peft_hf.") and name not in SCENE_TYPES
+    )
     others = sorted(name for name, module in types.items() if module.startswith("peft.") and name not in PEFT_REFUSED)
     return [*own, *others]
 

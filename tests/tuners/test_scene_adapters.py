@@ -148,6 +148,33 @@ def test_half_precision_and_checkpointing(ours):
         torch.testing.assert_close(plain, other)
 
 
+def test_frozen_networks_keep_nothing_wide():
+    """With LoRA half of the memory goes, and the gradients are those of networks that keep all."""
+
+    def run(frozen):
+        model = get_peft_model(make_backbone(), peft.LoraConfig(r=2, init_lora_weights=False)).train()
+        for layer in model.modules():
+            if hasattr(layer, "fc1"):
+                # A weight that is trained as well makes the network keep what its gradient needs.
+                layer.fc1.base_layer.weight.requires_grad_(not frozen)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+            loss = model(**VOXELS, labels=LABELS).loss
+        loss.backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if "lora" in n}
+        return kept, grads
+
+    torch.manual_seed(0)
+    kept, grads = run(frozen=True)
+    torch.manual_seed(0)
+    more, expected = run(frozen=False)
+    wide = torch.Size([90, 48])
+    assert wide in more
+    assert wide not in kept
+    for name, grad in expected.items():
+        torch.testing.assert_close(grads[name], grad)
+
+
 def test_blocks_are_chosen_by_number_and_width():
     config = pp.VoxelAdapterConfig(
         bottleneck_size=4, layers_to_transform=[0, 4], bottleneck_pattern={r".*stages\.2.*": 6}
