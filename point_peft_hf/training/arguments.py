@@ -12,7 +12,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ..data import get_augmentation
 from ..pretrained import DEFAULT_BACKBONE, SCENE_BACKBONE
-from .methods import DEFAULT_LEARNING_RATE, METHODS, find_method
+from .methods import DEFAULT_LEARNING_RATE, METHODS, SCENE_METHODS, find_method
 from .task import PROCEDURAL
 
 TASKS = ("classification", "segmentation", "scene_segmentation")
@@ -211,7 +211,7 @@ class MethodArguments:
     method: list[str] = field(
         default_factory=lambda: ["linear", "point_peft"],
         metadata={
-            "help": f"One or more of {', '.join(METHODS)}; a type of peft by its name (boft, hira, ...); or "
+            "help": f"One or more of {', '.join(METHODS)}; for scenes also {', '.join(SCENE_METHODS)}; a type of peft by its name (boft, hira, ...); or "
             "package.module:Config, the configuration class of a type of your own (default learning rate of both: "
             f"{DEFAULT_LEARNING_RATE:g})."
         },

@@ -30,7 +30,15 @@ from .batches import evaluation_loader
 from .callbacks import ProgressBar, RunCallback
 from .checkpoints import find_checkpoint, load_model, save_model, what_is_safe
 from .interruption import StopRequest, TrainingInterrupted, TrainingStopped
-from .methods import METHODS, load_backbone, load_processor, prepare_method, uses_bank
+from .methods import (
+    DEFAULT_LEARNING_RATE,
+    METHODS,
+    SCENE_METHODS,
+    load_backbone,
+    load_processor,
+    prepare_method,
+    uses_bank,
+)
 from .record import data_fingerprint, describe_environment
 from .resources import PeakMemory, folder_bytes
 from .run_folder import RunFolder
@@ -196,6 +204,7 @@ class Finetuning:
 
     def _introduce(self) -> None:
         task, args = self.task, self.args
+        is_scenes = isinstance(task, SceneSegmentationTask)
         model = self.trainer.model
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in model.parameters())
@@ -210,11 +219,11 @@ class Finetuning:
                 f'on their {up_axis} axis, pass --processor_config \'{{"up_axis": "{up_axis}"}}\'; if not, give '
                 f'"{self.processor.up_axis}" there.'
             )
-        if self.method not in METHODS and args.learning_rate == METHODS["geometry"].learning_rate:
+        if self.method not in (*METHODS, *SCENE_METHODS) and args.learning_rate == DEFAULT_LEARNING_RATE:
             self.tell(f"learning rate {args.learning_rate:g}, the default of types without one; see --learning_rate")
         if (steps := self._num_steps()) < FEW_STEPS:
             self.tell(
-                f"only {steps} steps of {args.per_device_train_batch_size} clouds; more --num_train_epochs or a "
+                f"only {steps} steps of {args.per_device_train_batch_size} {'scenes' if is_scenes else 'clouds'}; more --num_train_epochs or a "
                 "smaller --per_device_train_batch_size may learn more"
             )
 

@@ -175,7 +175,7 @@ def find_method(name: str) -> Method:
     module_name, colon, class_name = name.partition(":")
     if not colon:
         raise ValueError(
-            f"There is no method {name!r}. Choose one of {', '.join(METHODS)}, a type of peft "
+            f"There is no method {name!r}. Choose one of {', '.join((*METHODS, *SCENE_METHODS))}, a type of peft "
             f"({', '.join(sorted(peft_types()))}), or name the configuration class of another type: "
             "package.module:Config."
         )
