@@ -211,9 +211,9 @@ class MethodArguments:
     method: list[str] = field(
         default_factory=lambda: ["linear", "point_peft"],
         metadata={
-            "help": f"One or more of {', '.join(METHODS)}; for scenes also {', '.join(SCENE_METHODS)}; a type of peft by its name (boft, hira, ...); or "
-            "package.module:Config, the configuration class of a type of your own (default learning rate of both: "
-            f"{DEFAULT_LEARNING_RATE:g})."
+            "help": f"One or more of {', '.join(METHODS)}; for scenes also {', '.join(SCENE_METHODS)}; a type of peft "
+            "by its name (boft, hira, ...); or package.module:Config, the configuration class of a type of your own "
+            f"(default learning rate of both: {DEFAULT_LEARNING_RATE:g})."
         },
     )
 

@@ -44,7 +44,7 @@ class PartPrediction:
         palette = (255 * to_rgb(part_colors(len(self.part_names), self.own_parts))).round().astype(np.uint8)
         return palette[self.labels]
 
-    def save(self, path: str | Path) -> None:
+    def write(self, path: str | Path) -> None:
         """Write points and labels: .ply with a colour and a property "label", .npy with four columns.
 
         `load_dataset(..., parts=True)` reads both.

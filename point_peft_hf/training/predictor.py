@@ -12,9 +12,16 @@ from torch import nn
 
 from ..auto import AutoPointPeftModel
 from ..data import PointCloudProcessor
+from ..data.scenes import SceneProcessor
 from ..io.files import CONFIG_NAME, find_file, read_json
-from ..models import AutoModelForPointCloudClassification, AutoModelForPointCloudSegmentation
+from ..models import (
+    AutoModelForPointCloudClassification,
+    AutoModelForPointCloudSegmentation,
+    AutoModelForPointCloudSemanticSegmentation,
+)
 from ..models.segmentation import PointSegmentationMixin
+from ..scenes import ScenePredictor
+from ..tuners.targets import SCENE_MODEL_TYPES
 from .part_predictor import PartPredictor
 
 
@@ -138,12 +145,16 @@ def load_trained(adapter: str, model: str | None = None) -> nn.Module:
             "training wrote."
         )
     architectures = read_json(config).get("architectures") or [""]
+    if str(architectures[0]).endswith("ForSemanticSegmentation"):
+        return AutoModelForPointCloudSemanticSegmentation.from_pretrained(adapter)
     if str(architectures[0]).endswith("ForSegmentation"):
         return AutoModelForPointCloudSegmentation.from_pretrained(adapter)
     return AutoModelForPointCloudClassification.from_pretrained(adapter)
 
 
-def load_predictor(adapter: str, model: str | None = None, device: str = "cpu") -> Predictor | PartPredictor:
+def load_predictor(
+    adapter: str, model: str | None = None, device: str = "cpu"
+) -> Predictor | PartPredictor | ScenePredictor:
     """Load what `examples/train.py` saved, whichever its task was.
 
     Args:
@@ -152,12 +163,14 @@ def load_predictor(adapter: str, model: str | None = None, device: str = "cpu") 
         device: Where to predict.
 
     Returns:
-        A predictor of classes or of parts.
+        A predictor of classes, of parts, or of the classes of all points of a scene.
 
     Raises:
         ValueError: If something that is needed to predict is missing, or if adapter and backbone do not fit.
     """
     trained = load_trained(adapter, model).to(device)
     backbone = trained.get_base_model() if isinstance(trained, PeftModel) else trained
+    if backbone.config.model_type in SCENE_MODEL_TYPES and hasattr(backbone, "semantic_head"):
+        return ScenePredictor(trained, SceneProcessor.from_pretrained(adapter))
     predictor_class = PartPredictor if isinstance(backbone, PointSegmentationMixin) else Predictor
     return predictor_class(trained, PointCloudProcessor.from_pretrained(adapter))

@@ -192,7 +192,7 @@ def test_predicted_files_are_labelled_data(adapter, tmp_path):
     predictor = load_predictor(adapter)
     predictions = [predictor.predict(cloud, "pole") for cloud in clouds]
     for index, prediction in enumerate(predictions):
-        prediction.save(tmp_path / f"{index}{'.ply' if index % 2 else '.npy'}")
+        prediction.write(tmp_path / f"{index}{'.ply' if index % 2 else '.npy'}")
     splits = load_dataset(tmp_path, parts=True, progress=False, cache_dir=None)
     items = [item for split in splits.values() for item in split]
     for item, place in zip(items, np.concatenate([split.sample_ids for split in splits.values()]), strict=True):
@@ -212,7 +212,7 @@ def test_parts_of_a_georeferenced_scan(adapter, tmp_path, recwarn):
         prediction = predictor.predict(cloud, "table")
         assert (prediction.labels == expected.labels).mean() > 0.99
         np.testing.assert_allclose(prediction.points, near + offset, rtol=0, atol=1e-6)
-        prediction.save(tmp_path / "parts.ply")
+        prediction.write(tmp_path / "parts.ply")
         points, shift = read_shifted(tmp_path / "parts.ply")
         np.testing.assert_allclose(points + shift, near + offset, rtol=0, atol=1e-6)
     assert not [warning for warning in recwarn if "shifted" in str(warning.message)]
