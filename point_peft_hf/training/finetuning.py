@@ -223,8 +223,8 @@ class Finetuning:
             self.tell(f"learning rate {args.learning_rate:g}, the default of types without one; see --learning_rate")
         if (steps := self._num_steps()) < FEW_STEPS:
             self.tell(
-                f"only {steps} steps of {args.per_device_train_batch_size} {'scenes' if is_scenes else 'clouds'}; more "
-                "--num_train_epochs or a smaller --per_device_train_batch_size may learn more"
+                f"only {steps} steps of {args.per_device_train_batch_size} {'scenes' if is_scenes else 'clouds'}; "
+                "more --num_train_epochs or a smaller --per_device_train_batch_size may learn more"
             )
 
     def _num_steps(self) -> int:
