@@ -4,68 +4,89 @@
 
 The rooms are offices, meeting rooms, classrooms, corridors and stores: none of the room types of the default
 fine-tuning task, and none of its classes bed, sofa, lamp, curtain and counter. Some rooms lose their colours, so that
-the encoder can do without. A run that was stopped goes on where it was when the command is given again; what it comes
-to does not depend on that.
+the encoder can do without. A run that was stopped continues with `--resume_from_checkpoint True`, and ends with the
+same weights.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
+import sys
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-import transformers
-from torch.utils.data import DataLoader
+from accelerate.utils import set_seed
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import HfArgumentParser, Trainer, TrainingArguments
 
-import point_peft_hf
 from point_peft_hf import PointTransformerV3Config, PointTransformerV3ForSemanticSegmentation
-from point_peft_hf.data.files import atomic_write
 from point_peft_hf.data.rooms import PRETRAINING_CLASSES, PRETRAINING_ROOMS, ProceduralRooms
 from point_peft_hf.data.scenes import SceneAugmentation, SceneCollator, SceneDataset, SceneProcessor
 from point_peft_hf.scenes import SceneMetrics
-from point_peft_hf.training import parameter_groups, warmup_cosine
+from point_peft_hf.training import TrainingDiverged, versions
+from point_peft_hf.training.optimization import is_exempt_from_decay
 
-CHECKPOINT = "checkpoint.pt"
 FEATURES = ("coordinates", "colors")
-# Arguments that do not change what comes out.
-_NO_MATTER = ("output_dir", "num_workers", "log_every", "save_every")
 
 
 @dataclass
 class PretrainArguments:
-    """Arguments of the script; each is a command-line option of the same name."""
+    """What is pre-trained on which rooms."""
 
-    output_dir: str = "outputs/ptv3-small-procedural"
-    depths: tuple[int, ...] = (1, 1, 3, 1)
-    hidden_sizes: tuple[int, ...] = (16, 32, 64, 128)
+    depths: list[int] = field(default_factory=lambda: [1, 1, 3, 1])
+    hidden_sizes: list[int] = field(default_factory=lambda: [16, 32, 64, 128])
     grid_size: float = 0.08
-    steps: int = 800
-    warmup_steps: int = 40
-    batch_size: int = 2
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.02
     drop_colors: float = 0.2
     test_rooms: int = 20
-    num_workers: int = 1
+
+
+@dataclass
+class PretrainTrainingArguments(TrainingArguments):
+    """The arguments of the Trainer, with the defaults of this script."""
+
+    output_dir: str | None = "outputs/ptv3-small-procedural"
+    max_steps: int = 800
+    warmup_steps: float = 40
+    per_device_train_batch_size: int = 2
+    learning_rate: float = 2e-3
+    lr_scheduler_type: str = "cosine_warmup_with_min_lr"
+    lr_scheduler_kwargs: dict | str | None = field(default_factory=lambda: {"min_lr_rate": 1e-3})
+    weight_decay: float = 0.02
+    max_grad_norm: float = 3.0
+    optim: str = "adamw_torch"
+    dataloader_num_workers: int = 1
+    logging_steps: float = 25
+    logging_nan_inf_filter: bool = False
+    remove_unused_columns: bool | None = False
+    save_steps: float = 50
+    save_total_limit: int | None = 1
     seed: int = 0
-    log_every: int = 25
-    save_every: int = 50
 
 
-def parse_arguments() -> PretrainArguments:
-    """Read the arguments from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for field in fields(PretrainArguments):
-        if isinstance(field.default, tuple):
-            parser.add_argument(f"--{field.name}", type=int, nargs="+", default=field.default)
-        else:
-            parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
-    return PretrainArguments(**vars(parser.parse_args()))
+class SceneTrainer(Trainer):
+    """A Trainer that sees each room once, in order."""
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """All but biases, norms and tokens."""
+        return [name for name, parameter in model.named_parameters() if not is_exempt_from_decay(name, parameter)]
+
+    def floating_point_ops(self, inputs: dict) -> int:
+        """Not counted: the formula of transformers is one of language models."""
+        return 0
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of the labelled voxels."""
+        loss = model(**inputs).loss
+        if not torch.isfinite(loss):
+            step = self.state.global_step + 1
+            raise TrainingDiverged(f"The loss is {loss.item()} at step {step}; try a lower --learning_rate.")
+        return loss
 
 
 def build_model(args: PretrainArguments) -> PointTransformerV3ForSemanticSegmentation:
@@ -85,58 +106,20 @@ def build_model(args: PretrainArguments) -> PointTransformerV3ForSemanticSegment
     return PointTransformerV3ForSemanticSegmentation(config)
 
 
-def rooms(args: PretrainArguments, number: int, split: str) -> SceneDataset:
-    """So many rooms of all types for pre-training, made when they are asked for."""
+def rooms(number: int, seed: int, split: str) -> SceneDataset:
+    """Rooms of all types for pre-training, made when they are asked for."""
     scenes = ProceduralRooms(
-        tuple(PRETRAINING_ROOMS), PRETRAINING_CLASSES, number, seed=args.seed, split=split, cache=False
+        tuple(PRETRAINING_ROOMS), PRETRAINING_CLASSES, number, seed=seed, split=split, cache=False
     )
     return SceneDataset(scenes, PRETRAINING_CLASSES)
 
 
-def train(args: PretrainArguments, model, processor: SceneProcessor, folder: Path) -> float:
-    """Train, or go on training; returns the mean of the last losses."""
-    dataset = rooms(args, args.steps * args.batch_size, "train")
-    optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.learning_rate)
-    done, losses = 0, []
-    if (folder / CHECKPOINT).is_file():
-        state = torch.load(folder / CHECKPOINT, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        done, losses = state["step"], state["losses"]
-        print(f"going on after step {done}", flush=True)
-    epoch = SimpleNamespace(seed=args.seed, epoch=0)  # each room is seen once
-    collate = SceneCollator(processor, SceneAugmentation(drop_colors=args.drop_colors), epoch=epoch)
-    left = range(done * args.batch_size, len(dataset))
-    loader = DataLoader(dataset, args.batch_size, sampler=left, num_workers=args.num_workers, collate_fn=collate)
-    model.train()
-    for step, batch in enumerate(loader, start=done + 1):
-        torch.manual_seed(args.seed + step)  # of stochastic depth and the order of the curves
-        for group in optimizer.param_groups:
-            group["lr"] = args.learning_rate * warmup_cosine(step, args.steps, args.warmup_steps, floor=1e-3)
-        loss = model(**batch).loss
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"The loss is {loss.item()} at step {step}; try a lower --learning_rate.")
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        if step % args.log_every == 0:
-            print(f"step {step}: loss {sum(losses[-args.log_every :]) / args.log_every:.3f}", flush=True)
-        if step % args.save_every == 0 or step == args.steps:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "losses": losses}
-            with atomic_write(folder / CHECKPOINT) as file:
-                torch.save(state, file)
-    last = losses[-args.log_every :]
-    return sum(last) / len(last)
-
-
 @torch.no_grad()
-def test(args: PretrainArguments, model, processor: SceneProcessor) -> SceneMetrics:
+def test(model, processor: SceneProcessor, number: int, seed: int) -> SceneMetrics:
     """Judge the model on rooms of the same types that it has not seen."""
     metrics, collate = SceneMetrics(PRETRAINING_CLASSES), SceneCollator(processor, all_points=True)
     model.eval()
-    dataset = rooms(args, args.test_rooms, "test")
+    dataset = rooms(number, seed, "test")
     for index in range(len(dataset)):
         batch = collate([dataset[index]])
         inverse, labels = batch.pop("inverse"), batch.pop("point_labels")
@@ -144,13 +127,13 @@ def test(args: PretrainArguments, model, processor: SceneProcessor) -> SceneMetr
     return metrics
 
 
-def model_card(args: PretrainArguments, record: dict) -> str:
+def model_card(what: PretrainArguments, args: TrainingArguments, record: dict) -> str:
     """The card of the encoder, written from the record of its pre-training."""
-    defaults = asdict(PretrainArguments())
+    defaults = asdict(PretrainArguments()) | vars(PretrainTrainingArguments())
     options = [
-        f"--{name} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
-        for name, value in asdict(args).items()
-        if name not in _NO_MATTER and list_of(value) != list_of(defaults[name])
+        f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in record["arguments"].items()
+        if value != defaults[name]
     ]
     scores = ", ".join(f"{name} {100 * value:.1f} %" for name, value in record["test"].items())
     classes = ", ".join(f"{name} {100 * iou:.0f}" for name, iou in record["iou"].items())
@@ -169,11 +152,11 @@ procedural rooms. Made for quick starts and tests; for real work use an encoder 
 
 | | |
 |---|---|
-| blocks | {", ".join(map(str, args.depths))} in stages of width {", ".join(map(str, args.hidden_sizes))} |
-| input | voxels of {args.grid_size} m; coordinates and colours, which may be absent; z up |
+| blocks | {", ".join(map(str, what.depths))} in stages of width {", ".join(map(str, what.hidden_sizes))} |
+| input | voxels of {what.grid_size} m; coordinates and colours, which may be absent; z up |
 | data | procedural rooms, seed {args.seed}: {", ".join(PRETRAINING_ROOMS)} |
-| training | {args.steps} steps of {args.batch_size} rooms, AdamW, learning rate {args.learning_rate} |
-| on {args.test_rooms} unseen rooms | {scores} |
+| training | {args.max_steps} steps of {args.per_device_train_batch_size} rooms, AdamW, learning rate {args.learning_rate} |
+| on {what.test_rooms} unseen rooms | {scores} |
 | IoU of classes, % | {classes} |
 | versions | {", ".join(f"{name} {value}" for name, value in record["versions"].items())} |
 
@@ -187,41 +170,44 @@ The head is not part of the file; it is new in each model. License: Apache-2.0.
 """
 
 
-def list_of(value: object) -> object:
-    """Tuples as lists, as the command line has them."""
-    return list(value) if isinstance(value, tuple) else value
-
-
 def main() -> None:
     """Pre-train, then save encoder, preprocessing and the record of the run."""
-    args = parse_arguments()
-    folder = Path(args.output_dir)
-    torch.manual_seed(args.seed)
-    model, started = build_model(args), time.perf_counter()
-    processor = SceneProcessor(args.grid_size, FEATURES, optional_features=("colors",))
-    loss = train(args, model, processor, folder)
-    metrics = test(args, model, processor)
+    parser = HfArgumentParser((PretrainArguments, PretrainTrainingArguments), description=__doc__)
+    what, args = parser.parse_args_into_dataclasses()
+    folder, started = Path(args.output_dir), time.perf_counter()
+    set_seed(args.seed)
+    model = build_model(what)
+    processor = SceneProcessor(what.grid_size, FEATURES, optional_features=("colors",))
+    epoch = SimpleNamespace(seed=args.seed, epoch=0)  # each room is seen once
+    trainer = SceneTrainer(
+        model,
+        args,
+        train_dataset=rooms(args.max_steps * args.per_device_train_batch_size, args.seed, "train"),
+        data_collator=SceneCollator(processor, SceneAugmentation(drop_colors=what.drop_colors), epoch=epoch),
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    metrics = test(model, processor, what.test_rooms, args.seed)
     encoder = getattr(model, model.base_model_prefix)
+    vars(encoder.config).pop("use_cache", None)
     encoder.save_pretrained(folder)
     processor.save_pretrained(folder)
+    recorded = ("max_steps", "warmup_steps", "per_device_train_batch_size", "learning_rate", "weight_decay", "seed")
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     record = {
-        "arguments": asdict(args),
-        "loss": loss,
+        "arguments": asdict(what) | {name: getattr(args, name) for name in recorded},
+        "loss": losses[-1] if losses else trainer.state.log_history[-1]["train_loss"],
         "test": metrics.compute(),
         "iou": {name: values["iou"] for name, values in metrics.per_class().items()},
         "seconds_of_the_last_start": round(time.perf_counter() - started),
-        "versions": {
-            "point_peft_hf": point_peft_hf.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
     (folder / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
-    (folder / "README.md").write_text(model_card(args, record))
-    (folder / CHECKPOINT).unlink()
+    (folder / "README.md").write_text(model_card(what, args, record))
     print(f"Saved the encoder to {folder}: {record['test']}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ImportError, OSError, ValueError, TrainingDiverged) as error:
+        sys.exit(f"error: {error}")
