@@ -256,7 +256,8 @@ def main() -> None:
     # The weights are the same on all processes, the masks are not.
     set_seed(args.seed, device_specific=True)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    resume = args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if resume == "latest" else resume)
     if not trainer.is_world_process_zero():
         return
     output_dir = Path(args.output_dir)

@@ -4,7 +4,7 @@
 
 The rooms are offices, meeting rooms, classrooms, corridors and stores: none of the room types of the default
 fine-tuning task, and none of its classes bed, sofa, lamp, curtain and counter. Some rooms lose their colours, so that
-the encoder can do without. A run that was stopped continues with `--resume_from_checkpoint True`, and ends with the
+the encoder can do without. A run that was stopped continues with `--resume_from_checkpoint latest`, and ends with the
 same weights.
 """
 
@@ -153,7 +153,7 @@ procedural rooms. Made for quick starts and tests; for real work use an encoder 
 | | |
 |---|---|
 | blocks | {", ".join(map(str, what.depths))} in stages of width {", ".join(map(str, what.hidden_sizes))} |
-| input | voxels of {what.grid_size} m; coordinates and colours, which may be absent; z up |
+| input | voxels of {what.grid_size} m; coordinates, and colours where there are any; z up |
 | data | procedural rooms, seed {args.seed}: {", ".join(PRETRAINING_ROOMS)} |
 | training | {args.max_steps} steps of {args.per_device_train_batch_size} rooms, AdamW, learning rate {args.learning_rate} |
 | on {what.test_rooms} unseen rooms | {scores} |
@@ -185,7 +185,8 @@ def main() -> None:
         train_dataset=rooms(args.max_steps * args.per_device_train_batch_size, args.seed, "train"),
         data_collator=SceneCollator(processor, SceneAugmentation(drop_colors=what.drop_colors), epoch=epoch),
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    resume = args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if resume == "latest" else resume)
     metrics = test(model, processor, what.test_rooms, args.seed)
     encoder = getattr(model, model.base_model_prefix)
     vars(encoder.config).pop("use_cache", None)

@@ -55,7 +55,7 @@ def test_a_killed_run_comes_to_the_same(tmp_path, pretrain):
     pretrain(tmp_path / "whole")
     pretrain(tmp_path / "killed", kill=True)
     assert not (tmp_path / "killed" / "config.json").exists()
-    pretrain(tmp_path / "killed", "--resume_from_checkpoint", "True")
+    pretrain(tmp_path / "killed", "--resume_from_checkpoint", "latest")
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(np.array_equal(one[name], other[name]) for name in one)
     assert json.loads((tmp_path / "whole" / "pretraining.json").read_text())["loss"] > 0
