@@ -155,7 +155,7 @@ procedural rooms. Made for quick starts and tests; for real work use an encoder 
 | blocks | {", ".join(map(str, what.depths))} in stages of width {", ".join(map(str, what.hidden_sizes))} |
 | input | voxels of {what.grid_size} m; coordinates, and colours where there are any; z up |
 | data | procedural rooms, seed {args.seed}: {", ".join(PRETRAINING_ROOMS)} |
-| training | {args.max_steps} steps of {args.per_device_train_batch_size} rooms, AdamW, learning rate {args.learning_rate} |
+| training | {args.max_steps} steps of {args.per_device_train_batch_size} rooms, AdamW, rate {args.learning_rate} |
 | on {what.test_rooms} unseen rooms | {scores} |
 | IoU of classes, % | {classes} |
 | versions | {", ".join(f"{name} {value}" for name, value in record["versions"].items())} |

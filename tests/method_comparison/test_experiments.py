@@ -94,7 +94,7 @@ def test_without_a_search_the_rate_is_that_of_the_experiment_or_the_method(make_
         ({"settings": {"all": 3}}, (None, {}), "must have a name and arguments for each setting"),
         ({"method": "lora"}, (None, {}), "has method, which every run sets itself"),
         ({"epochs": 3}, (None, {}), r"setting 'all_labels': There are no arguments \['epochs'\]"),
-        ({"num_train_epochs": 0}, (None, {}), "setting 'all_labels': .*must be at least 1, got 0"),
+        ({"num_train_epochs": 0}, (None, {}), "setting 'all_labels': .*must be above 0, got 0"),
         ({}, (None, {"seed": 3}), "has seed, which every run sets itself"),
         ({}, (None, {"references": []}), "has references, which belongs in default_training_params.json"),
         ({}, (None, {"learning_rates": [1e-3]}), "gives 1 `learning_rates`, the task 2"),

@@ -120,7 +120,7 @@ def test_what_is_not_given_comes_from_the_method():
     _, _, how = parse_arguments({"output_dir": "out"})
     assert (how.learning_rate, how.warmup_steps, how.metric_for_best_model) == (None, None, None)
     filled = how.for_method("lora", ClassificationTask)
-    assert (filled.learning_rate, filled.warmup_steps, filled.metric_for_best_model) == (2e-3, 0.1, ClassificationTask)
+    assert (filled.learning_rate, filled.warmup_steps, filled.metric_for_best_model) == (2e-3, 0.1, "accuracy")
     assert filled.greater_is_better
     assert filled.output_dir == "out/lora"
     _, _, how = parse_arguments({"learning_rate": 1e-3, "warmup_steps": 5, "metric_for_best_model": "loss"})

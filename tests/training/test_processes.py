@@ -136,7 +136,7 @@ def test_a_model_spread_over_two_processes_gives_what_one_gives(backbone_without
     assert weights[0].keys() == weights[1].keys()
     if record1["best_epoch"] == record2["best_epoch"]:
         # A bias in front of a BatchNorm has no gradient but rounding, which AdamW turns into steps.
-        for name in (name for name in weights[0] if not name.endswith(("dense1.bias", "dense2.bias"))):
+        for name in (name for name in weights[0] if not name.endswith(("dense1.bias", "dense2.bias", "running_mean"))):
             value = weights[0][name]
             torch.testing.assert_close(weights[1][name], value, atol=1e-4, rtol=1e-3, msg=name)
 

@@ -261,7 +261,9 @@ def test_loading_a_folder(tmp_path):
 def test_shapes_without_parts():
     with pytest.raises(ValueError, match="The procedural shapes have no parts.*--data with a folder"):
         load_segmentation_task("procedural")
-    with pytest.raises(ValueError, match="--task must be one of classification, segmentation, got 'detection'"):
+    with pytest.raises(
+        ValueError, match="--task must be one of classification, segmentation, scene_segmentation, got 'detection'"
+    ):
         PointCloudArguments(task="detection")
 
 
