@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from ..visualization.figure import in_words
 from .interruption import StopRequest
@@ -42,7 +43,8 @@ class RunCallback(TrainerCallback):
 
     Attributes:
         trainer: The trainer; set after it is made.
-        history: One row for each finished epoch: "epoch", "loss", "train_accuracy", "validation_..." and "seconds".
+        history: One row for each finished epoch, or for each evaluation if there is one every few steps: "epoch",
+            "loss", "train_accuracy", "validation_..." and "seconds".
         is_cut_short: Whether a signal ended training within an epoch.
     """
 
@@ -94,9 +96,10 @@ class RunCallback(TrainerCallback):
             return
         if not len(self.trainer.task.validation):
             self.trainer.refresh_batch_norms()
-        self.history.append({"epoch": len(self.history) + 1, **self.trainer.end_epoch()})
-        if not control.should_evaluate:
-            self._end_row(args, state)
+        if args.eval_strategy != IntervalStrategy.STEPS:
+            self.history.append({"epoch": len(self.history) + 1, **self.trainer.end_epoch()})
+            if not control.should_evaluate:
+                self._end_row(args, state)
 
     def on_evaluate(
         self,
@@ -106,9 +109,11 @@ class RunCallback(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ):
-        """Add the measures of the validation split to the row of the epoch."""
-        if not self.trainer.is_in_train or not self.history:
+        """Add the measures of the validation split to the row of the epoch, or to one since the last evaluation."""
+        if not self.trainer.is_in_train or not self.trainer.progress["batches"] and not self.history:
             return
+        if args.eval_strategy == IntervalStrategy.STEPS:
+            self.history.append({"epoch": round(state.epoch, 3), **self.trainer.end_epoch()})
         row = self.history[-1]
         for name in self.trainer.task.metrics().compute():
             row[f"validation_{name}"] = metrics[f"eval_{name}"]
@@ -118,7 +123,7 @@ class RunCallback(TrainerCallback):
     def _end_row(self, args: TrainingArguments, state: TrainerState) -> None:
         row, score = self.history[-1], self.trainer.task.score
         state.log_history.append({"history": row, "step": state.global_step})
-        text = f"epoch {row['epoch']}/{args.num_train_epochs:g}: loss {row['loss']:.4f}"
+        text = f"epoch {row['epoch']:g}/{args.num_train_epochs:g}: loss {row['loss']:.4f}"
         if (value := row.get(f"validation_{score}")) is not None:
             is_best = all(value > other[f"validation_{score}"] for other in self.history[:-1])
             text += f", validation {in_words(score)} {100 * value:.1f} %{' (best)' if is_best else ''}"

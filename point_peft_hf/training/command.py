@@ -33,6 +33,8 @@ def train_methods(arguments: Sequence[str] | None = None, description: str | Non
     """
     show_only_own_messages()
     methods, what, how = parse_arguments(arguments, description)
+    if how.push_to_hub and len(methods) > 1:
+        raise ValueError(f"--push_to_hub pushes one method, got {', '.join(methods)}. Pass one --method.")
     task, records = None, []
     for method in methods:
         run = Finetuning(method, what, how, task)

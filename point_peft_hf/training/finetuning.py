@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from ..data.orientation import likely_up_axis
-from ..io import save_adapter, write_model_card
+from ..io import push_adapter, save_adapter, write_model_card
 from ..io.backbone import fingerprint
 from ..io.files import RECORD_NAME, write_json
 from ..io.folders import replaced_folder
@@ -99,6 +99,8 @@ class Finetuning:
             if not len(self.task.validation):
                 # The last epoch is taken.
                 self.args.load_best_model_at_end, self.args.eval_strategy = False, type(self.args.eval_strategy)("no")
+            # The finished result is pushed in one commit, not each checkpoint.
+            self.pushes, self.args.push_to_hub = self.args.push_to_hub, False
             self.folder = RunFolder(Path(self.args.output_dir), self.args.overwrite_output_dir, self.state)
             stack.enter_context(self.folder.opened(how.resume_from_checkpoint))
             self.memory = PeakMemory()
@@ -163,7 +165,6 @@ class Finetuning:
             checkpoint = self._find_checkpoint()
             self._introduce()
             set_seed(self.args.seed, device_specific=True)
-            self.trainer.label_smoother = None
             self.trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
             if self.stop.signal_number and self.trainer.state.global_step < self.trainer.state.max_steps:
                 self.run_callback.tell_why(self.trainer.state, what_is_safe(self.folder.path))
@@ -227,7 +228,8 @@ class Finetuning:
         score = f"validation_{self.task.score}"
         name = self.args.metric_for_best_model.removeprefix("eval_")
         pick = max if self.args.greater_is_better else min
-        best = pick(history, key=lambda row: row[f"validation_{name}"]) if score in history[0] else history[-1]
+        judged = [row for row in history if score in row]
+        best = pick(judged, key=lambda row: row[f"validation_{name}"]) if judged else history[-1]
         peak = trainer.accelerator.gather(torch.tensor([self.memory.mebibytes()], device=self.args.device))
         record = {
             "method": self.method,
@@ -294,6 +296,18 @@ class Finetuning:
         write_json(folder / RECORD_NAME, record)
         if isinstance(model, PeftModel):
             write_model_card(folder)
+        if self.pushes:
+            self._push(model)
+
+    def _push(self, model: nn.Module) -> None:
+        args, folder = self.args, self.folder.path
+        name, options = args.hub_model_id or folder.name, {"private": args.hub_private_repo, "token": args.hub_token}
+        if isinstance(model, PeftModel):
+            commit = push_adapter(folder, name, revision=args.hub_revision, **options)
+        else:
+            commit = model.push_to_hub(name, revision=args.hub_revision, **options)
+            self.processor.push_to_hub(name, revision=args.hub_revision, **options)
+        self.tell(f"pushed to {commit.repo_url.repo_id}")
 
     # -- Messages -----------------------------------------------------------------------------------------------------
 

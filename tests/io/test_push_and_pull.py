@@ -416,8 +416,9 @@ def test_what_training_saved_is_pushed_and_predicts(hub, push_backbone, tmp_path
     base_name = push_backbone()
     task = load_task(num_points=64, clouds_per_class=3, max_test_clouds=24)
     arguments = {"model": base_name, "output_dir": str(tmp_path), "num_train_epochs": 1}
-    record = finetune(arguments, task, report=lambda _: None)
-    push_adapter(tmp_path / "point_peft", "alice/trained")
+    lines = []
+    record = finetune(arguments | {"push_to_hub": True, "hub_model_id": "alice/trained"}, task, report=lines.append)
+    assert lines[-1] == "[point_peft] pushed to alice/trained"
     card = Path(hf_hub_download("alice/trained", "README.md")).read_text()
     assert f"test accuracy {100 * record['test']['accuracy']:.1f} %" in card
     assert 'AutoPointPeftModel.from_pretrained("alice/trained")' in card

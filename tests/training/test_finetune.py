@@ -247,3 +247,12 @@ def test_a_test_split_that_is_cut_is_the_same_whatever_the_seed(tmp_path):
     first, second = (load_task(str(tmp_path), seed=seed) for seed in (0, 1))
     assert first.test.sample_ids.tolist() == second.test.sample_ids.tolist()
     assert first.validation.sample_ids.tolist() != second.validation.sample_ids.tolist()
+
+
+def test_evaluation_every_few_steps(finetune, tmp_path):
+    options = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+    run = finetune(tmp_path, method="linear", **options)
+    record = run.run()
+    assert [row["epoch"] for row in record["history"]] == [0.667, 1.333, 2]
+    best = max(row["validation_accuracy"] for row in record["history"])
+    assert record["validation_accuracy"] == best == run.trainer.state.best_metric
