@@ -63,7 +63,19 @@ def test_quoted_messages_are_those_of_the_code():
 
 
 def test_the_table_of_methods_is_that_of_the_code():
-    rows = re.findall(r"^\| `(\w+)` \| .* \| (\S+) \| (\S+) \|$", PAGES["README.md"].read_text(), flags=re.MULTILINE)
+    page = PAGES["methods.md"].read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (\S+) \| (\S+) \|$", page, flags=re.MULTILINE)
     assert {name: (float(rate), float(warmup)) for name, rate, warmup in rows} == {
         name: (method.learning_rate, method.warmup_ratio) for name, method in METHODS.items()
     }
+
+
+def test_the_readme_names_all_methods_and_their_configurations():
+    page = PAGES["README.md"].read_text(encoding="utf-8")
+    table = page.partition("## Methods\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| .* \|(?: `(\w+)`)? \|$", table, flags=re.MULTILINE)
+    assert rows == [(name, getattr(method.config_class, "__name__", "")) for name, method in METHODS.items()]
+
+
+def test_the_readme_stays_short():
+    assert len(PAGES["README.md"].read_bytes()) <= 12_000
