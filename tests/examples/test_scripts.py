@@ -252,7 +252,7 @@ def test_train_on_parts_then_predict_them(script, tmp_path, capsys):
         (("scans/mug/1.ply", "1.obj"), "of scans/mug/1.ply and of 1.obj would both go to 1_parts.ply"),
         (("scans/mug/1.ply", "1_parts.ply"), "of scans/mug/1.ply would replace 1_parts.ply, which is to be read"),
     ):
-        with pytest.raises(SystemExit, match=f"error: The parts {message}.*--output_dir"):
+        with pytest.raises(SystemExit, match=f"error: The labels {message}.*--output_dir"):
             script("predict.py", *files, "--adapter", "runs/linear", "--category", "mug")
     assert (tmp_path / "1_parts.ply").read_text() == "corrected by a person"
 
