@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import set_seed
 from torch.utils.data import Dataset, RandomSampler
-from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel
 
 from point_peft_hf import (
     PointBertConfig,
@@ -38,7 +38,7 @@ from point_peft_hf import (
 )
 from point_peft_hf.data import BASE_CLASSES, PointCloudCollator, ProceduralShapes, get_augmentation, load_dataset
 from point_peft_hf.training import TrainingDiverged, versions
-from point_peft_hf.training.optimization import is_exempt_from_decay
+from point_peft_hf.training.pretraining import PretrainingArguments, PretrainingTrainer
 from point_peft_hf.training.task import PROCEDURAL
 
 ARCHITECTURES = {
@@ -67,7 +67,7 @@ class PretrainArguments:
 
 
 @dataclass
-class PretrainTrainingArguments(TrainingArguments):
+class PretrainTrainingArguments(PretrainingArguments):
     """The arguments of the Trainer, with the defaults of this script."""
 
     output_dir: str | None = "outputs/point-mae-small-procedural"
@@ -75,22 +75,15 @@ class PretrainTrainingArguments(TrainingArguments):
     warmup_steps: float = 100
     per_device_train_batch_size: int = 64
     learning_rate: float = 1e-3
-    lr_scheduler_type: str = "cosine_warmup_with_min_lr"
-    lr_scheduler_kwargs: dict | str | None = field(default_factory=lambda: {"min_lr_rate": 1e-3})
     weight_decay: float = 0.05
     max_grad_norm: float = 10.0
-    optim: str = "adamw_torch"
-    dataloader_num_workers: int = 1
     dataloader_drop_last: bool = True
     logging_steps: float = 50
-    logging_nan_inf_filter: bool = False
-    remove_unused_columns: bool | None = False
     save_strategy: str = "no"
-    seed: int = 0
 
 
-class PreTrainer(Trainer):
-    """A Trainer of masked autoencoding: clouds drawn with replacement, augmented on their device."""
+class PreTrainer(PretrainingTrainer):
+    """Masked autoencoding of clouds that are drawn with replacement, and augmented on their device."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -101,22 +94,9 @@ class PreTrainer(Trainer):
         generator = torch.Generator().manual_seed(self.args.seed)
         return RandomSampler(self.train_dataset, replacement=True, num_samples=count, generator=generator)
 
-    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """All but biases, norms and tokens."""
-        return [name for name, parameter in model.named_parameters() if not is_exempt_from_decay(name, parameter)]
-
-    def floating_point_ops(self, inputs: dict) -> int:
-        """Not counted: the formula of transformers is one of language models."""
-        return 0
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def loss_of(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The Chamfer distance of the masked groups."""
-        loss = model(self.augment(inputs["points"])).loss
-        if not torch.isfinite(loss):
-            raise TrainingDiverged(
-                f"The loss is {loss.item()} at step {self.state.global_step}; try a lower --learning_rate."
-            )
-        return loss
+        return model(self.augment(inputs["points"])).loss
 
 
 def model_card(record: dict) -> str:
@@ -256,26 +236,23 @@ def main() -> None:
     # The weights are the same on all processes, the masks are not.
     set_seed(args.seed, device_specific=True)
     started = time.perf_counter()
-    resume = args.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if resume == "latest" else resume)
+    loss = trainer.pretrain(args.resume_from_checkpoint)
     if not trainer.is_world_process_zero():
         return
     output_dir = Path(args.output_dir)
     model = trainer.accelerator.unwrap_model(model)
     backbone = getattr(model, model.base_model_prefix)
-    vars(backbone.config).pop("use_cache", None)
     backbone.config.dtype = "float32"
     backbone.save_pretrained(output_dir)
     PointCloudProcessor(num_points=what.num_points).save_pretrained(output_dir)
     recorded = ("output_dir", "seed", "max_steps", "warmup_steps", "per_device_train_batch_size", "learning_rate")
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     record = {
         "arguments": asdict(what) | {name: getattr(args, name) for name in (*recorded, "weight_decay")},
         "shape": shape_of(backbone.config),
         "batch": args.per_device_train_batch_size * args.world_size,
         "clouds": len(dataset),
         "classes": list(BASE_CLASSES if what.data == PROCEDURAL else dataset.class_names),
-        "final_chamfer_x1000": 1000 * (losses[-1] if losses else trainer.state.log_history[-1]["train_loss"]),
+        "final_chamfer_x1000": 1000 * loss,
         "seconds": round(time.perf_counter() - started),
         "versions": versions(),
     }

@@ -20,14 +20,14 @@ from types import SimpleNamespace
 import torch
 from accelerate.utils import set_seed
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
 from point_peft_hf import PointTransformerV3Config, PointTransformerV3ForSemanticSegmentation
 from point_peft_hf.data.rooms import PRETRAINING_CLASSES, PRETRAINING_ROOMS, ProceduralRooms
 from point_peft_hf.data.scenes import SceneAugmentation, SceneCollator, SceneDataset, SceneProcessor
 from point_peft_hf.scenes import SceneMetrics
 from point_peft_hf.training import TrainingDiverged, versions
-from point_peft_hf.training.optimization import is_exempt_from_decay
+from point_peft_hf.training.pretraining import PretrainingArguments, PretrainingTrainer
 
 FEATURES = ("coordinates", "colors")
 
@@ -44,7 +44,7 @@ class PretrainArguments:
 
 
 @dataclass
-class PretrainTrainingArguments(TrainingArguments):
+class PretrainTrainingArguments(PretrainingArguments):
     """The arguments of the Trainer, with the defaults of this script."""
 
     output_dir: str | None = "outputs/ptv3-small-procedural"
@@ -52,41 +52,18 @@ class PretrainTrainingArguments(TrainingArguments):
     warmup_steps: float = 40
     per_device_train_batch_size: int = 2
     learning_rate: float = 2e-3
-    lr_scheduler_type: str = "cosine_warmup_with_min_lr"
-    lr_scheduler_kwargs: dict | str | None = field(default_factory=lambda: {"min_lr_rate": 1e-3})
     weight_decay: float = 0.02
     max_grad_norm: float = 3.0
-    optim: str = "adamw_torch"
-    dataloader_num_workers: int = 1
     logging_steps: float = 25
-    logging_nan_inf_filter: bool = False
-    remove_unused_columns: bool | None = False
     save_steps: float = 50
     save_total_limit: int | None = 1
-    seed: int = 0
 
 
-class SceneTrainer(Trainer):
-    """A Trainer that sees each room once, in order."""
+class SceneTrainer(PretrainingTrainer):
+    """Segmentation of the labelled voxels; each room is seen once, in order."""
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)
-
-    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """All but biases, norms and tokens."""
-        return [name for name, parameter in model.named_parameters() if not is_exempt_from_decay(name, parameter)]
-
-    def floating_point_ops(self, inputs: dict) -> int:
-        """Not counted: the formula of transformers is one of language models."""
-        return 0
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The loss of the labelled voxels."""
-        loss = model(**inputs).loss
-        if not torch.isfinite(loss):
-            step = self.state.global_step + 1
-            raise TrainingDiverged(f"The loss is {loss.item()} at step {step}; try a lower --learning_rate.")
-        return loss
 
 
 def build_model(args: PretrainArguments) -> PointTransformerV3ForSemanticSegmentation:
@@ -185,18 +162,15 @@ def main() -> None:
         train_dataset=rooms(args.max_steps * args.per_device_train_batch_size, args.seed, "train"),
         data_collator=SceneCollator(processor, SceneAugmentation(drop_colors=what.drop_colors), epoch=epoch),
     )
-    resume = args.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if resume == "latest" else resume)
+    loss = trainer.pretrain(args.resume_from_checkpoint)
     metrics = test(model, processor, what.test_rooms, args.seed)
     encoder = getattr(model, model.base_model_prefix)
-    vars(encoder.config).pop("use_cache", None)
     encoder.save_pretrained(folder)
     processor.save_pretrained(folder)
     recorded = ("max_steps", "warmup_steps", "per_device_train_batch_size", "learning_rate", "weight_decay", "seed")
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     record = {
         "arguments": asdict(what) | {name: getattr(args, name) for name in recorded},
-        "loss": losses[-1] if losses else trainer.state.log_history[-1]["train_loss"],
+        "loss": loss,
         "test": metrics.compute(),
         "iou": {name: values["iou"] for name, values in metrics.per_class().items()},
         "seconds_of_the_last_start": round(time.perf_counter() - started),

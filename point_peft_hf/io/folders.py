@@ -56,7 +56,7 @@ def replaced_folder(folder: str | os.PathLike, dropped: Sequence[str] = (BACKBON
     new.mkdir(parents=True)
     try:
         yield new
-        _flush(new)
+        flush_files(new)
         if target.exists():
             _take_over(target, new, dropped)
             if old.exists():
@@ -95,7 +95,7 @@ def _put_back(target: Path) -> None:
         old.rename(target)
 
 
-def _flush(folder: Path) -> None:
+def flush_files(folder: Path) -> None:
     """Wait until the files are on the disk, so that a power failure cannot leave the new names with old contents."""
     for file in folder.rglob("*"):
         if file.is_file():
@@ -111,12 +111,13 @@ def _take_over(old: Path, new: Path, dropped: Sequence[str]) -> None:
         if target.exists() or entry.name in dropped:
             continue
         if entry.is_dir() and not entry.is_symlink():
-            shutil.copytree(entry, target, copy_function=_link_or_copy, symlinks=True)
+            shutil.copytree(entry, target, copy_function=link_or_copy, symlinks=True)
         else:
-            _link_or_copy(entry, target)
+            link_or_copy(entry, target)
 
 
-def _link_or_copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
+def link_or_copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Give a file a second name, or where the file system cannot do that, a copy."""
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:

@@ -49,7 +49,7 @@ class SceneSegmentationTask:
     score = "miou"
     is_segmentation = True
     batch_size = 4
-    precomputes = False
+    noun = "scenes"
     only_for_metrics = ("inverse", "point_labels")
     layout = None
 
@@ -61,9 +61,9 @@ class SceneSegmentationTask:
         """What makes batches of scenes as they are, judged at all their points."""
         return SceneCollator(processor, all_points=True)
 
-    def has_fixed_batches(self, processor: SceneProcessor, augmentation: str) -> bool:
-        """Whether a training scene has the same voxels in every epoch."""
-        return augmentation == "none"
+    def fixed_splits(self, processor: SceneProcessor, augmentation: str) -> tuple[str, ...]:
+        """Of which splits adapters may keep values: they compute none of scenes."""
+        return ()
 
     def describe(self, processor: SceneProcessor) -> str:
         """Say what the scenes are."""

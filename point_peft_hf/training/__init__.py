@@ -9,7 +9,6 @@ from .finetuning import Finetuning, finetune
 from .interruption import TrainingDiverged, TrainingInterrupted, TrainingStopped
 from .methods import (
     METHODS,
-    backbone_digest,
     find_method,
     load_backbone,
     load_processor,
@@ -54,7 +53,6 @@ __all__ = [
     "TrainingInterrupted",
     "TrainingStopped",
     "evaluation_loader",
-    "backbone_digest",
     "data_fingerprint",
     "find_method",
     "load_backbone",

@@ -238,20 +238,20 @@ def parse_arguments(
     Raises:
         ValueError: If a value does not fit, or a name is unknown.
     """
-    parser = HfArgumentParser(
-        (MethodArguments, PointCloudArguments, PointCloudTrainingArguments), description=description
-    )
     if isinstance(arguments, Mapping):
         method = arguments.get("method", "point_peft")
         methods = [method] if isinstance(method, str) else list(method)
-        known = {each.name for kind in (PointCloudArguments, PointCloudTrainingArguments) for each in fields(kind)}
+        kinds = (PointCloudArguments, PointCloudTrainingArguments)
+        known = {each.name for kind in kinds for each in fields(kind)}
         if unknown := sorted(arguments.keys() - known - {"method"}):
             raise ValueError(f"There are no arguments {unknown}. See examples/train.py --help.")
-        kinds = (PointCloudArguments, PointCloudTrainingArguments)
         what, how = (
             kind(**{f.name: arguments[f.name] for f in fields(kind) if f.name in arguments}) for kind in kinds
         )
     else:
+        parser = HfArgumentParser(
+            (MethodArguments, PointCloudArguments, PointCloudTrainingArguments), description=description
+        )
         chosen, what, how = parser.parse_args_into_dataclasses(arguments)
         methods = chosen.method
     for method in methods:

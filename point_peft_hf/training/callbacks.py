@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # The remaining time is estimated from this number of steps, and given if it is longer than this.
 _TIMED_STEPS, _LONG_SECONDS = 4, 20.0
+# Fewer optimizer steps than this are few: with them no method gets far from where it starts.
+FEW_STEPS = 50
 
 
 class ProgressBar(ProgressCallback):
@@ -55,7 +57,12 @@ class RunCallback(TrainerCallback):
         self.is_cut_short = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
-        """Start the clock, and put back the history of a run that is resumed."""
+        """Start the clock, warn of few steps, and put back the history of a run that is resumed."""
+        if state.max_steps < FEW_STEPS:
+            self.tell(
+                f"only {state.max_steps} steps of {args.per_device_train_batch_size} {self.trainer.task.noun}; more "
+                "--num_train_epochs or a smaller --per_device_train_batch_size may learn more"
+            )
         self.history = [row["history"] for row in state.log_history if "history" in row]
         if state.best_global_step:
             # The folder may have been moved since.
@@ -125,7 +132,8 @@ class RunCallback(TrainerCallback):
         state.log_history.append({"history": row, "step": state.global_step})
         text = f"epoch {row['epoch']:g}/{args.num_train_epochs:g}: loss {row['loss']:.4f}"
         if (value := row.get(f"validation_{score}")) is not None:
-            is_best = all(value > other[f"validation_{score}"] for other in self.history[:-1])
+            # With --eval_delay the first epochs have no score.
+            is_best = all(value > other.get(f"validation_{score}", -1.0) for other in self.history[:-1])
             text += f", validation {in_words(score)} {100 * value:.1f} %{' (best)' if is_best else ''}"
         self.tell(f"{text}, {row['seconds']:.1f} s")
 

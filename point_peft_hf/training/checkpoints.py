@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..io.files import file_checksum, read_json, write_json
+from ..io.folders import flush_files, link_or_copy
 
 MANIFEST_NAME = "manifest.json"
 # The best model so far, in the folder of a later checkpoint.
@@ -64,10 +64,7 @@ def seal_checkpoint(checkpoint: Path, content: Mapping[str, Any]) -> None:
         file.relative_to(checkpoint).as_posix(): {"bytes": file.stat().st_size, "sha256": file_checksum(file)}
         for file in files
     }
-    for file in files:
-        # Windows flushes only what may be written.
-        with open(file, "rb" if os.name == "posix" else "r+b") as opened:
-            os.fsync(opened.fileno())
+    flush_files(checkpoint)
     write_json(checkpoint / MANIFEST_NAME, {**content, "files": manifest})
 
 
@@ -84,10 +81,7 @@ def keep_best(checkpoint: Path, best: Path) -> None:
     for file in (file for pattern in _MODEL_FILES for file in best.glob(pattern)):
         target = checkpoint / BEST_NAME / file.name
         target.unlink(missing_ok=True)
-        try:
-            os.link(file, target)
-        except OSError:
-            shutil.copy2(file, target)
+        link_or_copy(file, target)
 
 
 def restore_best(checkpoint: Path, folder: Path, step: int) -> None:

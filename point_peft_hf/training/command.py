@@ -11,8 +11,9 @@ from accelerate import PartialState
 from accelerate.utils import release_memory
 
 from ..visualization.figure import in_words
-from .arguments import parse_arguments
-from .finetuning import FEW_STEPS, Finetuning
+from .arguments import folder_name, parse_arguments
+from .callbacks import FEW_STEPS
+from .finetuning import Finetuning
 from .record import results_table
 from .verbosity import show_only_own_messages
 
@@ -46,7 +47,7 @@ def train_methods(arguments: Sequence[str] | None = None, description: str | Non
         print(f"\n{results_table(records)}\n")
         print(conclusion(records))
         best = best_record(records)
-        folder = Path(how.output_dir) / best["method"].replace(":", ".")
+        folder = Path(how.output_dir) / folder_name(best["method"])
         # Whoever loads an adapter has to know its type.
         own_type = f" --method {best['method']}" if ":" in best["method"] else ""
         print(f"To predict: python examples/predict.py FILE --adapter {folder}{own_type}")
@@ -67,7 +68,7 @@ def conclusion(records: Sequence[dict[str, Any]]) -> str:
         return "There is no validation split, so the last epoch was taken and no method is better than another."
     text = f"{'Best by validation' if len(records) > 1 else 'Chosen by validation'}: {best['method']}"
     text += f", {in_words(best['score'])} {100 * best[score]:.1f} % in epoch {best['best_epoch']}."
-    last, steps = best["history"][-1], num_steps(best)
+    last, steps = best["history"][-1], best["steps"]
     if len(records) > 1:
         second = sorted((record[score] for record in records), reverse=True)[1]
         lead, share, count = best[score] - second, best[score], best["clouds"]["validation"]
@@ -79,10 +80,3 @@ def conclusion(records: Sequence[dict[str, Any]]) -> str:
     if steps < FEW_STEPS:
         text += f" Only {steps} steps: the numbers say little."
     return text
-
-
-def num_steps(record: dict[str, Any]) -> int:
-    """Optimizer steps of a run."""
-    arguments = record["arguments"]
-    batch = arguments["per_device_train_batch_size"] * record["processes"] * arguments["gradient_accumulation_steps"]
-    return math.ceil(max(record["clouds"]["train"] // batch, 1)) * len(record["history"])

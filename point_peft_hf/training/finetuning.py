@@ -21,7 +21,7 @@ from ..data import PointCloudCollator
 from ..data.orientation import likely_up_axis
 from ..io import push_adapter, save_adapter, write_model_card
 from ..io.backbone import fingerprint
-from ..io.files import RECORD_NAME, write_json
+from ..io.files import BACKBONE_NAME, RECORD_NAME, write_json
 from ..io.folders import replaced_folder
 from ..scenes import SceneSegmentationTask
 from ..tuners import build_point_prior_bank
@@ -47,8 +47,6 @@ from .trainer import PointCloudTrainer
 from .voting import judge_by_votes
 
 _JSON = (str, int, float, bool, dict, type(None))
-# Fewer optimizer steps than this are few: with them no method gets far from where it starts.
-FEW_STEPS = 50
 
 
 def finetune(
@@ -204,7 +202,6 @@ class Finetuning:
 
     def _introduce(self) -> None:
         task, args = self.task, self.args
-        is_scenes = isinstance(task, SceneSegmentationTask)
         model = self.trainer.model
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in model.parameters())
@@ -221,18 +218,6 @@ class Finetuning:
             )
         if self.method not in (*METHODS, *SCENE_METHODS) and args.learning_rate == DEFAULT_LEARNING_RATE:
             self.tell(f"learning rate {args.learning_rate:g}, the default of types without one; see --learning_rate")
-        if (steps := self._num_steps()) < FEW_STEPS:
-            self.tell(
-                f"only {steps} steps of {args.per_device_train_batch_size} {'scenes' if is_scenes else 'clouds'}; "
-                "more --num_train_epochs or a smaller --per_device_train_batch_size may learn more"
-            )
-
-    def _num_steps(self) -> int:
-        if self.args.max_steps > 0:
-            return self.args.max_steps
-        size = min(self.args.per_device_train_batch_size, len(self.task.train) // self.state.num_processes)
-        batches = len(self.task.train) // (size * self.state.num_processes)
-        return math.ceil(batches / self.args.gradient_accumulation_steps) * math.ceil(self.args.num_train_epochs)
 
     def _finish(self) -> dict[str, Any]:
         """Look at the test split, once, with the best epoch; save the model and the record."""
@@ -255,6 +240,7 @@ class Finetuning:
             "fingerprints": {"backbone": self.identity["backbone"], "data": self.identity["data"]},
             **describe_environment(trainer.accelerator),
             "parameters": trainer.progress["parameters"],
+            "steps": trainer.state.global_step,
             "best_epoch": best["epoch"],
             "score": self.task.score,
             score: best.get(score),
@@ -302,7 +288,8 @@ class Finetuning:
         if isinstance(model, PeftModel):
             save_adapter(model, folder, processor=self.processor, card=False)
         else:
-            with replaced_folder(folder) as new:
+            # What was recorded of other weights must not stand next to these, not even for a moment.
+            with replaced_folder(folder, dropped=(BACKBONE_NAME, RECORD_NAME)) as new:
                 save_model(model, new)
                 self.processor.save_pretrained(new)
         record["file_bytes"] = folder_bytes(folder)

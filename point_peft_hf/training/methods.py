@@ -17,7 +17,6 @@ from torch import nn
 from transformers import FeatureExtractionMixin
 
 from ..data import PointCloudProcessor
-from ..io.backbone import fingerprint
 from ..models import AutoModelForPointCloudClassification
 from ..pretrained import backbone_folder
 from ..tuners import (
@@ -277,16 +276,6 @@ def load_backbone(
     is_relative_folder = os.path.isdir(name) and not os.path.isabs(name)
     backbone.name_or_path = backbone.config.name_or_path = os.path.join(".", name) if is_relative_folder else name
     return backbone
-
-
-def backbone_digest(name: str, **fields: Any) -> str | None:
-    """What tells the weights of a backbone from others, as a run's record has it.
-
-    Args:
-        name: Name of a shipped backbone, a folder, or a Hub repository.
-        **fields: Fields of the backbone's configuration that are other than they are saved.
-    """
-    return fingerprint(load_backbone(name, ["one", "two"], **fields)).get("float32")
 
 
 def load_processor(

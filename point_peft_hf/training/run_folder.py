@@ -119,7 +119,8 @@ class RunFolder:
         Raises:
             ValueError: If it belongs to another run; the message names what differs.
         """
-        before, now = _flat(read_manifest(checkpoint)["identity"]), _flat(identity)
+        manifest = read_manifest(checkpoint)
+        before, now = _flat(manifest["identity"]), _flat(identity)
         different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if different:
             listed = "; ".join(f"{name}: was {before.get(name)}, now {now.get(name)}" for name in different)
@@ -138,7 +139,7 @@ class RunFolder:
             if step := read_json(checkpoint / TRAINER_STATE_NAME)["best_global_step"]:
                 restore_best(checkpoint, self.path, step)
         self.state.wait_for_everyone()
-        return read_manifest(checkpoint)["progress"]
+        return manifest["progress"]
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from ..data import PointCloudCollator, PointCloudDataset, PointCloudProcessor, get_augmentation, load_dataset
+from ..data import PointCloudDataset, load_dataset
 from ..models import AutoModelForPointCloudSegmentation
 from ..models.segmentation import IGNORE_INDEX, leave_out_other_parts
-from .batches import EpochSampler, TrainingCollator
-from .task import PROCEDURAL, cut_splits, describe_clouds
+from .task import PROCEDURAL, ObjectTask, cut_splits
 
 
 def predict_parts(
@@ -84,7 +83,7 @@ class SegmentationMetrics:
 
 
 @dataclass
-class SegmentationTask:
+class SegmentationTask(ObjectTask):
     """A part segmentation task; see [`~point_peft_hf.training.ClassificationTask`].
 
     Attributes:
@@ -105,19 +104,8 @@ class SegmentationTask:
 
     auto_class = AutoModelForPointCloudSegmentation
     score = "instance_miou"
-    processor_class = PointCloudProcessor
     is_segmentation = True
-
-    batch_size = 16
-    # Adapters may compute values of a cloud ahead.
-    precomputes = True
-    # What the measures need of a batch and the model does not take.
-    only_for_metrics: tuple[str, ...] = ()
-
-    @property
-    def layout(self) -> str | None:
-        """The layout of the folder that the clouds come from, if they come from one."""
-        return self.train.layout
+    class_noun = "parts"
 
     @property
     def model_fields(self) -> dict[str, Any]:
@@ -128,25 +116,6 @@ class SegmentationTask:
             "category_names": self.category_names,
             "category_parts": self.category_parts,
         }
-
-    def training_collator(
-        self, processor: PointCloudProcessor, augmentation: str, sampler: EpochSampler
-    ) -> TrainingCollator:
-        """What makes batches to train on."""
-        return TrainingCollator(processor, get_augmentation(augmentation), sampler, self.is_segmentation)
-
-    def evaluation_collator(self, processor: PointCloudProcessor) -> PointCloudCollator:
-        """What makes batches of clouds as they are."""
-        return PointCloudCollator(processor, segmentation=self.is_segmentation)
-
-    def has_fixed_batches(self, processor: PointCloudProcessor, augmentation: str) -> bool:
-        """Whether a training cloud has the same points in every epoch."""
-        return augmentation == "none" and processor.sampling != "random"
-
-    def describe(self, processor: PointCloudProcessor) -> str:
-        """Say what the clouds are."""
-        clouds = f"clouds of {processor.num_points} points, {processor.up_axis} up"
-        return describe_clouds(self, clouds, "parts")
 
     def metrics(self) -> SegmentationMetrics:
         """Measures to be counted over a split; the epoch with the highest `score` is chosen."""
@@ -161,16 +130,6 @@ class SegmentationTask:
         categories = batch["category_ids"]
         predictions = predict_parts(outputs.logits, categories, self.category_parts)
         return predictions, batch["labels"], categories
-
-    def rows(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """What is gathered of a batch to measure a split: tensors with a row for each cloud."""
-        return self.judge(outputs, batch)
-
-    def measure(self, *rows: torch.Tensor) -> dict[str, float]:
-        """The measures of a split from the rows of all its clouds."""
-        metrics = self.metrics()
-        metrics.update(*rows)
-        return metrics.compute()
 
 
 def load_segmentation_task(

@@ -27,22 +27,64 @@ PROCEDURAL = "procedural"
 PROCEDURAL_TEST_CLOUDS = 50
 
 
-def describe_clouds(task: Any, clouds: str, classes: str = "classes") -> str:
-    """Say how many classes and clouds a task has.
+class ObjectTask:
+    """What tasks of single objects share; the dataclasses below hold the clouds."""
 
-    Args:
-        task: The task.
-        clouds: What a cloud is.
-        classes: What its classes are.
-    """
-    layout = f"{task.layout}, " if task.layout else ""
-    train, validation, test = (len(split) for split in (task.train, task.validation, task.test))
-    number = f"{layout}{len(task.class_names)} {classes}"
-    return f"{number}, {train} training, {validation} validation and {test} test {clouds}"
+    class_names: list[str]
+    train: PointCloudDataset
+    validation: PointCloudDataset
+    test: PointCloudDataset
+
+    processor_class = PointCloudProcessor
+    is_segmentation = False
+    batch_size = 16
+    noun = "clouds"
+    class_noun = "classes"
+    # What the measures need of a batch and the model does not take.
+    only_for_metrics: tuple[str, ...] = ()
+
+    @property
+    def layout(self) -> str | None:
+        """The layout of the folder that the clouds come from, if they come from one."""
+        return self.train.layout
+
+    def training_collator(
+        self, processor: PointCloudProcessor, augmentation: str, sampler: EpochSampler
+    ) -> TrainingCollator:
+        """What makes batches to train on."""
+        return TrainingCollator(processor, get_augmentation(augmentation), sampler, self.is_segmentation)
+
+    def evaluation_collator(self, processor: PointCloudProcessor) -> PointCloudCollator:
+        """What makes batches of clouds as they are."""
+        return PointCloudCollator(processor, segmentation=self.is_segmentation)
+
+    def fixed_splits(self, processor: PointCloudProcessor, augmentation: str) -> tuple[str, ...]:
+        """Of which splits adapters may keep values, as a cloud has the same points in every epoch."""
+        is_fixed = augmentation == "none" and processor.sampling != "random"
+        return ("eval", "train") if is_fixed else ("eval",)
+
+    def describe(self, processor: PointCloudProcessor) -> str:
+        """Say how many classes and clouds there are."""
+        layout = f"{self.layout}, " if self.layout else ""
+        train, validation, test = (len(split) for split in (self.train, self.validation, self.test))
+        return (
+            f"{layout}{len(self.class_names)} {self.class_noun}, {train} training, {validation} validation and {test} "
+            f"test clouds of {processor.num_points} points, {processor.up_axis} up"
+        )
+
+    def rows(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """What is gathered of a batch to measure a split: tensors with a row for each cloud."""
+        return self.judge(outputs, batch)
+
+    def measure(self, *rows: torch.Tensor) -> dict[str, float]:
+        """The measures of a split from the rows of all its clouds."""
+        metrics = self.metrics()
+        metrics.update(*rows)
+        return metrics.compute()
 
 
 @dataclass
-class ClassificationTask:
+class ClassificationTask(ObjectTask):
     """A classification task: its clouds, and how outputs of a model are judged on them.
 
     Attributes:
@@ -59,42 +101,11 @@ class ClassificationTask:
 
     auto_class = AutoModelForPointCloudClassification
     score = "accuracy"
-    processor_class = PointCloudProcessor
-    is_segmentation = False
-
-    batch_size = 16
-    # Adapters may compute values of a cloud ahead.
-    precomputes = True
-    # What the measures need of a batch and the model does not take.
-    only_for_metrics: tuple[str, ...] = ()
-
-    @property
-    def layout(self) -> str | None:
-        """The layout of the folder that the clouds come from, if they come from one."""
-        return self.train.layout
 
     @property
     def model_fields(self) -> dict[str, Any]:
         """Fields of the model's configuration that follow from the task, beside the names of its classes."""
         return {}
-
-    def training_collator(
-        self, processor: PointCloudProcessor, augmentation: str, sampler: EpochSampler
-    ) -> TrainingCollator:
-        """What makes batches to train on."""
-        return TrainingCollator(processor, get_augmentation(augmentation), sampler, self.is_segmentation)
-
-    def evaluation_collator(self, processor: PointCloudProcessor) -> PointCloudCollator:
-        """What makes batches of clouds as they are."""
-        return PointCloudCollator(processor, segmentation=self.is_segmentation)
-
-    def has_fixed_batches(self, processor: PointCloudProcessor, augmentation: str) -> bool:
-        """Whether a training cloud has the same points in every epoch."""
-        return augmentation == "none" and processor.sampling != "random"
-
-    def describe(self, processor: PointCloudProcessor) -> str:
-        """Say what the clouds are."""
-        return describe_clouds(self, f"clouds of {processor.num_points} points, {processor.up_axis} up")
 
     def metrics(self) -> ClassificationMetrics:
         """Measures to be counted over a split; the epoch with the highest `score` is chosen."""
@@ -107,16 +118,6 @@ class ClassificationTask:
     def judge(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """What the metrics count of a batch: predicted and true classes of shape `(batch_size,)`."""
         return outputs.logits.argmax(dim=-1), batch["labels"]
-
-    def rows(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """What is gathered of a batch to measure a split: tensors with a row for each cloud."""
-        return self.judge(outputs, batch)
-
-    def measure(self, *rows: torch.Tensor) -> dict[str, float]:
-        """The measures of a split from the rows of all its clouds."""
-        metrics = self.metrics()
-        metrics.update(*rows)
-        return metrics.compute()
 
 
 def load_task(

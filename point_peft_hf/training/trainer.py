@@ -14,22 +14,22 @@ import torch
 from accelerate.utils import DistributedType, wait_for_everyone
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import EvalPrediction, FeatureExtractionMixin, Trainer
+from transformers import EvalPrediction, FeatureExtractionMixin
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..models.segmentation import IGNORE_INDEX
 from .arguments import PointCloudArguments, PointCloudTrainingArguments
+from .base_trainer import BaseTrainer
 from .batch_norm import estimate_statistics, synchronize_batch_norms, trained_batch_norms
 from .batches import evaluation_loader, training_loader
 from .checkpoints import keep_best, load_model, save_failure, save_model, seal_checkpoint, what_is_safe
 from .interruption import TrainingDiverged, TrainingStopped
-from .optimization import is_exempt_from_decay
 from .precomputed import PrecomputedValues
 from .resources import count_parameters
 from .tasks import Task
 
 
-class PointCloudTrainer(Trainer):
+class PointCloudTrainer(BaseTrainer):
     """A Trainer for a point-cloud task.
 
     What it adds to `transformers.Trainer`: batches that depend on the seed, the epoch and the numbers of their clouds
@@ -68,16 +68,12 @@ class PointCloudTrainer(Trainer):
             compute_metrics=self._compute_metrics,
             callbacks=callbacks,
         )
-        # A field of language models, which the Trainer sets and other configurations refuse to load.
-        vars(self.accelerator.unwrap_model(self.model).config).pop("use_cache", None)
         # What adapters compute of a cloud is computed once where it comes with the same points in every epoch. A part
         # of a sharded model cannot be run on its own.
         is_whole = self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        fixed = ("eval", "train") if task.has_fixed_batches(processor, what.augmentation) else ("eval",)
-        self.known = {
-            name: PrecomputedValues(self.accelerator) if is_whole and task.precomputes and name in fixed else None
-            for name in ("train", "eval")
-        }
+        fixed = task.fixed_splits(processor, what.augmentation) if is_whole else ()
+        self.known = {name: PrecomputedValues(self.accelerator) for name in fixed}
+        self.split = "eval"
         # What is counted since the beginning of the epoch; a part of the checkpoints.
         self.progress = {"right": 0.0, "labelled": 0.0, "loss": 0.0, "batches": 0, "seconds": 0.0, "parameters": {}}
 
@@ -110,14 +106,6 @@ class PointCloudTrainer(Trainer):
 
     # -- Steps --------------------------------------------------------------------------------------------------------
 
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """The parameters with weight decay: all but biases, norms, tokens and prompts."""
-        return [name for name, parameter in model.named_parameters() if not is_exempt_from_decay(name, parameter)]
-
-    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
-        """Not counted: the formula of transformers is one of language models."""
-        return 0
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -130,13 +118,16 @@ class PointCloudTrainer(Trainer):
         Raises:
             TrainingDiverged: If it is not finite.
         """
-        known = self.known["train" if model.training else "eval"]
-        values = None if known is None else known.of(self.model, inputs)
         given = {name: value for name, value in inputs.items() if name not in self.task.only_for_metrics}
-        outputs = model(**given, **({} if values is None else {"precomputed": values}))
+        outputs = model(**given, **self._ahead("train" if model.training else self.split, inputs))
         if model.training:
             self._check_and_count(outputs, inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def _ahead(self, split: str, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """What the model need not compute again of a batch, as its argument."""
+        values = known.of(self.model, batch) if (known := self.known.get(split)) is not None else None
+        return {} if values is None else {"precomputed": values}
 
     def _check_and_count(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> None:
         """Count loss and accuracy over all processes, which agree here on whether to go on."""
@@ -200,12 +191,10 @@ class PointCloudTrainer(Trainer):
         epoch = max(math.ceil(self.state.epoch or 0) - 1, 0)
         loader.set_epoch(epoch)
         count = max(math.ceil(self.args.exact_batch_norm / loader.total_batch_size), 2)
-        known = self.known["train"]
         self.model.eval()
         with torch.no_grad(), estimate_statistics(norms, self.accelerator):
             for batch in islice(loader, count):
-                values = None if known is None else known.of(self.model, batch)
-                self.model_wrapped(**self.task.inputs(batch), **({} if values is None else {"precomputed": values}))
+                self.model_wrapped(**self.task.inputs(batch), **self._ahead("train", batch))
 
     def evaluate(
         self,
@@ -216,13 +205,9 @@ class PointCloudTrainer(Trainer):
         """Measure the model on a split, by default the validation split."""
         if self.is_in_train:
             self.refresh_batch_norms()
-        if eval_dataset is not None:
-            known, self.known["eval"] = self.known["eval"], None
-        try:
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        finally:
-            if eval_dataset is not None:
-                self.known["eval"] = known
+        # Values are kept of the validation split alone: the numbers of other clouds may be the same.
+        self.split = "eval" if eval_dataset is None else "other"
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def prediction_step(
         self,

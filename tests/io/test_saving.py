@@ -71,7 +71,7 @@ def test_what_cannot_be_replaced_is_refused(saved, make_adapter, monkeypatch):
     assert contents(saved) == before
 
 
-@pytest.mark.parametrize("failing", ["_write_adapter", "write_model_card", "read_header", "_flush", "_take_over"])
+@pytest.mark.parametrize("failing", ["_write_adapter", "write_model_card", "read_header", "flush_files", "_take_over"])
 def test_a_failed_save_leaves_the_last_good_state(saved, make_adapter, monkeypatch, failing, tmp_path):
     before = contents(saved)
 

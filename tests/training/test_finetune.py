@@ -18,7 +18,7 @@ from point_peft_hf.training import (
     results_table,
 )
 from point_peft_hf.training.arguments import folder_name
-from point_peft_hf.training.optimization import is_exempt_from_decay
+from point_peft_hf.training.base_trainer import is_exempt_from_decay
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -75,11 +75,10 @@ def test_tensorboard_gets_the_metrics(finetune, crash, tmp_path, monkeypatch):
 
 def record_of(method, validation, epochs=3, best=2, **options):
     history = [{"epoch": epoch + 1} for epoch in range(epochs)]
-    arguments = {"per_device_train_batch_size": 10, "gradient_accumulation_steps": 1}
     clouds = {"train": 1000, "validation": 400, "test": 10}
     return {
         **{"method": method, "score": "accuracy", "validation_accuracy": validation, "best_epoch": best},
-        **{"history": history, "clouds": clouds, "processes": 1, "arguments": arguments, **options},
+        **{"history": history, "clouds": clouds, "steps": 300, **options},
     }
 
 
@@ -89,6 +88,6 @@ def test_the_last_line_names_the_best_method_and_its_limits():
     text = conclusion([record_of("linear", 0.89), record_of("lora", 0.9, best=3)])
     assert "Its lead of 1.0 points may be chance: it is one seed on 400 clouds." in text
     assert text.endswith("Still improving in the last epoch: more --num_train_epochs may help.")
-    few = record_of("lora", 0.9, clouds={"train": 50, "validation": 10, "test": 10})
+    few = record_of("lora", 0.9, steps=15)
     assert conclusion([few]).endswith("Only 15 steps: the numbers say little.")
     assert "no validation split" in conclusion([record_of("lora", None)])
