@@ -9,7 +9,7 @@ from point_peft_hf import PointTransformerV3Config, PointTransformerV3Model
 from point_peft_hf.data.rooms import FINETUNING_CLASSES, ProceduralRooms
 from point_peft_hf.data.scenes import SceneDataset, SceneProcessor
 from point_peft_hf.scenes import ScenePredictor, SceneSegmentationTask
-from point_peft_hf.training import Finetuning, parse_arguments
+from point_peft_hf.training import Finetuning, TrainingDiverged, parse_arguments
 
 METHODS = ("linear", "bias", "lora", "ln_tuning", "voxel_adapter", "patch_prompt", "full")
 
@@ -106,3 +106,16 @@ def test_a_scan_is_labelled_by_the_command(segment, tmp_path, monkeypatch, capsy
     assert capsys.readouterr().out.startswith("room.ply: ")
     labelled = read_labelled_cloud(tmp_path / "labelled" / "room_labelled.ply")
     assert labelled.shape == (len(room.points), 4)
+
+
+def test_a_loss_that_is_not_finite_names_the_scenes(segment, task, tmp_path):
+    run = segment(tmp_path, method="linear", per_device_train_batch_size=2)
+    head = next(p for name, p in run.trainer.model.named_parameters() if "modules_to_save" in name)
+    with torch.no_grad():
+        head.fill_(float("inf"))
+    with pytest.raises(TrainingDiverged, match=r"in step 1 \(epoch 1\), on \w+ \d, \w+ \d\. The model and the batch"):
+        run.run()
+    facts = json.loads((tmp_path / "linear" / "failure" / "failure_0.json").read_text())
+    known = [task.train.scenes[index].name for index in range(len(task.train))]
+    assert len(facts["clouds"]) == 2
+    assert set(facts["clouds"]) <= set(known)

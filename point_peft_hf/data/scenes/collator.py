@@ -54,8 +54,8 @@ class SceneCollator:
             items: What the data set gives.
 
         Returns:
-            What [`SceneProcessor.__call__`] gives, with `labels`; with `all_points` also `inverse`, the voxel of each
-            point, and `point_labels`, both of shape `(num_points,)`.
+            What [`SceneProcessor.__call__`] gives, with `labels`, and `sample_ids` of shape `(batch_size,)`; with
+            `all_points` also `inverse`, the voxel of each point, and `point_labels`, both of shape `(num_points,)`.
 
         Raises:
             ValueError: If a scene cannot be used.
@@ -64,6 +64,8 @@ class SceneCollator:
         scenes = [Scene.from_any(item, name, least=1) for item, name in zip(items, names, strict=True)]
         prepared = [self._prepare(scene, item) for scene, item in zip(scenes, items, strict=True)]
         batch = dict(pack(prepared, return_inverse=self.all_points))
+        if all("sample_ids" in item for item in items):
+            batch["sample_ids"] = torch.tensor([item["sample_ids"] for item in items])
         if self.all_points and "labels" in batch:
             batch["point_labels"] = torch.from_numpy(np.concatenate([scene.labels for scene in scenes]))
         return batch

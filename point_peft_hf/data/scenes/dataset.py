@@ -175,6 +175,10 @@ class SceneDataset(Dataset):
         """Make a data set of some of the scenes, by their places in this one."""
         return SceneDataset(self.scenes, self.classes, self.sample_ids[np.asarray(places, dtype=np.int64)])
 
+    def names_of(self, numbers: Sequence[int]) -> list[str]:
+        """Give what messages call the scenes of these `sample_ids`."""
+        return [self.scenes[number].name for number in numbers]
+
     def scene_of(self, index: int) -> int:
         """Give the number of the scene that an item is a tile of; that of the item where scenes are not cut."""
         number = int(self.sample_ids[index])
