@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import math
 import multiprocessing
 import os
 import shutil
@@ -218,13 +217,12 @@ def execute(job: Job) -> tuple[dict[str, Any], dict[str, Any] | None]:
         **{name: record[name] for name in ("best_epoch", "fingerprints")},
     }
     if run.stage == "final":
-        batch_size = arguments.get("per_device_train_batch_size", 16)
-        steps = math.ceil(record["clouds"]["train"] / batch_size)
+        batch_size = record["arguments"]["per_device_train_batch_size"]
         curves = [name for name in (*_CURVES, f"validation_{score}") if name in history[0]]
         found |= {
             **{name: record[name] for name in ("score", "clouds", "parameters", "file_bytes")},
             "test": {name: record["test"][name] for name in sorted(record["test"], key=lambda name: name != score)},
-            "seconds_per_step": _rounded(record["seconds_per_epoch"] / steps),
+            "seconds_per_step": _rounded(sum(row["seconds"] for row in history) / record["steps"]),
             "seconds_to_best": _rounded(sum(row["seconds"] for row in history[: record["best_epoch"]])),
             "peak_memory_mib": record["peak_memory_mib"] and round(record["peak_memory_mib"]),
             "curves": {name: [_rounded(row[name]) for row in history] for name in curves},
