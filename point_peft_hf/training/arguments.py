@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -218,19 +219,26 @@ class MethodArguments:
     )
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    pass
+
+
 def folder_name(method: str) -> str:
     """The name of a method as that of a folder."""
     return method.replace(":", ".")
 
 
 def parse_arguments(
-    arguments: Sequence[str] | Mapping[str, Any] | None = None, description: str | None = None
+    arguments: Sequence[str] | Mapping[str, Any] | None = None,
+    description: str | None = None,
+    prog: str | None = None,
 ) -> tuple[list[str], PointCloudArguments, PointCloudTrainingArguments]:
     """Read the methods, [`PointCloudArguments`] and [`PointCloudTrainingArguments`].
 
     Args:
         arguments: A command line; default: that of this process. Or names and values, "method" among them.
         description: The description that `--help` prints.
+        prog: The name of the program in it; default: that of the script.
 
     Returns:
         The methods, and the two sets of arguments.
@@ -244,14 +252,13 @@ def parse_arguments(
         kinds = (PointCloudArguments, PointCloudTrainingArguments)
         known = {each.name for kind in kinds for each in fields(kind)}
         if unknown := sorted(arguments.keys() - known - {"method"}):
-            raise ValueError(f"There are no arguments {unknown}. See examples/train.py --help.")
+            raise ValueError(f"There are no arguments {unknown}. See `point-peft train --help`.")
         what, how = (
             kind(**{f.name: arguments[f.name] for f in fields(kind) if f.name in arguments}) for kind in kinds
         )
     else:
-        parser = HfArgumentParser(
-            (MethodArguments, PointCloudArguments, PointCloudTrainingArguments), description=description
-        )
+        kinds = (MethodArguments, PointCloudArguments, PointCloudTrainingArguments)
+        parser = HfArgumentParser(kinds, prog=prog, description=description, formatter_class=_HelpFormatter)
         chosen, what, how = parser.parse_args_into_dataclasses(arguments)
         methods = chosen.method
     for method in methods:

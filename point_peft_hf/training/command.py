@@ -18,12 +18,15 @@ from .record import results_table
 from .verbosity import show_only_own_messages
 
 
-def train_methods(arguments: Sequence[str] | None = None, description: str | None = None) -> list[dict[str, Any]]:
+def train_methods(
+    arguments: Sequence[str] | None = None, description: str | None = None, prog: str | None = None
+) -> list[dict[str, Any]]:
     """Train the methods of a command line on the same data, and print the table.
 
     Args:
         arguments: The command line; default: that of this process.
         description: The description that `--help` prints.
+        prog: The name of the program in it; default: that of the script.
 
     Returns:
         The record of each run.
@@ -33,7 +36,7 @@ def train_methods(arguments: Sequence[str] | None = None, description: str | Non
         TrainingStopped: If a run cannot go on.
     """
     show_only_own_messages()
-    methods, what, how = parse_arguments(arguments, description)
+    methods, what, how = parse_arguments(arguments, description, prog)
     if how.push_to_hub and len(methods) > 1:
         raise ValueError(f"--push_to_hub pushes one method, got {', '.join(methods)}. Pass one --method.")
     task, records = None, []
@@ -50,7 +53,7 @@ def train_methods(arguments: Sequence[str] | None = None, description: str | Non
         folder = Path(how.output_dir) / folder_name(best["method"])
         # Whoever loads an adapter has to know its type.
         own_type = f" --method {best['method']}" if ":" in best["method"] else ""
-        print(f"To predict: python examples/predict.py FILE --adapter {folder}{own_type}")
+        print(f"To predict: point-peft predict FILE --adapter {folder}{own_type}")
     PartialState().destroy_process_group()
     return records
 

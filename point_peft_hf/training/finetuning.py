@@ -29,6 +29,7 @@ from .arguments import PointCloudArguments, PointCloudTrainingArguments, parse_a
 from .batches import evaluation_loader
 from .callbacks import ProgressBar, RunCallback
 from .checkpoints import find_checkpoint, load_model, save_model, what_is_safe
+from .evaluation import Evaluation, evaluate_rows, write_table
 from .interruption import StopRequest, TrainingInterrupted, TrainingStopped
 from .methods import (
     DEFAULT_LEARNING_RATE,
@@ -46,6 +47,8 @@ from .tasks import Task, load_task_of
 from .trainer import PointCloudTrainer
 from .voting import judge_by_votes
 
+# Every test cloud with what was predicted, the worst first.
+PREDICTIONS_NAME = "predictions.csv"
 _JSON = (str, int, float, bool, dict, type(None))
 
 
@@ -116,6 +119,7 @@ class Finetuning:
             self.pushes, self.args.push_to_hub = self.args.push_to_hub, False
             self.folder = RunFolder(Path(self.args.output_dir), self.args.overwrite_output_dir, self.state)
             stack.enter_context(self.folder.opened(how.resume_from_checkpoint))
+            self.tested: Evaluation | None = None  # every cloud of the test split, which votes do not give
             self.memory = PeakMemory()
             self.memory.start()
             self._prepare()
@@ -272,8 +276,12 @@ class Finetuning:
     def _test(self) -> dict[str, float]:
         if self.what.test_votes > 1:
             return judge_by_votes(self.trainer, self.what.test_votes)
-        scores = self.trainer.evaluate(self.task.test, metric_key_prefix="test")
-        return {name: scores[f"test_{name}"] for name in self.task.metrics().compute()}
+        output = self.trainer.predict(self.task.test, metric_key_prefix="test")
+        labels = output.label_ids if isinstance(output.label_ids, tuple | list) else (output.label_ids,)
+        if self.state.is_main_process:
+            rows = [torch.as_tensor(values) for values in (output.predictions, *labels)]
+            self.tested = evaluate_rows(self.task, self.task.test, rows)
+        return {name: output.metrics[f"test_{name}"] for name in self.task.metrics().compute()}
 
     def _whole_model(self) -> nn.Module:
         """The trained model; where it is spread over processes, a new one with the weights of the best checkpoint."""
@@ -293,6 +301,9 @@ class Finetuning:
                 save_model(model, new)
                 self.processor.save_pretrained(new)
         record["file_bytes"] = folder_bytes(folder)
+        (folder / PREDICTIONS_NAME).unlink(missing_ok=True)  # of an earlier run
+        if self.tested is not None:
+            write_table(folder / PREDICTIONS_NAME, self.tested.predictions)
         write_json(folder / RECORD_NAME, record)
         if isinstance(model, PeftModel):
             write_model_card(folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -40,7 +42,7 @@ class Predictor:
 
     @classmethod
     def from_pretrained(cls, adapter: str, model: str | None = None, device: str = "cpu") -> Predictor:
-        """Load what `examples/train.py` saved.
+        """Load what training saved.
 
         Args:
             adapter: Folder or Hub repository: an adapter, or a whole model from full fine-tuning.
@@ -58,7 +60,6 @@ class Predictor:
             raise ValueError(f"The model in {adapter} tells parts apart, not classes. Load it with `load_predictor`.")
         return predictor
 
-    @torch.no_grad()
     def predict(self, cloud: Any, top: int = 1, *, drop_invalid: bool = False) -> list[tuple[str, float]]:
         """Classify one cloud.
 
@@ -73,11 +74,60 @@ class Predictor:
         Raises:
             ValueError: If the cloud cannot be read or used.
         """
+        (answer,) = self.predict_many([cloud], 1, drop_invalid=drop_invalid)
+        if isinstance(answer, Exception):
+            raise answer
+        return self.ranked(answer, top)
+
+    def predict_many(
+        self, clouds: Iterable[Any], batch_size: int = 16, *, drop_invalid: bool = False
+    ) -> Iterator[np.ndarray | Exception]:
+        """Classify many clouds in batches; one that cannot be used does not stop the others.
+
+        Args:
+            clouds: Files, or coordinates of shape `(num_points, 3)`.
+            batch_size: Clouds at a time.
+            drop_invalid: Leave out points with NaN or infinite coordinates instead of refusing their cloud.
+
+        Yields:
+            For each cloud, in order, the probabilities of the classes, float32 of shape `(num_classes,)`, or the error
+            that says why it cannot be read or used.
+        """
+        numbered = enumerate(clouds)
+        while chosen := list(islice(numbered, batch_size)):
+            answers: list[Any] = []
+            for number, cloud in chosen:
+                try:
+                    answers.append(self.processor(cloud, drop_invalid=drop_invalid)["points"])
+                except (ImportError, OSError) as error:
+                    answers.append(error)
+                except ValueError as error:
+                    # The processor was given one cloud, and calls an array by its place.
+                    answers.append(type(error)(re.sub("^cloud 0:", f"cloud {number}:", str(error))))
+            places = [place for place, answer in enumerate(answers) if isinstance(answer, torch.Tensor)]
+            if places:
+                points = torch.cat([answers[place] for place in places])  # (batch_size, num_points, 3)
+                for place, row in zip(places, self._probabilities(points), strict=True):
+                    answers[place] = row
+            yield from answers
+
+    def ranked(self, probabilities: np.ndarray, top: int = 1) -> list[tuple[str, float]]:
+        """The most probable classes.
+
+        Args:
+            probabilities: Those of the classes, of shape `(num_classes,)`.
+            top: Number of classes to return.
+
+        Returns:
+            Names and probabilities, the most probable first; of equal ones that with the lower number.
+        """
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        return [(self.class_names[index], float(probabilities[index])) for index in order]
+
+    @torch.no_grad()
+    def _probabilities(self, points: torch.Tensor) -> np.ndarray:
         device = next(self.model.parameters()).device
-        points = self.processor(cloud, drop_invalid=drop_invalid)["points"].to(device)
-        probabilities = self.model(points).logits.float().softmax(dim=-1)[0]
-        values, indices = probabilities.topk(min(top, len(self.class_names)))
-        return [(self.class_names[int(index)], float(value)) for value, index in zip(values, indices, strict=True)]
+        return self.model(points=points.to(device)).logits.float().softmax(dim=-1).cpu().numpy()
 
     def check_classes(self, class_names: Sequence[str]) -> None:
         """Refuse data of other classes, on which every number would be wrong.
@@ -95,7 +145,6 @@ class Predictor:
                 "that it was trained on with --data."
             )
 
-    @torch.no_grad()
     def predict_classes(self, clouds: Sequence[Any], batch_size: int, *, drop_invalid: bool = False) -> np.ndarray:
         """Classify many clouds.
 
@@ -110,13 +159,12 @@ class Predictor:
         Raises:
             ValueError: If a cloud cannot be read or used.
         """
-        device = next(self.model.parameters()).device
-        predictions = []
-        for start in range(0, len(clouds), batch_size):
-            chosen = clouds[start : start + batch_size]
-            points = self.processor(chosen, drop_invalid=drop_invalid)["points"].to(device)
-            predictions.append(self.model(points=points).logits.argmax(dim=-1).cpu())
-        return torch.cat(predictions).numpy()
+        numbers = []
+        for answer in self.predict_many(clouds, batch_size, drop_invalid=drop_invalid):
+            if isinstance(answer, Exception):
+                raise answer
+            numbers.append(int(answer.argmax()))
+        return np.array(numbers)
 
 
 def _few(names: Sequence[str]) -> str:
@@ -155,7 +203,7 @@ def load_trained(adapter: str, model: str | None = None) -> nn.Module:
 def load_predictor(
     adapter: str, model: str | None = None, device: str = "cpu"
 ) -> Predictor | PartPredictor | ScenePredictor:
-    """Load what `examples/train.py` saved, whichever its task was.
+    """Load what training saved, whichever its task was.
 
     Args:
         adapter: Folder or Hub repository: an adapter, or a whole model from full fine-tuning.

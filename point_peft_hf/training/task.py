@@ -119,6 +119,14 @@ class ClassificationTask(ObjectTask):
         """What the metrics count of a batch: predicted and true classes of shape `(batch_size,)`."""
         return outputs.logits.argmax(dim=-1), batch["labels"]
 
+    def rows(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is gathered of a batch: logits `(batch_size, num_classes)` and true classes `(batch_size,)`."""
+        return outputs.logits, batch["labels"]
+
+    def measure(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+        """The measures of a split from the logits and classes of all its clouds."""
+        return super().measure(logits.argmax(dim=-1), labels)
+
 
 def load_task(
     data: str = PROCEDURAL,

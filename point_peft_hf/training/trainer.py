@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType, wait_for_everyone
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import EvalPrediction, FeatureExtractionMixin
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer_utils import PredictionOutput, rotate_checkpoints
 
 from ..models.segmentation import IGNORE_INDEX
 from .arguments import PointCloudArguments, PointCloudTrainingArguments
@@ -103,6 +103,10 @@ class PointCloudTrainer(BaseTrainer):
             num_workers=self.args.dataloader_num_workers,
         )
         return self.accelerator.prepare(loader)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """The batches of another split, in the order of its clouds."""
+        return self.get_eval_dataloader(test_dataset)
 
     # -- Steps --------------------------------------------------------------------------------------------------------
 
@@ -208,6 +212,11 @@ class PointCloudTrainer(BaseTrainer):
         # Values are kept of the validation split alone: the numbers of other clouds may be the same.
         self.split = "eval" if eval_dataset is None else "other"
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """Measure the model on another split, and give what was predicted."""
+        self.split = "other"
+        return super().predict(test_dataset, *args, **kwargs)
 
     def prediction_step(
         self,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import secrets
 import subprocess
 import sys
@@ -30,10 +29,10 @@ from point_peft_hf import (
     add_adapters,
     save_adapters,
 )
+from point_peft_hf.commands import main
 from point_peft_hf.io import push_adapter, save_adapter
 from point_peft_hf.training import Predictor, finetune, load_task
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "push_and_pull.py"
 PULL = """
 import json, sys, torch
 from point_peft_hf import AutoPointPeftModel
@@ -434,16 +433,29 @@ def test_what_training_saved_is_pushed_and_predicts(hub, push_backbone, tmp_path
     assert model.config.id2label[best] == pulled.predict(cloud)[0][0]
 
 
-def test_the_example(hub, make_adapter, push_backbone, tmp_path, monkeypatch, capsys):
+def test_the_commands(hub, make_adapter, push_backbone, tmp_path, capsys):
     folder = save_adapter(make_adapter("geometry"), tmp_path / "adapter")
     arguments = [str(folder), "--repo_id", "alice/example", "--subfolder", "geometry", "--tag", "v1", "--private"]
-    monkeypatch.setattr(sys, "argv", ["push_and_pull.py", *arguments])
     with pytest.raises(SystemExit, match="error: .*which others cannot find"):
-        runpy.run_path(str(EXAMPLE), run_name="__main__")
-    monkeypatch.setattr(sys, "argv", ["push_and_pull.py", *arguments, "--backbone", push_backbone()])
-    runpy.run_path(str(EXAMPLE), run_name="__main__")
+        main(["push", *arguments])
+    assert main(["push", *arguments, "--backbone", push_backbone()]) == 0
     assert "predicts the same" in capsys.readouterr().out
     assert "v1" in hub.repositories["alice/example"].tags
+    where = ["--subfolder", "geometry", "--revision", "v1", "--output_dir", str(tmp_path / "pulled")]
+    assert main(["pull", "alice/example", *where]) == 0
+    assert "alice/example: GEOMETRY_ADAPTER on alice/point_mae" in capsys.readouterr().out
+    weights = [(place / "adapter_model.safetensors").read_bytes() for place in (folder, tmp_path / "pulled")]
+    assert weights[0] == weights[1]
+    with pytest.raises(SystemExit, match="error: alice/example holds no adapter.* Pass its --subfolder"):
+        main(["pull", "alice/example"])
+
+
+def test_a_refused_push_says_how_to_log_in(hub, make_adapter, push_backbone, tmp_path, monkeypatch):
+    folder = save_adapter(make_adapter("geometry"), tmp_path / "adapter")
+    repository = push_backbone()
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(SystemExit, match="(?s)error: .*hf auth login"):
+        main(["push", str(folder), "--repo_id", "bob/example", "--backbone", repository])
 
 
 def test_offline_from_the_cache(pushed, points, tmp_path, logits, second_process):

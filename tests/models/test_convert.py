@@ -1,8 +1,6 @@
-import importlib.util
 import json
 import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +21,7 @@ from point_peft_hf import (
     PointMAEForPreTraining,
     PointMAEModel,
 )
+from point_peft_hf.commands import main
 from point_peft_hf.models.convert import convert_checkpoint, load_checkpoint
 from point_peft_hf.models.convert_keys import research_names
 
@@ -515,12 +514,8 @@ def test_segmentation_head_is_not_taken_for_a_classification_head(published, tmp
 
 
 def test_command_line(published, save, tmp_path, capsys):
-    path = Path(__file__).parents[2] / "examples" / "convert_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("convert_checkpoint_script", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     path = save(published.point_mae_classifier())
-    assert script.main([str(path), str(tmp_path / "out"), "--model_type", "point_mae"]) == 0
+    assert main(["convert", str(path), str(tmp_path / "out"), "--model_type", "point_mae"]) == 0
     assert "loaded: " in capsys.readouterr().out
-    assert script.main([str(tmp_path / "nowhere"), str(tmp_path / "out"), "--model_type", "point_mae"]) == 1
-    assert "no file" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="error: .*no file"):
+        main(["convert", str(tmp_path / "nowhere"), str(tmp_path / "out"), "--model_type", "point_mae"])

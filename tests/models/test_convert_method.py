@@ -1,8 +1,6 @@
 """Published files of a fine-tuning method: a backbone and an adapter, which together are the published model."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from point_peft_hf import AutoModelForPointCloudClassification, STAGConfig
+from point_peft_hf.commands import main
 from point_peft_hf.models.convert import convert_checkpoint
 
 WIDTH, RANK, CLASSES = 24, 6, 5
@@ -219,18 +218,14 @@ def test_missing_configuration_file(file, tmp_path):
 
 
 def test_command_line(file, tmp_path, capsys):
-    path = Path(__file__).parents[2] / "examples" / "convert_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("convert_checkpoint_script", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     torch.save(file, tmp_path / "checkpoint.pth")
     options = tmp_path / "published.json"
     options.write_text(json.dumps(OPTIONS))
     arguments = [str(tmp_path / "checkpoint.pth"), str(tmp_path / "out"), "--model_type", "point_mae"]
-    assert script.main([*arguments, "--method", "stag", "--config", str(options)]) == 0
+    assert main(["convert", *arguments, "--method", "stag", "--config", str(options)]) == 0
     output = capsys.readouterr().out
     assert "adapter of type STAG: 10 tensors" in output
     assert f"PeftModel.from_pretrained(model, {str(tmp_path / 'out' / 'adapter')!r})" in output
     load(tmp_path / "out")
-    assert script.main([*arguments, "--method", "nothing"]) == 1
-    assert "The method 'nothing' is not known" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="error: .*The method 'nothing' is not known"):
+        main(["convert", *arguments, "--method", "nothing"])

@@ -88,21 +88,14 @@ def test_methods_of_objects_are_refused_on_scenes(segment, tmp_path):
 
 
 def test_a_scan_is_labelled_by_the_command(segment, tmp_path, monkeypatch, capsys):
-    import runpy
-    import sys
-    from pathlib import Path
-
+    from point_peft_hf.commands import main
     from point_peft_hf.data import read_labelled_cloud, write_point_cloud
 
     segment(tmp_path, method="voxel_adapter", num_train_epochs=1).run()
     room = ProceduralRooms(num_rooms=1, seed=3, num_points=1500)[0]
     write_point_cloud(tmp_path / "room.ply", room.points, room.colors)
-    script = Path(__file__).resolve().parents[2] / "examples" / "predict.py"
-    line = ["room.ply", "--adapter", "voxel_adapter", "--output_dir", "labelled"]
-    (tmp_path / "labelled").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["predict.py", *line])
-    runpy.run_path(str(script), run_name="__main__")
+    assert main(["predict", "room.ply", "--adapter", "voxel_adapter", "--output_dir", "labelled"]) == 0
     assert capsys.readouterr().out.startswith("room.ply: ")
     labelled = read_labelled_cloud(tmp_path / "labelled" / "room_labelled.ply")
     assert labelled.shape == (len(room.points), 4)

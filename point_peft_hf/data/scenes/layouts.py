@@ -23,7 +23,7 @@ from .reading import is_room, object_files
 from .tiles import MAX_VOXELS
 
 # Meshes are read as vertices without labels, and scans in .e57 have no labels.
-_ENDINGS = sorted(set(READERS) - {".off", ".obj", ".stl", ".glb", ".e57"})
+SCENE_ENDINGS = sorted(set(READERS) - {".off", ".obj", ".stl", ".glb", ".e57"})
 _SPLITS = ("train", "validation", "test")
 _LISTS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 # The area that published results on S3DIS are tested on.
@@ -204,7 +204,7 @@ def _find_scenes(root: Path, options: FileOptions) -> dict[str, list[Path]]:
     """List the scenes of each split; of one split, `train`, where the folder does not cut them."""
     folders = subfolders(root)
     places = find_splits(folders)
-    finder = CloudFinder(root, LoadOptions(files=options), _ENDINGS)
+    finder = CloudFinder(root, LoadOptions(files=options), SCENE_ENDINGS)
     listed = {split: names for split, words in _LISTS.items() if (names := _read_list(root, words)) is not None}
     if places:
         splits = {split: _scenes_in(folder, split, finder, root) for split, folder in places.items()}
@@ -225,7 +225,7 @@ def _find_scenes(root: Path, options: FileOptions) -> dict[str, list[Path]]:
     empty = [split for split, paths in splits.items() if not paths]
     if empty:
         raise PointCloudError(
-            f"{root}: no scenes for the {empty[0]} split; scenes are files ({', '.join(_ENDINGS)}), folders with "
+            f"{root}: no scenes for the {empty[0]} split; scenes are files ({', '.join(SCENE_ENDINGS)}), folders with "
             "coord.npy (Pointcept), or rooms with a folder Annotations (S3DIS)"
         )
     return splits

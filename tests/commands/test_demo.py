@@ -1,9 +1,7 @@
 """The demo page, as far as it goes without a browser."""
 
 import re
-import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,18 +16,10 @@ from point_peft_hf import (
     PointPeftConfig,
     build_point_prior_bank,
 )
+from point_peft_hf.commands import demo
 from point_peft_hf.training import PartPredictor, Predictor
 
-DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo.py"
 CLOUD = np.random.default_rng(0).normal(size=(300, 3))
-
-
-@pytest.fixture(scope="module")
-def demo():
-    # Dataclasses look their module up by its name.
-    sys.modules["demo_script"] = module = type(sys)("demo_script")
-    module.__dict__.update(runpy.run_path(str(DEMO), run_name="demo_script"))
-    return module
 
 
 SIZES = {
@@ -73,7 +63,7 @@ def part_predictor():
     return PartPredictor(adapt(PointMAEForSegmentation(config)), PointCloudProcessor(num_points=128))
 
 
-def test_classes_and_nearest_training_clouds(demo, predictor):
+def test_classes_and_nearest_training_clouds(predictor):
     result = demo.answer(predictor, CLOUD, "my cloud")
     expected = dict(predictor.predict(CLOUD, top=2))
     assert result.scores == pytest.approx(expected, abs=1e-5)
@@ -84,14 +74,14 @@ def test_classes_and_nearest_training_clouds(demo, predictor):
     assert sum(float(row[2].rstrip(" %")) for row in result.references) == pytest.approx(100, abs=0.2)
 
 
-def test_shares_of_parts_and_nearest_training_clouds(demo, part_predictor):
+def test_shares_of_parts_and_nearest_training_clouds(part_predictor):
     result = demo.answer(part_predictor, CLOUD, "my vase", "vase")
     assert result.scores == pytest.approx(part_predictor.predict(CLOUD, "vase").shares(), abs=0.05)
     assert set(result.scores) <= {"lid", "body"}
     assert {row[0] for row in result.references} <= {"chair", "vase"}
 
 
-def test_the_page_asks_for_a_category_where_the_adapter_needs_one(demo, predictor, part_predictor):
+def test_the_page_asks_for_a_category_where_the_adapter_needs_one(predictor, part_predictor):
     pytest.importorskip("gradio")
     page = demo.build_page({"classes": predictor, "parts": part_predictor})
     functions = {function.fn.__name__: function.fn for function in page.fns.values()}
@@ -104,7 +94,7 @@ def test_the_page_asks_for_a_category_where_the_adapter_needs_one(demo, predicto
     assert set(show("classes", ("sample", "teapot"), "vase")[2]) == {"cup", "<b>chair</b>"}
 
 
-def test_the_page_answers_and_says_what_is_wrong_with_a_file(demo, predictor, tmp_path):
+def test_the_page_answers_and_says_what_is_wrong_with_a_file(predictor, tmp_path):
     pytest.importorskip("gradio")
     page = demo.build_page({"mine": predictor})
     show = next(function.fn for function in page.fns.values() if function.fn.__name__ == "show")
@@ -123,8 +113,7 @@ def test_the_page_answers_and_says_what_is_wrong_with_a_file(demo, predictor, tm
     assert (frame, scores, references.visible) == ("", None, False)
 
 
-def test_without_gradio_the_error_says_what_to_install(demo, monkeypatch):
+def test_without_gradio_the_error_says_what_to_install(point_peft, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.setattr(sys, "argv", ["demo.py", "anywhere"])
     with pytest.raises(SystemExit, match=r"error: .*point-peft-hf\[demo\]"):
-        runpy.run_path(str(DEMO), run_name="__main__")
+        point_peft("demo", "anywhere")

@@ -1,7 +1,6 @@
-"""examples/visualize.py, on what examples/train.py wrote."""
+"""`point-peft visualize`, on what training wrote."""
 
 import json
-import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ from point_peft_hf.data import write_point_cloud
 from point_peft_hf.training import finetune, load_segmentation_task
 
 pytest.importorskip("matplotlib")
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "visualize.py"
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +33,9 @@ def adapter(backbone, tmp_path_factory) -> Path:
     return folder / "point_peft"
 
 
-@pytest.fixture
-def script(monkeypatch, tmp_path):
-    def run(*arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["visualize.py", *map(str, arguments)])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-
-    return run
-
-
-def test_everything_is_drawn(script, adapter, tmp_path, capsys):
+def test_everything_is_drawn(point_peft, adapter, tmp_path, capsys):
     write_point_cloud(tmp_path / "scan.ply", np.random.default_rng(0).normal(size=(300, 3)))
-    script("scan.ply", "--adapter", adapter, "--max_clouds", 24)
+    point_peft("visualize", "scan.ply", "--adapter", adapter, "--max_clouds", 24)
     printed = [tmp_path / line for line in capsys.readouterr().out.splitlines() if line.startswith("pictures")]
     assert sorted(printed) == sorted((tmp_path / "pictures").iterdir())
     names = {file.stem for file in printed}
@@ -55,26 +43,26 @@ def test_everything_is_drawn(script, adapter, tmp_path, capsys):
     assert "scan.ply" in (tmp_path / "pictures" / "cloud.html").read_text()
 
 
-def test_an_adapter_without_its_data(script, adapter, tmp_path, capsys):
+def test_an_adapter_without_its_data(point_peft, adapter, tmp_path, capsys):
     """What a person has who pulled it from the Hub."""
     shutil.copytree(adapter, tmp_path / "pulled")
     record = json.loads((tmp_path / "pulled" / "run.json").read_text())
     record["arguments"]["data"] = "scans"
     (tmp_path / "pulled" / "run.json").write_text(json.dumps(record))
-    script("--adapter", tmp_path / "pulled")
+    point_peft("visualize", "--adapter", tmp_path / "pulled")
     printed = capsys.readouterr().out
     assert "pictures/learning_curves.png" in printed
     assert "No features and confusion matrix: the data 'scans' are not here. Pass them: --data." in printed
 
 
-def test_without_matplotlib_there_is_a_page(script, adapter, monkeypatch, capsys):
+def test_without_matplotlib_there_is_a_page(point_peft, adapter, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit, match=r"error: Pictures need matplotlib.*point-peft-hf\[viz\]"):
-        script("--adapter", adapter)
+        point_peft("visualize", "--adapter", adapter)
     assert capsys.readouterr().out.splitlines() == ["pictures/cloud.html"]
 
 
-def test_parts_are_drawn(script, backbone, tmp_path, capsys):
+def test_parts_are_drawn(point_peft, backbone, tmp_path, capsys):
     rng = np.random.default_rng(0)
     for category, first in (("lamp", 0), ("mug", 2)):
         (tmp_path / "data" / category).mkdir(parents=True)
@@ -84,15 +72,15 @@ def test_parts_are_drawn(script, backbone, tmp_path, capsys):
     arguments = {"method": "linear", "model": str(backbone), "task": "segmentation", "output_dir": str(tmp_path)}
     task = load_segmentation_task(str(tmp_path / "data"))
     finetune(arguments | {"num_train_epochs": 1}, task, report=lambda line: None)
-    script("data/mug/0.ply", "--adapter", tmp_path / "linear", "--category", "mug")
+    point_peft("visualize", "data/mug/0.ply", "--adapter", tmp_path / "linear", "--category", "mug")
     names = {Path(line).stem for line in capsys.readouterr().out.splitlines()}
     assert {"cloud", "cloud_predicted_part", "learning_curves"} <= names
     assert not {"features", "confusion_matrix"} & names
     with pytest.raises(SystemExit, match="error: The model knows objects of the categories lamp, mug"):
-        script("data/mug/0.ply", "--adapter", tmp_path / "linear")
+        point_peft("visualize", "data/mug/0.ply", "--adapter", tmp_path / "linear")
 
 
-def test_data_of_other_classes_are_refused(script, adapter, tmp_path):
+def test_data_of_other_classes_are_refused(point_peft, adapter, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "data" / name).mkdir(parents=True)
         for index in range(6):
@@ -100,10 +88,10 @@ def test_data_of_other_classes_are_refused(script, adapter, tmp_path):
                 tmp_path / "data" / name / f"{index}.ply", np.random.default_rng(index).normal(size=(99, 3))
             )
     with pytest.raises(SystemExit, match=r"error: The data .*data have the classes a, b, but the adapter knows"):
-        script("--adapter", adapter, "--data", tmp_path / "data")
+        point_peft("visualize", "--adapter", adapter, "--data", tmp_path / "data")
 
 
-def test_a_cloud_that_cannot_be_read_is_named(script, adapter, tmp_path):
+def test_a_cloud_that_cannot_be_read_is_named(point_peft, adapter, tmp_path):
     (tmp_path / "scan.ply").write_text("no cloud")
     with pytest.raises(SystemExit, match=r"error: scan\.ply: "):
-        script("scan.ply", "--adapter", adapter)
+        point_peft("visualize", "scan.ply", "--adapter", adapter)

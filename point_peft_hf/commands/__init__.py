@@ -1,0 +1,83 @@
+"""The command `point-peft`: one module for each of its subcommands, thin over the package."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from huggingface_hub.errors import HfHubHTTPError
+
+import point_peft_hf
+
+from ..training import TrainingStopped
+
+COMMANDS = {
+    "train": "Fine-tune one or more methods on your data.",
+    "predict": "Classify files or folders, or label their points.",
+    "evaluate": "Measure an adapter on labelled data, class by class.",
+    "visualize": "Draw what an adapter makes of a cloud, and how its training went.",
+    "demo": "Serve a page to try adapters on.",
+    "methods": "List the methods.",
+    "push": "Push an adapter to the Hub.",
+    "pull": "Download an adapter with its backbone.",
+    "convert": "Convert a published checkpoint.",
+}
+_LOGIN = (401, 403)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand.
+
+    Args:
+        arguments: The command line without the name of the program; default: that of this process.
+
+    Returns:
+        The exit status: 0 if all went well, 1 after an error, 3 if some files could not be read.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _overview()
+    if not arguments or arguments[0] not in COMMANDS:
+        # Prints the help or the version, or refuses the name.
+        parser.parse_args(arguments or ["--help"])
+        return 0
+    name, *rest = arguments
+    module = importlib.import_module(f".{name}", __name__)
+    try:
+        return module.main(rest, f"{parser.prog} {name}") or 0
+    except (ImportError, OSError, ValueError, TrainingStopped, HfHubHTTPError) as error:
+        # What a person can mend needs no traceback.
+        sys.exit(f"error: {error}{_hint(error)}")
+
+
+def make_parser(description: str | None, prog: str) -> argparse.ArgumentParser:
+    """A parser that prints a module's docstring as it is."""
+    return argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def _overview() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="point-peft",
+        description="Parameter-efficient fine-tuning of pre-trained point-cloud transformers.",
+        epilog=f"commands:\n{listed}\n\n`point-peft COMMAND --help` says more about each.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="One of the commands below.")
+    parser.add_argument("--version", action="version", version=f"point-peft {point_peft_hf.__version__}")
+    return parser
+
+
+def _hint(error: Exception) -> str:
+    """What to do about an error of the Hub that its own message does not say."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status not in _LOGIN:
+        return ""
+    return (
+        "\nThe Hub refused the request. Log in with `hf auth login`, with a token that may write if you push, and "
+        "check that the repository's name starts with your user name or an organisation of yours."
+    )

@@ -1,0 +1,137 @@
+"""Draw what an adapter makes of a cloud, and how its training went.
+
+    point-peft visualize scan.ply --adapter outputs/point_peft
+    point-peft visualize --adapter outputs/point_peft --projection tsne --output_dir pictures
+    point-peft visualize chair.ply --adapter outputs/parts --category chair
+
+Needs `pip install 'point-peft-hf[viz]'`. Writes to the output folder
+
+    cloud.html               the cloud to turn and zoom, coloured by what is chosen in the page
+    cloud_*.png              the same as pictures: prediction, groups, attention, and what the adapter has to show
+    features.png             features of test clouds before and after tuning
+    confusion_matrix.png     which classes of the test clouds are taken for which
+    learning_curves.png      loss and validation score of each epoch
+
+The last three need what training wrote, "run.json", and the data it was trained on; features and confusion matrix are
+those of classifiers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from .. import visualization
+from ..data import PointCloudCollator, sample_shape
+from ..io.files import RECORD_NAME, find_file, read_json
+from ..training import (
+    PartPredictor,
+    Predictor,
+    find_method,
+    load_predictor,
+    load_task,
+    show_only_own_messages,
+)
+from ..training.task import PROCEDURAL
+from . import make_parser
+
+# What an argument of training is called where the data are loaded.
+DATA_ARGUMENTS = ("data", "clouds_per_class", "corruption", "validation_fraction", "max_train_clouds")
+
+
+def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
+    parser = make_parser(__doc__, prog)
+    parser.add_argument("file", nargs="?", metavar="FILE", help="Point cloud or mesh (default: a built-in shape).")
+    parser.add_argument("--adapter", required=True, help="Folder or Hub repository of the adapter.")
+    parser.add_argument("--method", help="package.module:Config, where the adapter is of a type of your own.")
+    parser.add_argument("--model", help="Backbone: a name, a folder or a Hub repository (default: the adapter's).")
+    parser.add_argument("--category", help="Parts: category of the object in the file.")
+    parser.add_argument("--data", help="Folder of the data set (default: what the adapter was trained on).")
+    parser.add_argument("--layout", help="Layout of that folder, where it holds several data sets.")
+    parser.add_argument("--max_clouds", type=int, default=240, help="Test clouds to draw at most (default: 240).")
+    parser.add_argument("--projection", choices=visualization.features.PROJECTIONS, default="pca")
+    parser.add_argument("--output_dir", type=Path, default=Path("pictures"), help="Default: pictures.")
+    return parser.parse_args(arguments)
+
+
+def draw_cloud(args: argparse.Namespace, predictor: Predictor | PartPredictor) -> Iterator[Path]:
+    """Draw the cloud, coloured by all that the model makes of it."""
+    if isinstance(predictor, PartPredictor):
+        category, names = predictor.category_index(args.category), predictor.part_names
+        reference_names = predictor.category_names
+    else:
+        category, names, reference_names = None, predictor.class_names, predictor.class_names
+    cloud, title = args.file, Path(args.file or "teapot (built-in shape)").name
+    points, model_points = visualization.prepare_for_display(
+        sample_shape("teapot", 8192, rng=0) if cloud is None else cloud, predictor.processor
+    )
+    inspection = visualization.inspect_cloud(predictor.model, model_points, category)
+    colorings = visualization.inspection_colorings(inspection, names, points, reference_names)
+    yield visualization.save_cloud_page(points, colorings, args.output_dir / "cloud.html", title)
+    for coloring in colorings:
+        name = re.sub(r"\W+", "_", coloring.name)
+        path = args.output_dir / f"cloud_{name}.png"
+        yield visualization.save_cloud_image(points, coloring, path, title)
+
+
+def draw_training(args: argparse.Namespace, runs: list[dict]) -> Iterator[Path]:
+    """Draw how training went."""
+    histories = {f"{run['method']}, seed {run['arguments']['seed']}": run["history"] for run in runs}
+    yield visualization.plot_learning_curves(histories, args.output_dir / "learning_curves.png")
+
+
+def draw_test_clouds(args: argparse.Namespace, predictor: Predictor, arguments: dict) -> Iterator[Path]:
+    """Draw what a classifier makes of the test clouds."""
+    options = {name: arguments[name] for name in DATA_ARGUMENTS} | {"seed": arguments["split_seed"]}
+    for name in ("skip_bad_files", "drop_invalid"):
+        options[name] = arguments.get(name, False)
+    # The recorded layout is that of the recorded folder.
+    options["layout"] = args.layout or (arguments.get("layout") if args.data is None else None)
+    if args.data is not None:
+        options["data"] = args.data
+    elif options["data"] != PROCEDURAL and not Path(options["data"]).exists():
+        # An adapter from the Hub knows what its data were called, but does not bring them.
+        print(f"No features and confusion matrix: the data {options['data']!r} are not here. Pass them: --data.")
+        return
+    task = load_task(**options, max_test_clouds=args.max_clouds)
+    if list(task.class_names) != predictor.class_names:
+        raise ValueError(
+            f"The data {options['data']} have the classes {', '.join(task.class_names)}, but the adapter knows "
+            f"{', '.join(predictor.class_names)}. Pass the data it was trained on: --data."
+        )
+    loader = DataLoader(task.test, batch_size=16, collate_fn=PointCloudCollator(predictor.processor))
+    clouds = visualization.classify_clouds(predictor.model, loader)
+    features, confusion = args.output_dir / "features.png", args.output_dir / "confusion_matrix.png"
+    names = predictor.class_names
+    yield visualization.plot_features(clouds.features, clouds.labels, names, features, method=args.projection)
+    yield visualization.plot_confusion_matrix(clouds.confusion, names, confusion)
+
+
+def draw_all(args: argparse.Namespace) -> Iterator[Path]:
+    """Draw everything there is."""
+    predictor = load_predictor(args.adapter, args.model)
+    yield from draw_cloud(args, predictor)
+    path = find_file(args.adapter, RECORD_NAME)
+    record = read_json(path) if path is not None else {}
+    # A repository of several seeds has the record of each; one that was not finished, or not made here, tells nothing.
+    runs = [run for run in record.get("runs", [record]) if "history" in run and "arguments" in run]
+    if not runs:
+        print(f"{args.adapter} has no {RECORD_NAME} of a finished run: no learning curves, features, confusions.")
+        return
+    yield from draw_training(args, runs)
+    if isinstance(predictor, Predictor):
+        yield from draw_test_clouds(args, predictor, runs[0]["arguments"])
+
+
+def main(arguments: Sequence[str], prog: str) -> None:
+    """Draw, and say where each picture is as soon as it is there."""
+    args = _parse(arguments, prog)
+    show_only_own_messages()
+    if args.method:
+        find_method(args.method)  # registers its type
+    for path in draw_all(args):
+        print(path, flush=True)

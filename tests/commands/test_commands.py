@@ -1,0 +1,44 @@
+"""The command as a whole."""
+
+import subprocess
+import sys
+
+import pytest
+
+from point_peft_hf.commands import COMMANDS, main
+from point_peft_hf.training import METHODS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([name, "--help"])
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: point-peft {name} ")
+    assert f"point-peft {name}" in printed.split("\n", 1)[1]
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([])
+    printed = capsys.readouterr().out
+    assert all(f"  {name} " in printed for name in COMMANDS)
+    with pytest.raises(SystemExit, match="2"):
+        main(["fly"])
+    assert "invalid choice: 'fly'" in capsys.readouterr().err
+
+
+def test_methods(capsys):
+    assert main(["methods"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {name} " in printed for name in METHODS)
+    assert main(["methods", "lora"]) == 0
+    assert "  r = 8\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="error: There is no method 'lore'"):
+        main(["methods", "lore"])
+
+
+def test_as_a_module():
+    command = [sys.executable, "-m", "point_peft_hf", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("point-peft ")
