@@ -25,7 +25,8 @@ ALLOWED = {
     "auto": {"io", "models", "pretrained"},
     "foreign": {"models", "slots", "tokens"},
     "scenes": {"data", "models", "visualization"},
-    "commands": {"auto", "data", "io", "models", "scenes", "training", "visualization"},
+    "extras": set(),
+    "commands": {"auto", "data", "extras", "io", "models", "scenes", "training", "visualization"},
     "__main__": {"commands"},
     "training": {
         "auto",

@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "Measure an adapter on labelled data, class by class.",
     "visualize": "Draw what an adapter makes of a cloud, and how its training went.",
     "demo": "Serve a page to try adapters on.",
+    "serve": "Serve adapters over HTTP: POST a file, get JSON.",
     "methods": "List the methods.",
     "push": "Push an adapter to the Hub.",
     "pull": "Download an adapter with its backbone.",

@@ -19,6 +19,7 @@ import numpy as np
 
 from .. import visualization
 from ..data import HELD_OUT_CLASSES, READERS, sample_shape
+from ..extras import install_command
 from ..training import PartPredictor, Predictor, find_method, load_resident, show_only_own_messages
 from . import make_parser
 
@@ -191,9 +192,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     try:
         import gradio
     except ImportError as error:
-        raise ImportError(
-            "The demo needs gradio, which is not installed: pip install 'point-peft-hf[demo]'"
-        ) from error
+        raise ImportError(f"The demo needs gradio, which is not installed: {install_command('demo')}") from error
     show_only_own_messages()
     if args.method:
         find_method(args.method)  # registers its type
