@@ -26,7 +26,8 @@ from . import make_parser
 TITLE = "Point clouds, adapters on one backbone"
 SAMPLE_POINTS = 20_000
 MAX_CLASSES = 5
-REFERENCE_COLUMNS = ["class", "similarity", "weight", "cloud"]
+# Without their similarities: these are as high for clouds unlike anything in training.
+REFERENCE_COLUMNS = ["class", "weight", "cloud"]
 # Fonts of the system: nothing is loaded from elsewhere.
 FONTS = ["system-ui", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif"]
 STYLE = """
@@ -92,12 +93,10 @@ def answer(
     scores = {name: share for name, share in zip(names, (shares / shares.sum()).tolist(), strict=True) if share > 0}
     references = []
     for found in inspection.references:
-        for label, sample, similarity, weight in zip(
-            found.labels, found.sample_ids, found.similarities, found.weights, strict=True
-        ):
+        for label, sample, weight in zip(found.labels, found.sample_ids, found.weights, strict=True):
             name = reference_names[label] if 0 <= label < len(reference_names) else "unknown"
             number = str(sample) if sample >= 0 else "unknown"
-            references.append([name, f"{similarity:.3f}", f"{100 * weight:.1f} %", number])
+            references.append([name, f"{100 * weight:.1f} %", number])
     source = ", ".join(found.name for found in inspection.references)
     return Answer(visualization.cloud_page(points, colorings, title), scores, references, source)
 
@@ -138,7 +137,8 @@ def build_page(predictors: dict[str, Predictor | PartPredictor]):
             # Uploads lie in folders of the server, which nobody wants to read.
             problem = html.escape(str(error).replace(what, Path(what).name))
             message = f"<div class='problem' role='alert'><b>This cloud cannot be shown.</b> {problem}</div>"
-            return gradio.HTML(message, visible=True), "", None, gradio.Dataframe(visible=False)
+            # What was shown before stays.
+            return gradio.HTML(message, visible=True), gradio.skip(), gradio.skip(), gradio.skip()
         # A frame of its own: the page brings its own style and script, and has no access to this one.
         frame = f'<iframe sandbox="allow-scripts" title="Point cloud" srcdoc="{html.escape(result.page)}"></iframe>'
         references = gradio.Dataframe(
@@ -169,7 +169,7 @@ def build_page(predictors: dict[str, Predictor | PartPredictor]):
                 references = gradio.Dataframe(
                     headers=REFERENCE_COLUMNS,
                     elem_classes="references",
-                    column_widths=["34%", "22%", "24%", "20%"],
+                    column_widths=["44%", "28%", "28%"],
                     wrap=True,
                     label="Training clouds",
                     interactive=False,

@@ -14,6 +14,7 @@ from .palette import category_colors, part_colors
 from .scene import Markers, PointColoring, check_points
 
 _PLAIN = "#b8b8b2"
+_MAX_SHARES = 10
 
 
 def nearest(points: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -87,7 +88,11 @@ def _prediction(inspection: CloudInspection, class_names: Sequence[str], points:
         own = np.flatnonzero(np.isfinite(inspection.logits).all(axis=0)).tolist()
         values = best[nearest(points, inspection.points)]
         return PointColoring("predicted part", values, class_names, colors=part_colors(len(class_names), own))
-    return PointColoring("predicted class", np.full(len(points), best), class_names)
+    shares = np.exp(inspection.logits - inspection.logits.max())
+    shares = shares / shares.sum()
+    order = np.argsort(-shares, kind="stable")[:_MAX_SHARES]
+    ranked = [(class_names[index], float(shares[index])) for index in order]
+    return PointColoring("predicted class", np.full(len(points), best), class_names, shares=ranked)
 
 
 def _picture(picture: Picture, points: np.ndarray, reference_names: Sequence[str]) -> PointColoring:

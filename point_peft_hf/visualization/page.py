@@ -93,6 +93,7 @@ def _describe(coloring: PointColoring) -> dict[str, Any]:
         "values": _encode(coloring.values, "<u2" if is_category else "<f4"),
         "categories": coloring.categories,
         "colors": coloring.colors,
+        "shares": list(coloring.shares),
         "markers": [_describe_markers(markers) for markers in coloring.markers],
     }
 

@@ -45,6 +45,7 @@ class PointColoring:
         colors: A colour for each category as "#rrggbb"; default: those of
             [`~point_peft_hf.visualization.palette.category_colors`].
         markers: Places to mark.
+        shares: What the legend says of the whole cloud in place of the categories: names with numbers from 0 to 1.
     """
 
     name: str
@@ -53,6 +54,7 @@ class PointColoring:
     unit: str = ""
     colors: Sequence[str] | None = None
     markers: Sequence[Markers] = field(default_factory=tuple)
+    shares: Sequence[tuple[str, float]] = ()
 
     def __post_init__(self):
         self.values = np.asarray(self.values)

@@ -82,6 +82,12 @@ def test_a_browser_shows_the_legend(tmp_path):
     assert entries == [("body", "17"), ("handle", "17"), ("foot", "16"), ("centre", "4")]
 
 
+def test_shares_of_classes_are_in_the_page():
+    ranked = [("cup", 0.75), ("<b>", 0.25)]
+    scene = read_scene(cloud_page(POINTS, [PointColoring("class", np.zeros(50, int), ["cup", "<b>"], shares=ranked)]))
+    assert scene["colorings"][0]["shares"] == [["cup", 0.75], ["<b>", 0.25]]
+
+
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [

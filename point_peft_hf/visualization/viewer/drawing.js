@@ -112,10 +112,11 @@ function upload() {
 // Column-major product of perspective, move and turn; `w` of a projected point is its distance from the eye.
 function cameraMatrix() {
   const aspect = canvas.width / canvas.height, focal = 1 / Math.tan(FIELD / 2);
-  const distance = (radius * 1.05 * Math.max(1, 1 / aspect)) / Math.sin(FIELD / 2) / view.zoom;
-  const nearest = Math.max(distance - 1.2 * radius, 0.01 * radius), farthest = distance + 1.2 * radius;
   const [sy, cy, sp, cp] = [Math.sin(view.yaw), Math.cos(view.yaw), Math.sin(view.pitch), Math.cos(view.pitch)];
-  const rows = [[cy, 0, sy], [sp * sy, cp, -sp * cy], [-cp * sy, sp, cp * cy]];
+  const distance = (1.04 * fittingDistance(focal / aspect, focal)) / view.zoom;
+  const nearest = Math.max(distance - 1.2 * radius, 0.01 * radius), farthest = distance + 1.2 * radius;
+  const turned = [[cy, 0, sy], [sp * sy, cp, -sp * cy], [-cp * sy, sp, cp * cy]];
+  const rows = turned.map((row) => [0, 1, 2].map((axis) => row.reduce((sum, v, k) => sum + v * UPS[up][k][axis], 0)));
   const move = rows.map((row) => -row.reduce((sum, value, axis) => sum + value * middle[axis], 0));
   const [x, y, z] = [move[0] + view.x, move[1] + view.y, move[2] - distance];
   const a = -(farthest + nearest) / (farthest - nearest), b = (-2 * farthest * nearest) / (farthest - nearest);

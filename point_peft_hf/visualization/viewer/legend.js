@@ -17,12 +17,26 @@ function entry(name, color, count, isMarker, toggle) {
   return button;
 }
 
+// What the whole cloud is, with bars: it has one colour, so there is nothing to show or hide.
+function shareRow(name, share) {
+  const row = document.createElement("div"), bar = document.createElement("i"), number = document.createElement("span");
+  row.className = "share";
+  bar.style.width = `${100 * share}%`;
+  number.textContent = `${(100 * share).toFixed(1)} %`;
+  number.className = "count";
+  row.append(name, number, bar);
+  return row;
+}
+
 function showLegend() {
   const entries = element("entries"), scale = element("scale");
   document.querySelector("h2").textContent = current.label;
+  current.hidden.clear();
   entries.replaceChildren();
   scale.hidden = Boolean(current.categories);
-  if (current.categories) {
+  if (current.shares.length) {
+    entries.append(...current.shares.map(([name, share]) => shareRow(name, share)));
+  } else if (current.categories) {
     const counts = new Map();
     for (const value of current.values) counts.set(value, (counts.get(value) || 0) + 1);
     for (const index of [...counts.keys()].sort((a, b) => a - b)) {
@@ -32,7 +46,6 @@ function showLegend() {
         return !hidden.has(index);
       }));
     }
-    current.hidden.clear();
   } else {
     const [least, most] = range(current.values), isNarrow = matchMedia("(max-width: 640px)").matches;
     const stops = scene.ramp.map((_, i) => `rgb(${rampColor(i / (scene.ramp.length - 1)).join(" ")})`);

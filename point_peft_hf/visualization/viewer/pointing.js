@@ -99,6 +99,10 @@ function listen() {
     change(keys[event.key]);
   });
   element("size").addEventListener("input", () => { dirty = true; });
+  element("up").addEventListener("change", (event) => change(() => {
+    up = event.target.value;
+    view = { ...START };
+  }));
   element("turn").addEventListener("click", () => setTurning(!turning));
   element("theme").addEventListener("click", () => setTheme(!isDark()));
   element("coloring").addEventListener("change", (event) => choose(event.target.selectedIndex));

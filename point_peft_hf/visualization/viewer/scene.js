@@ -38,6 +38,32 @@ for (const list of everything)
     radius = Math.max(radius, Math.hypot(list[i] - middle[0], list[i + 1] - middle[1], list[i + 2] - middle[2]));
 radius ||= 1;
 
+// Which axis of the data points up on the page, as rows of a rotation.
+const UPS = {
+  y: [[1, 0, 0], [0, 1, 0], [0, 0, 1]], z: [[1, 0, 0], [0, 0, 1], [0, -1, 0]], x: [[0, -1, 0], [1, 0, 0], [0, 0, 1]],
+};
+let up = "y";
+const fitting = new Map();
+
+// The least distance of the eye from which the whole cloud is seen however it turns; `focal` is that of either side.
+function fittingDistance(focalX, focalY) {
+  const key = `${up} ${focalX.toFixed(3)}`;
+  if (fitting.has(key)) return fitting.get(key);
+  const [sp, cp] = [Math.sin(START.pitch), Math.cos(START.pitch)];
+  let distance = 0.1 * radius;
+  for (const list of everything)
+    for (let i = 0; i < list.length; i += 3) {
+      const from = [0, 1, 2].map((k) => list[i + k] - middle[k]);
+      const [x, y, z] = UPS[up].map((row) => row[0] * from[0] + row[1] * from[1] + row[2] * from[2]);
+      const around = Math.hypot(x, z);
+      distance = Math.max(distance, around * Math.hypot(focalX, cp) + y * sp);
+      for (const near of [around, -around])
+        distance = Math.max(distance, Math.abs(y * cp - near * sp) * focalY + y * sp + near * cp);
+    }
+  fitting.set(key, distance);
+  return distance;
+}
+
 const FIELD = 0.6, START = { yaw: 0.6, pitch: 0.35, zoom: 1, x: 0, y: 0 };
 let view = { ...START }, current = scene.colorings[0], turning = true, dirty = true, lastTime = 0;
 // On slow machines a moving cloud is drawn with a share of its points, so that it moves smoothly, and fully at rest.
