@@ -21,6 +21,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
 from .card import MARK, is_generated, is_public, read_adapter, write_model_card
+from .examples import EXAMPLES_NAME
 from .files import (
     BACKBONE_NAME,
     CARD_NAME,
@@ -32,7 +33,7 @@ from .files import (
     write_json,
 )
 
-FILES = (CONFIG_NAME, WEIGHTS_NAME, BACKBONE_NAME, PROCESSOR_NAME, RECORD_NAME, CARD_NAME)
+FILES = (CONFIG_NAME, WEIGHTS_NAME, BACKBONE_NAME, PROCESSOR_NAME, RECORD_NAME, CARD_NAME, EXAMPLES_NAME)
 _FOLDER_ARGUMENTS = {"data", "model", "output_dir", "resume_from_checkpoint"}
 _LOCAL_PATH = re.compile(r"/|~|\.\.|file:|[A-Za-z]:[/\\]|\\\\")
 
@@ -90,7 +91,7 @@ def push_adapter(
             overview = _overview(repo_id, present, prefix.strip("/"), license)
             operations.append(CommitOperationAdd(CARD_NAME, overview.encode()))
         # What an earlier push left that this adapter has not would be told of it.
-        stale = {prefix + name for name in (RECORD_NAME, BACKBONE_NAME) if name not in names} & present
+        stale = {prefix + name for name in (RECORD_NAME, BACKBONE_NAME, EXAMPLES_NAME) if name not in names} & present
         operations += [CommitOperationDelete(path) for path in sorted(stale)]
         message = commit_message or f"Push adapter{f' {subfolder}' if subfolder else ''}"
         commit = api.create_commit(repo_id, operations, commit_message=message, revision=revision)

@@ -51,6 +51,10 @@ class PointCloudArguments:
     test_votes: int = field(
         default=1, metadata={"help": "Number of views of a test cloud to average, drawn and augmented as in training."}
     )
+    save_examples: bool = field(
+        default=False,
+        metadata={"help": "Store some training clouds, and names and thumbnails of all, with the adapter (demo)."},
+    )
     class_weights: str = field(
         default="none", metadata={"help": "Scenes: weights of the classes in the loss: none, balanced, inverse_sqrt."}
     )
@@ -267,7 +271,7 @@ def parse_arguments(
 
 
 # What the trained weights depend on, beside the weights of the backbone and the data.
-_FREE = {"model", "data", "layout", "skip_bad_files", "drop_invalid", "test_votes"}
+_FREE = {"model", "data", "layout", "skip_bad_files", "drop_invalid", "test_votes", "save_examples"}
 _DECISIVE = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "weight_decay"),

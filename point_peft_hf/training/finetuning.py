@@ -21,6 +21,7 @@ from ..data import PointCloudCollator
 from ..data.orientation import likely_up_axis
 from ..io import push_adapter, save_adapter, write_model_card
 from ..io.backbone import fingerprint
+from ..io.examples import EXAMPLES_NAME, TrainingExamples
 from ..io.files import BACKBONE_NAME, RECORD_NAME, write_json
 from ..io.folders import replaced_folder
 from ..scenes import SceneSegmentationTask
@@ -112,6 +113,8 @@ class Finetuning:
                     f"Scenes are trained by one process so far, got {self.state.num_processes}. Start one; "
                     "--gradient_accumulation_steps makes larger steps."
                 )
+            if isinstance(self.task, SceneSegmentationTask) and what.save_examples:
+                raise ValueError("--save_examples stores clouds of objects; scenes are too large to travel along.")
             if not len(self.task.validation):
                 # The last epoch is taken.
                 self.args.load_best_model_at_end, self.args.eval_strategy = False, type(self.args.eval_strategy)("no")
@@ -300,8 +303,11 @@ class Finetuning:
             with replaced_folder(folder, dropped=(BACKBONE_NAME, RECORD_NAME)) as new:
                 save_model(model, new)
                 self.processor.save_pretrained(new)
+        for name in (PREDICTIONS_NAME, EXAMPLES_NAME):
+            (folder / name).unlink(missing_ok=True)  # of an earlier run
         record["file_bytes"] = folder_bytes(folder)
-        (folder / PREDICTIONS_NAME).unlink(missing_ok=True)  # of an earlier run
+        if self.what.save_examples:
+            TrainingExamples.of(self.task.train, self.processor).save(folder)
         if self.tested is not None:
             write_table(folder / PREDICTIONS_NAME, self.tested.predictions)
         write_json(folder / RECORD_NAME, record)
