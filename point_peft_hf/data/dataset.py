@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class PointCloudDataset(torch.utils.data.Dataset):
         self.sample_ids = np.arange(len(clouds)) if sample_ids is None else np.asarray(sample_ids, dtype=np.int64)
         self.num_points, self.sampling, self.seed = num_points, sampling, seed
         self.set_parts(class_parts, part_names)
-        self._clouds, self._part_labels = clouds, part_labels
+        self.clouds, self._part_labels = clouds, part_labels
         self.layout: str | None = None  # of the folder that they come from
         self._places = np.arange(len(clouds))  # where the cloud of an item lies in `clouds`
 
@@ -137,15 +137,10 @@ class PointCloudDataset(torch.utils.data.Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of a data set of {len(self)} clouds")
         place, sample_id = int(self._places[index]), int(self.sample_ids[index])
-        rows = np.asarray(self._clouds[place])
+        rows = np.asarray(self.clouds[place])
         if rows.ndim != 2 or rows.shape[1] < 3:
             raise PointCloudError(f"cloud {sample_id} must be of shape (num_points, 3), got {rows.shape}")
-        # Files of clouds with parts carry the part of a point in a fourth column.
-        parts = None
-        if self._part_labels is not None:
-            parts = np.asarray(self._part_labels[place])
-        elif self.class_parts is not None:
-            parts = rows[:, 3]
+        parts = None if self.class_parts is None and self._part_labels is None else self._parts_of(place, rows)
         points = rows[:, :3]
         if points.dtype != np.float32:  # else only what is chosen below is read and copied
             points = to_float32(points, f"cloud {sample_id}")
@@ -154,6 +149,24 @@ class PointCloudDataset(torch.utils.data.Dataset):
         if parts is not None:
             item["part_labels"] = torch.from_numpy(np.array(parts[chosen], dtype=np.int64))
         return {**item, "labels": int(self.labels[index]), "sample_ids": sample_id}
+
+    def _parts_of(self, place: int, rows: np.ndarray | None = None) -> np.ndarray:
+        """Give the label of each point of a cloud; files of clouds with parts carry it in a fourth column."""
+        if self._part_labels is not None:
+            return np.asarray(self._part_labels[place])
+        return (self.clouds[place] if rows is None else rows)[:, 3]
+
+    def occurring_parts(self) -> list[set[int]]:
+        """Give the parts, numbers of 0 or above, that points of each class have."""
+        found: list[set[int]] = [set() for _ in self.class_names]
+        for index, (label, place) in enumerate(zip(self.labels, self._places, strict=True)):
+            parts = np.unique(self._parts_of(int(place))).astype(np.int64)
+            if len(parts) and parts[-1] >= MAX_PARTS:
+                raise PointCloudError(
+                    f"{self.names_of([self.sample_ids[index]])[0]}: {too_many_parts(int(parts[-1]))}"
+                )
+            found[label] |= set(parts[parts >= 0].tolist())
+        return found
 
     def _choose(self, available: int, sample_id: int) -> np.ndarray | slice:
         """Choose `num_points` of the points of a cloud."""
@@ -174,7 +187,7 @@ class PointCloudDataset(torch.utils.data.Dataset):
         Returns:
             One name a number.
         """
-        files = getattr(self._clouds, "files", ())
+        files = getattr(self.clouds, "files", ())
         places = dict(zip(self.sample_ids.tolist(), self._places.tolist(), strict=True))
         return [printable(files[places[int(number)]]) if files else f"cloud {int(number)}" for number in sample_ids]
 
@@ -221,6 +234,17 @@ class PointCloudDataset(torch.utils.data.Dataset):
         if self.class_parts is not None:
             subset.class_parts = [self.class_parts[label] for label in classes]
         return subset
+
+
+def find_class_parts(datasets: Collection[PointCloudDataset], root: str | None = None) -> list[list[int]]:
+    """Collect the parts that each class has in data sets of the same classes; with `root`, none at all is an error."""
+    names = next(iter(datasets)).class_names
+    by_class = zip(*(dataset.occurring_parts() for dataset in datasets), strict=True)
+    class_parts = [sorted(set().union(*found)) for found in by_class]
+    for name, parts in zip(names, class_parts, strict=True):
+        if not parts and root is not None:
+            raise PointCloudError(f"{root}: no point of the category {name!r} has a label of 0 or above; label some")
+    return class_parts
 
 
 def too_many_parts(label: int) -> str:

@@ -92,7 +92,7 @@ class CloudFinder:
 
     def __init__(self, root: Path, options: LoadOptions, endings: Collection[str] = READERS):
         self.root, self.endings = root, endings
-        self.skip = options.files.skip_bad_files
+        self.skip = options.skip_bad_files
         self._strange: list[Path] = []
         self._repeated: list[Path] = []
         self._attributes: list[Path] = []

@@ -1,24 +1,39 @@
-"""Data sets of one file a cloud, in a folder a class."""
+"""Data sets of one file a cloud, in a folder a class, also with a label for each point."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .dataset import PointCloudDataset, check_class_names
+from .dataset import PointCloudDataset, check_class_names, find_class_parts
 from .errors import PointCloudError
 from .folder_tree import CloudFinder, has_files, holds_clouds, is_scene, subfolders
-from .names import COORDINATES, class_name, find_attributes, find_splits, has_split_word, is_attribute, printable
+from .label_files import find_label_file
+from .names import (
+    COORDINATES,
+    class_name,
+    find_attributes,
+    find_splits,
+    has_split_word,
+    is_attribute,
+    printable,
+    read_lines,
+)
+from .part_files import read_labelled_cloud
 from .readers import READERS
 from .sources import LoadOptions, open_files, read_cloud
 
 # The folder of each class of each split; the split is "" when there are none.
 ClassFolders = dict[str, dict[str, Path]]
+ClassFiles = dict[str, dict[str, list[Path]]]
+NAMES_FILE = "parts.txt"
 
 
 def find_folders(path: Path) -> Path | None:
@@ -32,21 +47,11 @@ def find_folders(path: Path) -> Path | None:
 def load_folders(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset]:
     """Load a folder a class; train and test folders above the classes, below them (ModelNet40 as .off), or neither."""
     finder = CloudFinder(root, options)
-    return load_classes(list_classes(find_classes(root), finder), root, options, files_dataset)
+    return _open_classes(_list_classes(_find_classes(root), finder), root, options)
 
 
-def find_classes(root: Path) -> ClassFolders:
-    """Find the splits and the classes among the folders of a folder.
-
-    Args:
-        root: The folder.
-
-    Returns:
-        The folder of each class of each split; the split is "" when there are none.
-
-    Raises:
-        PointCloudError: If it cannot be said what is a split and what a class.
-    """
+def _find_classes(root: Path) -> ClassFolders:
+    """Find the splits and the classes among the folders of a folder; an error where it can be either."""
     folders = subfolders(root)
     belonging = find_attributes([folder.name for folder in folders], only_of_coordinates=True)
     if belonging or any(map(is_scene, folders)):
@@ -175,19 +180,7 @@ def _may_be_class(folder: Path) -> bool:
     return holds_clouds(folder) and name not in COORDINATES and not is_attribute(name) and not is_scene(folder)
 
 
-def list_classes(found: ClassFolders, finder: CloudFinder) -> dict[str, dict[str, list[Path]]]:
-    """List the files of each class of each split.
-
-    Args:
-        found: What `find_classes` has found.
-        finder: Lists the clouds.
-
-    Returns:
-        The files.
-
-    Raises:
-        PointCloudError: As `CloudFinder`.
-    """
+def _list_classes(found: ClassFolders, finder: CloudFinder) -> ClassFiles:
     files = {
         split: {
             name: finder.list(folder, f"class {name!r}" + (f" of {split}" if split else ""))
@@ -199,26 +192,8 @@ def list_classes(found: ClassFolders, finder: CloudFinder) -> dict[str, dict[str
     return files
 
 
-def load_classes(
-    found: dict[str, dict[str, list[Path]]],
-    root: Path,
-    options: LoadOptions,
-    make_dataset: Callable[[list[Path], list[int], list[str], Path, LoadOptions], PointCloudDataset],
-) -> dict[str, PointCloudDataset]:
-    """Make a data set of each split of what `list_classes` has found.
-
-    Args:
-        found: The files of each class of each split.
-        root: Folder of the data set.
-        options: How to load.
-        make_dataset: Makes a data set of files, their labels, and the names of the classes.
-
-    Returns:
-        Data sets by split.
-
-    Raises:
-        PointCloudError: If a class has no file, or none to learn from.
-    """
+def _open_classes(found: ClassFiles, root: Path, options: LoadOptions, **how: Any) -> dict[str, PointCloudDataset]:
+    """Make a data set of each split, as `open_dataset`; a class without a file, or without one to train on, is an error."""
     names = check_class_names(sorted({name for classes in found.values() for name in classes}), str(root))
     counts = Counter()
     for classes in found.values():
@@ -228,7 +203,7 @@ def load_classes(
         reason = (
             f"{root}: the class folder {empty[0]!r} has no readable file; readable are {', '.join(sorted(READERS))}"
         )
-        if not options.files.skip_bad_files or len(empty) == len(names):
+        if not options.skip_bad_files or len(empty) == len(names):
             raise PointCloudError(f"{reason} (skip_bad_files=True leaves such classes out)")
         warnings.warn(f"{root}: {len(empty)} class folders without a readable file are skipped: {empty}", stacklevel=2)
         names = [name for name in names if counts[name]]
@@ -242,21 +217,94 @@ def load_classes(
         files = [file for name in names for file in classes.get(name, [])]
         labels = [label for label, name in enumerate(names) for _ in classes.get(name, [])]
         if files:
-            splits[split] = make_dataset(files, labels, names, root, options)
+            splits[split] = open_dataset(files, labels, names, root, options, **how)
     return splits
 
 
-def files_dataset(
-    files: list[Path], labels: list[int], names: list[str], root: Path, options: LoadOptions, sampling: str = "random"
+def open_dataset(
+    files: list[Path],
+    labels: list[int],
+    names: list[str],
+    root: Path,
+    options: LoadOptions,
+    *,
+    reader: Callable[[Path], np.ndarray] | None = None,
+    beside: Callable[[Path], Path | None] | None = None,
+    sampling: str = "random",
 ) -> PointCloudDataset:
-    """Make a data set of files, of which an item has the points that `sampling` leaves."""
-    reader = partial(read_cloud, num_points=options.num_points, seed=options.seed, drop_invalid=options.drop_invalid)
-    clouds, kept = open_files(files, root, reader, options.files)
+    """Make a data set of files, one a cloud.
+
+    Args:
+        files: The files.
+        labels: Class of each.
+        names: Name of each class.
+        root: Folder of the data set, for names in the cache.
+        options: How to load.
+        reader: As in `open_files`; by default `read_cloud`.
+        beside: As in `open_files`.
+        sampling: Which points an item has.
+    """
+    if reader is None:
+        reader = partial(
+            read_cloud, num_points=options.num_points, seed=options.seed, drop_invalid=options.drop_invalid
+        )
+    clouds, kept = open_files(files, root, reader, options, beside)
+    labels = np.array(labels, dtype=np.int64)[kept]
     return PointCloudDataset(
-        clouds,
-        np.array(labels, dtype=np.int64)[kept],
-        names,
-        num_points=options.num_points,
-        sampling=sampling,
-        seed=options.seed,
+        clouds, labels, names, num_points=options.num_points, sampling=sampling, seed=options.seed
     )
+
+
+def find_part_folder(path: Path) -> Path | None:
+    """Give the folder with clouds, names of parts, or subfolders for its splits or categories."""
+    return path if has_files(path) or (path / NAMES_FILE).is_file() else find_folders(path)
+
+
+def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset]:
+    """Load clouds with a label for each point, a folder a category, or all in one folder.
+
+    Train and test folders may be above the categories, below them, or hold the clouds of the only category. A number
+    means the same part in every category. `parts.txt` in the root names the parts, one a line, from 0 on.
+    """
+    reader = partial(read_labelled_cloud, drop_invalid=options.drop_invalid)
+    splits = _open_classes(_find_categories(root, options), root, options, reader=reader, beside=find_label_file)
+    class_parts = find_class_parts(splits.values(), str(root))
+    names_file, part_names = root / NAMES_FILE, None
+    if names_file.is_file():
+        part_names = read_lines(names_file)
+        num_parts = 1 + max(map(max, class_parts))
+        if len(part_names) < num_parts:
+            raise PointCloudError(
+                f"{names_file}: has {len(part_names)} names, but the labels go up to {num_parts - 1}; write a name "
+                "for each part from 0 on, one a line"
+            )
+    for dataset in splits.values():
+        dataset.set_parts(class_parts, part_names)
+    return splits
+
+
+def _find_categories(root: Path, options: LoadOptions) -> ClassFiles:
+    """Find the files of each category of each split; a folder that holds clouds itself is the only category."""
+    finder = CloudFinder(root, options)
+    folders = subfolders(root)
+    splits = find_splits(folders)
+    if splits and (has_files(splits["train"]) or _is_category(splits["train"])):
+        places = splits
+    elif folders and not _is_category(root):
+        return _list_classes(_find_classes(root), finder)
+    else:
+        places = {"": root}
+    category = class_name(Path(os.path.abspath(root))) or "object"
+    files = {
+        split: {category: [file for file in finder.list(folder, split or category) if file != root / NAMES_FILE]}
+        for split, folder in places.items()
+    }
+    finder.report()
+    return files
+
+
+def _is_category(folder: Path) -> bool:
+    """Return whether a folder holds clouds itself: as files, as folders of arrays, or with folders of their labels."""
+    folders = subfolders(folder)
+    paired = find_attributes([entry.name for entry in folders], only_of_coordinates=True)
+    return not folders or bool(paired) or any(map(is_scene, folders))

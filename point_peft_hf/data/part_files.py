@@ -10,6 +10,7 @@ import numpy as np
 from .errors import PointCloudError
 from .formats.labels import read_points_and_labels
 from .formats.scans import read_bin
+from .formats.text import read_table
 from .label_files import find_label_file, read_label_file
 from .readers import choose_reader, errors_of, to_float32
 from .sources import MAX_CACHED_POINTS, check_extent
@@ -60,6 +61,17 @@ def read_labelled_cloud(path: Path, drop_invalid: bool = False) -> np.ndarray:
     if len(points) != len(labels):
         raise PointCloudError(f"{path}: has {len(points)} points, but {len(labels)} labels")
     return _check(path, points, labels, drop_invalid)
+
+
+def read_part_table(path: Path, drop_invalid: bool) -> np.ndarray:
+    """Read a text file as `read_labelled_cloud`: x, y, z, anything, and the label in the last column, without names."""
+    if not path.is_file():
+        raise PointCloudError(f"{path}: no such file")
+    with errors_of(path):
+        table = read_table(path)
+    if table.shape[1] < 4:
+        raise PointCloudError(f"{path}: needs x, y, z and a part in the last column, got {table.shape[1]} columns")
+    return _check(path, table[:, :3], table[:, -1], drop_invalid)
 
 
 def _check(path: Path, points: np.ndarray, labels: np.ndarray, drop_invalid: bool) -> np.ndarray:

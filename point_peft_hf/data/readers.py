@@ -12,7 +12,7 @@ import numpy as np
 
 from .errors import PointCloudError
 from .files import atomic_write
-from .formats.arrays import read_h5, read_npy, read_npz
+from .formats.arrays import read_arrays, read_npy
 from .formats.glb import read_glb
 from .formats.mesh import sample_surface
 from .formats.obj import read_obj
@@ -27,13 +27,12 @@ Reader = Callable[[Path], tuple[np.ndarray, "np.ndarray | None"]]
 
 READERS: dict[str, Reader] = {
     **dict.fromkeys((".xyz", ".txt", ".csv", ".pts", ".asc"), read_text),
-    **dict.fromkeys((".h5", ".hdf5"), read_h5),
+    **dict.fromkeys((".npz", ".h5", ".hdf5"), read_arrays),
     **dict.fromkeys((".las", ".laz"), read_las),
     ".bin": read_bin,
     ".e57": read_e57,
     ".glb": read_glb,
     ".npy": read_npy,
-    ".npz": read_npz,
     ".obj": read_obj,
     ".off": read_off,
     ".pcd": read_pcd,

@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -132,34 +132,20 @@ class PackedClouds(Sequence):
 
 
 @dataclass(frozen=True)
-class FileOptions:
-    """How the files of a data set are read.
+class LoadOptions:
+    """How the files of a data set are read; the fields are the arguments of `load_dataset`."""
 
-    Args:
-        cache_dir: Folder for parsed clouds; `"auto"` for `default_cache_dir()`; None to parse at each access.
-        skip_bad_files: Leave files out that cannot be read, with one warning that counts them, instead of failing.
-        num_workers: Processes that parse.
-        progress: Show a bar.
-    """
-
+    num_points: int | None = None
+    seed: int = 0
+    drop_invalid: bool = False
     cache_dir: str | os.PathLike | None = "auto"
     skip_bad_files: bool = False
     num_workers: int = 0
     progress: bool = True
 
 
-@dataclass(frozen=True)
-class LoadOptions:
-    """How a data set is loaded; the fields are the arguments of `load_dataset`."""
-
-    num_points: int | None = None
-    seed: int = 0
-    drop_invalid: bool = False
-    files: FileOptions = field(default_factory=FileOptions)
-
-
 def open_files(
-    files: Sequence[Path], root: Path, reader: CloudReader, options: FileOptions, beside: Beside | None = None
+    files: Sequence[Path], root: Path, reader: CloudReader, options: LoadOptions, beside: Beside | None = None
 ) -> tuple[Sequence, np.ndarray]:
     """Open the files of a data set, through the cache when there is one.
 
@@ -201,7 +187,7 @@ def open_files(
     return FileClouds([files[index] for index in kept], reader), np.array(kept, dtype=np.int64)
 
 
-def require_files(files: Sequence[Path], options: FileOptions) -> None:
+def require_files(files: Sequence[Path], options: LoadOptions) -> None:
     """Check that the files of a list exist, before hours are spent on reading them.
 
     Args:
@@ -216,18 +202,12 @@ def require_files(files: Sequence[Path], options: FileOptions) -> None:
         raise FileNotFoundError(2, f"No such file ({len(missing)} of {len(files)} are missing)", str(missing[0]))
 
 
-class _Reading(torch.utils.data.Dataset):
+class _Attempts(FileClouds):
     """The files as a data set of (array, error), so that the workers of a DataLoader parse them."""
-
-    def __init__(self, files: Sequence[Path], reader: CloudReader):
-        self.files, self.reader = files, reader
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray | None, str | None]:
         try:
-            return self.reader(self.files[index]), None
+            return super().__getitem__(index), None
         except PointCloudError as error:
             return None, str(error)
 
@@ -237,10 +217,10 @@ def _same(item: object) -> object:
 
 
 def _read_all(
-    files: Sequence[Path], reader: CloudReader, options: FileOptions
+    files: Sequence[Path], reader: CloudReader, options: LoadOptions
 ) -> Iterator[tuple[np.ndarray | None, str | None]]:
     """Read files in order, in parallel if asked for, with a bar; an error ends it unless bad files are skipped."""
-    reading = _Reading(files, reader)
+    reading = _Attempts(files, reader)
     items = (reading[index] for index in range(len(reading)))
     if options.num_workers > 0:
         items = torch.utils.data.DataLoader(
@@ -267,7 +247,7 @@ def _open_cache(
     files: Sequence[Path],
     root: Path,
     reader: CloudReader,
-    options: FileOptions,
+    options: LoadOptions,
     cache_dir: Path,
     beside: Beside | None,
 ) -> tuple[Sequence, np.ndarray]:
@@ -333,7 +313,7 @@ def _read_index(path: Path, fingerprint: str) -> dict | None:
     return index if isinstance(index, dict) and index.get("fingerprint") == fingerprint else None
 
 
-def _write_cache(files: Sequence[Path], reader: CloudReader, options: FileOptions, path: Path, root: Path) -> dict:
+def _write_cache(files: Sequence[Path], reader: CloudReader, options: LoadOptions, path: Path, root: Path) -> dict:
     """Parse files into one .npy file, one cloud at a time, and describe it."""
     kept, bad, offsets, columns = [], [], [0], 3
     with atomic_write(path) as file:

@@ -106,21 +106,15 @@ def find_labels(names: Sequence[str]) -> list[int]:
     return [place for place, name in enumerate(names) if clean_name(name) in LABEL_NAMES]
 
 
-def pick_label(names: Sequence[str], places: Sequence[int], path: Path, what: str) -> int:
-    """Choose the only one of some columns that can hold the labels.
+def pick_label(names: Sequence[str], path: Path, what: str) -> int:
+    """Give the place of the only name that is one of labels; none or several are an error.
 
     Args:
         names: Names of all columns.
-        places: Those that are called as labels are, from `find_labels`.
         path: The file, for messages.
         what: What a column is in it, for messages.
-
-    Returns:
-        The place of the labels.
-
-    Raises:
-        PointCloudError: If there is none, or more than one.
     """
+    places = find_labels(names)
     if not places:
         raise PointCloudError(
             f"{path}: no {what} is named as labels are ({', '.join(LABEL_NAMES[:6])}, class, classification, "

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import PointCloudError
 from .arrays import field_labels, load_npy, read_array_labels
-from .columns import find_labels, pick_label
+from .columns import pick_label
 from .pcd import read_pcd
 from .ply import read_ply
 from .scans import read_las
@@ -37,7 +37,7 @@ def read_points_and_labels(path: Path, reader: Callable) -> tuple[np.ndarray, np
     suffix = path.suffix.lower()
     if suffix in _NAMED:
         read, what = _NAMED[suffix]
-        rows, _ = read(path, lambda names: [pick_label(names, find_labels(names), path, what)])
+        rows, _ = read(path, lambda names: [pick_label(names, path, what)])
         return rows[:, :3], rows[:, 3]
     if suffix in (".las", ".laz"):
         rows, _ = read_las(path, labels=True)
@@ -57,8 +57,7 @@ def read_points_and_labels(path: Path, reader: Callable) -> tuple[np.ndarray, np
 def _from_text(path: Path) -> tuple[np.ndarray, np.ndarray]:
     table, names = read_table(path), read_column_names(path)
     if names is not None and any(names[3:]):
-        places = [place for place in find_labels(names) if place > 2]
-        return table[:, :3], table[:, pick_label(names, places, path, "column")]
+        return table[:, :3], table[:, pick_label(names, path, "column")]
     if path.suffix.lower() == ".pts":
         raise PointCloudError(
             f"{path}: the columns of a .pts file after x, y, z are intensity and colours, unless a header names one "

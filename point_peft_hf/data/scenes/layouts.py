@@ -16,7 +16,7 @@ from ..folder_tree import CloudFinder, subfolders
 from ..label_files import find_label_file
 from ..names import find_splits, printable, read_lines
 from ..readers import READERS
-from ..sources import FileOptions, LoadOptions, open_files
+from ..sources import LoadOptions, open_files
 from .classes import NAMES_FILE, SceneClasses, find_classes_of_labels, given_names, names_of_objects
 from .dataset import SceneDataset, ScenePieces, read_rows
 from .reading import is_room, object_files
@@ -89,7 +89,7 @@ def load_scenes(
     root = Path(root)
     if not root.is_dir():
         raise PointCloudError(f"{root}: no such folder of scenes")
-    files = FileOptions(cache_dir, skip_bad_files, num_workers, progress)
+    files = LoadOptions(cache_dir=cache_dir, skip_bad_files=skip_bad_files, num_workers=num_workers, progress=progress)
     splits = _find_scenes(root, files)
     names = given_names(class_names, root)
     rooms = [path for paths in splits.values() for path in paths if path.is_dir()]
@@ -200,11 +200,11 @@ def _names_of_rooms(rooms: Sequence[Path], root: Path, names: Mapping[int, str] 
     return given
 
 
-def _find_scenes(root: Path, options: FileOptions) -> dict[str, list[Path]]:
+def _find_scenes(root: Path, options: LoadOptions) -> dict[str, list[Path]]:
     """List the scenes of each split; of one split, `train`, where the folder does not cut them."""
     folders = subfolders(root)
     places = find_splits(folders)
-    finder = CloudFinder(root, LoadOptions(files=options), _ENDINGS)
+    finder = CloudFinder(root, options, _ENDINGS)
     listed = {split: names for split, words in _LISTS.items() if (names := _read_list(root, words)) is not None}
     if places:
         splits = {split: _scenes_in(folder, split, finder, root) for split, folder in places.items()}
