@@ -179,14 +179,7 @@ class PointCloudDataset(torch.utils.data.Dataset):
         return np.random.default_rng([self.seed, sample_id]).choice(available, self.num_points, replace=False)
 
     def names_of(self, sample_ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Give what a person can find clouds by: their files where each has one, else their numbers.
-
-        Args:
-            sample_ids: Numbers of clouds, from `sample_ids`.
-
-        Returns:
-            One name a number.
-        """
+        """Give what a person finds clouds by, given their `sample_ids`: files if there are any, else numbers."""
         files = getattr(self.clouds, "files", ())
         places = dict(zip(self.sample_ids.tolist(), self._places.tolist(), strict=True))
         return [printable(files[places[int(number)]]) if files else f"cloud {int(number)}" for number in sample_ids]
@@ -259,17 +252,9 @@ def too_many_parts(label: int) -> str:
 
 
 def check_class_names(class_names: Sequence[str], where: str = "class_names") -> list[str]:
-    """Check that classes have names that can be saved and told apart, upper and lower case aside.
+    """Check that classes have names that can be saved and told apart, upper and lower case aside, and return them.
 
-    Args:
-        class_names: The names.
-        where: What to name in the error, such as a file.
-
-    Returns:
-        The names.
-
-    Raises:
-        PointCloudError: If there is none, two look the same, or one cannot be shown.
+    `where` is what the error names, such as a file.
     """
     names = [str(name) for name in class_names]
     if not names:
@@ -294,18 +279,9 @@ def check_class_names(class_names: Sequence[str], where: str = "class_names") ->
 
 
 def check_labels(labels: Sequence[int] | np.ndarray, num_classes: int, where: str) -> np.ndarray:
-    """Check that labels are class numbers.
+    """Check that labels, integers of shape `(num_clouds,)` or `(num_clouds, 1)`, are class numbers.
 
-    Args:
-        labels: Integers of shape `(num_clouds,)` or `(num_clouds, 1)`.
-        num_classes: Number of classes.
-        where: What to name in the error, such as a file.
-
-    Returns:
-        The labels, int64, of shape `(num_clouds,)`.
-
-    Raises:
-        PointCloudError: If a label is not an integer, or out of range.
+    Returns them as int64 of shape `(num_clouds,)`. `where` is what the error names, such as a file.
     """
     labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:

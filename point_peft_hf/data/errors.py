@@ -7,22 +7,11 @@ from types import ModuleType
 
 
 class PointCloudError(ValueError):
-    """A file, a folder or an array that cannot be used as point clouds; the message names it and the way out."""
+    """A file, a folder or an array that cannot be used as point clouds; the message names it and how to fix it."""
 
 
 def import_optional(module: str, purpose: str) -> ModuleType:
-    """Import a library of the `io` extra.
-
-    Args:
-        module: Name of the module, as in `"h5py"`.
-        purpose: What it is needed for, the first words of the error.
-
-    Returns:
-        The module.
-
-    Raises:
-        ImportError: If the library is not installed; the message names the extra that brings it.
-    """
+    """Import a library of the `io` extra; without it the error says that `purpose` needs it, and how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

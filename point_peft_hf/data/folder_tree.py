@@ -34,7 +34,7 @@ def subfolders(path: Path) -> list[Path]:
 
 
 def has_files(path: Path) -> bool:
-    """Tell whether there are clouds in a folder itself; notes and tables above folders of clouds are none."""
+    """Return whether there are clouds in a folder itself; notes and tables above folders of clouds do not count."""
     files = [path / entry.name for entry in _entries(path) if not _is_folder(entry)]
     clouds = [file for file in files if _is_cloud(file) and file.is_file()]
     if any(entry.suffix.lower() not in _TEXT_OR_NOTES for entry in clouds):
@@ -45,23 +45,23 @@ def has_files(path: Path) -> bool:
 
 
 def holds_clouds(folder: Path) -> bool:
-    """Tell whether there are clouds in a folder or in the folders in it."""
+    """Return whether there are clouds in a folder or in the folders in it."""
     return any(_is_cloud(Path(name)) for _, _, names in os.walk(folder) for name in names)
 
 
 def is_scene(folder: Path) -> bool:
-    """Tell whether a folder is one cloud, an array of coordinates and arrays of attributes, as those of Pointcept."""
+    """Return whether a folder is one cloud, arrays of coordinates and of attributes, as those of Pointcept."""
     stems = {entry.name[:-4].lower() for entry in _entries(folder) if entry.name[-4:].lower() == ".npy"}
     return bool(stems & set(COORDINATES)) and any(map(is_attribute, stems))
 
 
 def _is_cloud(path: Path) -> bool:
-    """Tell by its name whether a file is a cloud."""
+    """Return whether a file is a cloud by its name."""
     return path.suffix.lower() in READERS and not _is_beside(path)
 
 
 def _is_beside(path: Path) -> bool:
-    """Tell by its name whether a file lies beside clouds without being one."""
+    """Return whether a file accompanies clouds without being one, by its name."""
     return is_side_file(path.name) or path.suffix.lower() in _BESIDE
 
 
@@ -104,18 +104,10 @@ class CloudFinder:
             self._enter(folder, None)
 
     def list(self, folder: Path, place: str) -> list[Path]:
-        """List the clouds of a folder and the folders in it, links followed.
+        """List the clouds of a folder and the folders in it, links followed, in order of their names.
 
-        Args:
-            folder: The folder.
-            place: The class, and the split, that it stands for; a file belongs to one of them.
-
-        Returns:
-            The files, in order of their names.
-
-        Raises:
-            PointCloudError: If a file or folder belongs to another place as well, a folder cannot be read, or two
-                files are one object in two formats.
+        `place` is the class, and the split, that the folder stands for. A file or folder of two places, a folder that
+        cannot be read, and one object in two formats are errors.
         """
         files: list[Path] = []
         for parent, names in self._walk(folder, place):
@@ -123,11 +115,7 @@ class CloudFinder:
         return files
 
     def report(self) -> None:
-        """Refuse files of other kinds, or leave them out with a warning; warn of what was counted once.
-
-        Raises:
-            PointCloudError: If there are files of other kinds that are not to be skipped.
-        """
+        """Refuse files of other kinds, or leave them out with a warning; warn of what was counted once."""
         root = printable(self.root)
         if self._repeated:
             warnings.warn(

@@ -22,20 +22,11 @@ _DIGITS = re.compile(rb"[\s\d.+\-eE]*")
 
 
 def find_label_file(path: Path) -> Path | None:
-    """Find the file with the labels of a cloud.
+    """Find the file with the labels of a cloud; None without one, an error with several.
 
-    It is one of the same name that ends with .seg, .label or .labels beside the cloud; or `1_label.npy` for `1.npy`,
+    It is one of the same name that ends with .seg, .label or .labels in the same folder; or `1_label.npy` for `1.npy`,
     `segment.npy` for `coord.npy` (Pointcept), `points_label/1.seg` for `points/1.pts` (ShapeNetPart), or
     `labels/1.label` for `velodyne/1.bin` (SemanticKITTI).
-
-    Args:
-        path: The file of the cloud.
-
-    Returns:
-        The file, or None.
-
-    Raises:
-        PointCloudError: If there are several.
     """
     base = os.path.splitext(path)[0]
     names = [f"{base}{ending}" for ending in _ENDINGS]
@@ -60,17 +51,10 @@ def find_label_file(path: Path) -> Path | None:
 
 
 def read_label_file(path: Path) -> np.ndarray:
-    """Read one label a point.
+    """Read one label a point, of shape `(num_points,)`.
 
-    Args:
-        path: The file: text with one number a line, .npy of shape `(num_points,)` or `(num_points, 1)`, or the binary
-            .label of SemanticKITTI, of which the class is taken (the lower 16 bits).
-
-    Returns:
-        The labels, of shape `(num_points,)`.
-
-    Raises:
-        PointCloudError: If it holds something else.
+    The file is text with one number a line, .npy of shape `(num_points,)` or `(num_points, 1)`, or the binary .label
+    of SemanticKITTI, of which the class is taken (the lower 16 bits).
     """
     if path.suffix.lower() == ".npy":
         try:

@@ -20,19 +20,8 @@ from .sources import LoadOptions
 
 ARRAY_SUFFIXES = (".h5", ".hdf5", ".npz")
 _CLOUDS = (*COORDINATES, "data", "x", "arr_0")
-_CLASSES = (
-    "label",
-    "labels",
-    "y",
-    "class",
-    "classes",
-    "class_id",
-    "category",
-    "categories",
-    "target",
-    "targets",
-    "cls",
-)
+_CLASSES = ("label", "labels", "y", "class", "classes", "class_id", "cls")
+_CLASSES += ("category", "categories", "target", "targets")
 _PARTS = ("pid", "part", "parts", "part_label", "part_labels", "seg", "segment", "segmentation", "semantic")
 _NAME_LISTS = ("shape_names.txt", "class_names.txt", "classes.txt", "categories.txt")
 _MAX_COLUMNS = 16
@@ -130,7 +119,7 @@ def read_arrays(path: Path, names: tuple[str, str | None, str | None] | None = N
         raise PointCloudError(f"{path}: {names[0]!r} must be of real numbers, got {clouds.dtype}")
     if classes is not None and len(classes) != len(clouds):
         raise PointCloudError(
-            f"{path}: {names[0]!r} has {len(clouds)} clouds and {names[1]!r} {len(classes)} labels; each cloud needs one"
+            f"{path}: {names[0]!r} has {len(clouds)} clouds and {names[1]!r} {len(classes)} labels; a cloud has one"
         )
     if parts is None:
         return clouds, classes, None
@@ -236,7 +225,8 @@ def check_arrays(
         if not options.skip_bad_files:
             more = ", drop_invalid=True such points" if "NaN" in what else ""
             raise PointCloudError(
-                f"{reason}, the first is cloud {int(places.argmax())} (skip_bad_files=True leaves such clouds out{more})"
+                f"{reason}, the first is cloud {int(places.argmax())} (skip_bad_files=True leaves such clouds "
+                f"out{more})"
             )
         warnings.warn(f"{reason}: they are skipped", stacklevel=2)
     good = ~np.logical_or(*bad.values())

@@ -37,7 +37,7 @@ NAMES_FILE = "parts.txt"
 
 
 def find_folders(path: Path) -> Path | None:
-    """Tell whether a folder has subfolders, which are then its splits or classes."""
+    """Give the folder whose subfolders are splits or classes; None if there are no subfolders."""
     folders = subfolders(path)
     if len(folders) == 1 and not has_split_word(folders[0].name) and not has_files(folders[0]):
         return find_folders(folders[0])  # an archive unpacked into a folder of its own
@@ -105,11 +105,7 @@ def _by_class(folders: list[Path], where: Path) -> dict[str, Path]:
 
 
 def _splits_are_classes(splits: dict[str, Path], folders: list[Path], root: Path) -> bool:
-    """Tell whether a folder called train is one of vehicles: it holds clouds itself, and so do others.
-
-    Raises:
-        PointCloudError: If it can be either.
-    """
+    """Return whether a folder called train is one of vehicles: it holds clouds itself, and so do others."""
     others = [folder for folder in folders if folder not in splits.values()]
     if len(splits) > 1 or not any(map(has_files, others)):
         return False
@@ -175,7 +171,7 @@ def _refuse_unnamed_splits(root: Path, folders: list[Path]) -> None:
 
 
 def _may_be_class(folder: Path) -> bool:
-    """Tell whether a folder in one that may be a split can be a class: it is neither one cloud nor named as a part."""
+    """Return whether a folder in one that may be a split can be a class: neither one cloud nor named as a part."""
     name = folder.name.lower()
     return holds_clouds(folder) and name not in COORDINATES and not is_attribute(name) and not is_scene(folder)
 
@@ -193,7 +189,7 @@ def _list_classes(found: ClassFolders, finder: CloudFinder) -> ClassFiles:
 
 
 def _open_classes(found: ClassFiles, root: Path, options: LoadOptions, **how: Any) -> dict[str, PointCloudDataset]:
-    """Make a data set of each split, as `open_dataset`; a class without a file, or without one to train on, is an error."""
+    """Make a data set of each split, as `open_dataset`; a class needs a file, and one to train on."""
     names = check_class_names(sorted({name for classes in found.values() for name in classes}), str(root))
     counts = Counter()
     for classes in found.values():

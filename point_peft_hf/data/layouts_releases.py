@@ -1,4 +1,4 @@
-"""The public releases: ModelNet40 as .h5, .txt and .dat, ScanObjectNN, ShapeNetPart, and folds of few-shot learning."""
+"""The public releases: ModelNet40 as .h5, .txt and .dat, ScanObjectNN, ShapeNetPart, and few-shot folds."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ def load_shapenetpart_hdf5(root: Path, options: LoadOptions) -> Splits:
         for label, (found, allowed) in enumerate(zip(dataset.occurring_parts(), class_parts, strict=False)):
             if found - set(allowed):
                 raise PointCloudError(
-                    f"{root}: {split}: part {min(found - set(allowed))} is out of range for class {label}, whose parts "
-                    f"are {allowed}"
+                    f"{root}: {split}: part {min(found - set(allowed))} is out of range for class {label}, whose "
+                    f"parts are {allowed}"
                 )
         dataset.set_parts(class_parts)
     return splits

@@ -36,12 +36,12 @@ _AS_ATTRIBUTE = re.compile(f"(.+)[-_. ]({'|'.join(sorted(_ATTRIBUTES, key=len, r
 
 
 def is_side_folder(name: str) -> bool:
-    """Tell whether a folder was left by a system or a program: `__MACOSX`, `.git`, Synology's `@eaDir`."""
+    """Return whether a folder was left by a system or a program: `__MACOSX`, `.git`, Synology's `@eaDir`."""
     return name.startswith((".", "__")) or name.lower() in _SIDE_FOLDERS
 
 
 def is_side_file(name: str) -> bool:
-    """Tell whether a file is hidden, a note of a release, or was left by a system: `._scan.ply`, `Thumbs.db`."""
+    """Return whether a file is hidden, a note of a release, or was left by a system: `._scan.ply`, `Thumbs.db`."""
     return name.lower().startswith((".", *_SIDE_FILES))
 
 
@@ -51,16 +51,9 @@ def printable(name: str | os.PathLike) -> str:
 
 
 def class_name(folder: Path) -> str:
-    """Give the name of the class that a folder stands for.
+    """Give the class of a folder: its name as Linux and Windows compose it (NFC); archives of macOS decompose names.
 
-    Args:
-        folder: The folder.
-
-    Returns:
-        Its name, composed as Linux and Windows write it (NFC); archives of macOS have decomposed names.
-
-    Raises:
-        PointCloudError: If the name is not UTF-8, so that it could not be saved with a model.
+    A name that is not UTF-8 is an error, as it could not be saved with a model.
     """
     try:
         folder.name.encode("utf-8")
@@ -79,17 +72,7 @@ def looks_like(name: str) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read a list of names or files.
-
-    Args:
-        path: The file, UTF-8 with or without a byte order mark.
-
-    Returns:
-        Its lines without blanks around them; empty ones are left out.
-
-    Raises:
-        PointCloudError: If it is of another encoding.
-    """
+    """Read the lines of a UTF-8 file, with or without byte order mark, stripped; empty ones are left out."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -124,24 +107,15 @@ def split_of(name: str) -> str | None:
 
 
 def has_split_word(name: str) -> bool:
-    """Tell whether a name has a word for a split, whatever else is in it."""
+    """Return whether a name has a word for a split, whatever else is in it."""
     return bool(_split_in(name)[0])
 
 
 def find_splits(folders: Sequence[Path]) -> dict[str, Path]:
-    """Find the splits among folders by their names.
+    """Find the splits among the folders of one folder by their names; empty without a train split.
 
     Recognised are `train`, `Training`, `train_set`, `testset`, `val_data`, and names that agree but for the split, as
-    `scans_train` and `scans_test`.
-
-    Args:
-        folders: The folders of one folder.
-
-    Returns:
-        The folders by split; empty without a train split.
-
-    Raises:
-        PointCloudError: If two folders look like the same split.
+    `scans_train` and `scans_test`. Two folders of the same split are an error.
     """
     named = [(folder, *_split_in(folder.name)) for folder in folders]
     named = [(folder, next(iter(splits)), rest) for folder, splits, rest in named if len(splits) == 1]
@@ -168,10 +142,7 @@ def find_attributes(names: Iterable[str], only_of_coordinates: bool = False) -> 
 
     Args:
         names: Names without ending, as `coord` and `color`, `points` and `points_label`, or `1` and `1_normals`.
-        only_of_coordinates: Leave out what belongs to another name than one of coordinates, as `1_normals`.
-
-    Returns:
-        Those that are attributes of a cloud that is there as well.
+        only_of_coordinates: Leave out those of other names than those of coordinates, as `1_normals`.
     """
     names = set(names)
     present = {name.lower() for name in names}
@@ -195,5 +166,5 @@ def find_attributes(names: Iterable[str], only_of_coordinates: bool = False) -> 
 
 
 def is_attribute(name: str) -> bool:
-    """Tell whether a whole name is one of an attribute, as `color` or `normal`."""
+    """Return whether a whole name is one of an attribute, as `color` or `normal`."""
     return name.lower() in _ATTRIBUTES

@@ -64,7 +64,7 @@ def read_labelled_cloud(path: Path, drop_invalid: bool = False) -> np.ndarray:
 
 
 def read_part_table(path: Path, drop_invalid: bool) -> np.ndarray:
-    """Read a text file as `read_labelled_cloud`: x, y, z, anything, and the label in the last column, without names."""
+    """Read a text file as `read_labelled_cloud`, with x, y, z in the first columns and the label in the last one."""
     if not path.is_file():
         raise PointCloudError(f"{path}: no such file")
     with errors_of(path):
@@ -85,7 +85,6 @@ def _check(path: Path, points: np.ndarray, labels: np.ndarray, drop_invalid: boo
         points, labels = points[finite], labels[finite]
     if len(points) < 2:
         raise PointCloudError(f"{path}: holds {len(points)} points; a cloud has at least 2")
-    check_extent(points, path)
     wrong = labels[~(np.isfinite(labels) & (labels == np.round(labels)))]
     if len(wrong):
         raise PointCloudError(f"{path}: labels must be whole numbers, got {wrong[0]:g}; is the last column the label?")
@@ -94,6 +93,7 @@ def _check(path: Path, points: np.ndarray, labels: np.ndarray, drop_invalid: boo
             f"{path}: the label {labels.max():.0f} is too large for the number of a part; number the parts from 0 on "
             "(of a SemanticKITTI label the lower 16 bits are the class)"
         )
+    check_extent(points, path)
     labels = np.where(labels < 0, UNLABELLED, labels)
     if len(points) > MAX_CACHED_POINTS:
         kept = np.sort(np.random.default_rng(0).choice(len(points), MAX_CACHED_POINTS, replace=False))
@@ -102,7 +102,7 @@ def _check(path: Path, points: np.ndarray, labels: np.ndarray, drop_invalid: boo
 
 
 def _columns_of_bin(path: Path, num_points: int) -> int:
-    """Say how many float32 numbers each of so many points has."""
+    """Find how many float32 numbers each of `num_points` points has."""
     size = path.stat().st_size
     columns = size // (4 * max(num_points, 1))
     if not 3 <= columns <= 8 or 4 * columns * num_points != size:

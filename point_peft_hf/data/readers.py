@@ -113,22 +113,10 @@ def read_shifted(
     drop_invalid: bool = False,
     num_columns: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read as `read_point_cloud`, without its warning of a shift; also give the shift.
+    """Read as `read_point_cloud`; instead of warning of a shift, also give it.
 
-    Args:
-        path: As in `read_point_cloud`.
-        num_points: As in `read_point_cloud`.
-        seed: As in `read_point_cloud`.
-        drop_invalid: As in `read_point_cloud`.
-        num_columns: As in `read_point_cloud`.
-
-    Returns:
-        The points of shape `(num_points, 3)`, float32, and what must be added to them in float64 for the coordinates
-        of the file, of shape `(3,)`: zeros where they are not shifted.
-
-    Raises:
-        PointCloudError: As `read_point_cloud`.
-        ImportError: As `read_point_cloud`.
+    The shift, of shape `(3,)`, is what must be added to the points in float64 for the coordinates of the file: zeros
+    where they are not shifted.
     """
     path = Path(path)
     if num_points is not None and num_points < 1:
@@ -158,13 +146,9 @@ def read_shifted(
 
 @contextmanager
 def errors_of(path: Path) -> Iterator[None]:
-    """Turn what goes wrong in reading a file into an error that names it, for `skip_bad_files` to catch.
+    """Turn what goes wrong in reading a file into a `PointCloudError` that names it, for `skip_bad_files` to catch.
 
-    Args:
-        path: The file.
-
-    Raises:
-        PointCloudError: If anything fails but the import of a library.
+    The import of a library is left as it is.
     """
     try:
         yield
@@ -237,13 +221,10 @@ def shift_to_float32(points: np.ndarray, where: object) -> tuple[np.ndarray, np.
 
     Args:
         points: Coordinates of shape `(num_points, 3)`, any unit.
-        where: What to name in the error, such as a file.
+        where: What to name in the error if they are too large for float32.
 
     Returns:
         The points, and what must be added to them in float64, of shape `(3,)`: zeros where they are not shifted.
-
-    Raises:
-        PointCloudError: If they are too large for float32.
     """
     shift = np.zeros(3)
     if points.dtype == np.float32 or len(points) == 0:
@@ -272,7 +253,7 @@ def _is_far(largest: float, extent: float) -> bool:
 
 
 def _lies_near(points: np.ndarray) -> bool:
-    """Tell quickly for most clouds that they are not far from the origin, by the distance of two of their points."""
+    """Return quickly for most clouds that they are not far from the origin, by the distance of two of their points."""
     one, other = points[0].tolist(), points[len(points) // 2].tolist()
     distance = max(abs(first - second) for first, second in zip(one, other, strict=True))
     largest = max(-float(points.min()), float(points.max()))
@@ -280,7 +261,7 @@ def _lies_near(points: np.ndarray) -> bool:
 
 
 def _is_blurred(points: np.ndarray) -> bool:
-    """Tell whether points have come through float32, of whatever type they are, and lost their shape there."""
+    """Return whether points have come through float32, of whatever type they are, and lost their shape there."""
     if len(points) == 0 or points.dtype.kind != "f" or _lies_near(points):
         return False
     low, high, largest, extent = _bounds(points)

@@ -52,14 +52,9 @@ def read_cloud(
 
 
 def check_extent(points: np.ndarray, where: object) -> None:
-    """Refuse a cloud of which (almost) all points lie in one place, as a sensor without returns writes them.
+    """Refuse a cloud of which (almost) all points are in one place, as a sensor without returns writes them.
 
-    Args:
-        points: Coordinates of shape `(num_points, 3)`.
-        where: What to name in the error, such as a file.
-
-    Raises:
-        PointCloudError: If there is no shape in it.
+    `points` are of shape `(num_points, 3)`; the error names `where`.
     """
     # What most points have, most of a few have: all are looked at where that is so only, which spares time.
     some = points[:: max(1, len(points) // 16), 0].tolist()
@@ -75,12 +70,7 @@ def check_extent(points: np.ndarray, where: object) -> None:
 
 
 class FileClouds(Sequence):
-    """Clouds that are read from their files whenever they are asked for.
-
-    Args:
-        files: One path a cloud.
-        reader: Gives the array of a path, of shape `(num_points, 3 or more)`.
-    """
+    """Clouds of files that `reader`, which gives arrays of shape `(num_points, 3 or more)`, reads at each access."""
 
     def __init__(self, files: Sequence[Path], reader: CloudReader):
         self.files = list(files)
@@ -147,21 +137,17 @@ class LoadOptions:
 def open_files(
     files: Sequence[Path], root: Path, reader: CloudReader, options: LoadOptions, beside: Beside | None = None
 ) -> tuple[Sequence, np.ndarray]:
-    """Open the files of a data set, through the cache when there is one.
+    """Open the files of a data set, one a cloud, through the cache unless there is none.
 
     Args:
-        files: One path a cloud.
+        files: The files.
         root: Folder of the data set, for names in the cache.
         reader: `functools.partial` of a function of this package with its options, which become part of the cache key.
         options: Cache, skipping, workers, bar.
-        beside: Gives the file that the reader takes the labels of a cloud from; when it changes, the cloud is read
-            again.
+        beside: Gives the file with the labels of a cloud; when it changes, the cloud is read again.
 
     Returns:
         The clouds, a sequence of arrays, and the indices of the files that they come from.
-
-    Raises:
-        PointCloudError: If a file cannot be read, or every file had to be skipped.
     """
     cache_dir = options.cache_dir
     if cache_dir is not None:
@@ -188,15 +174,7 @@ def open_files(
 
 
 def require_files(files: Sequence[Path], options: LoadOptions) -> None:
-    """Check that the files of a list exist, before hours are spent on reading them.
-
-    Args:
-        files: The files.
-        options: Whether bad files are skipped, then nothing is checked.
-
-    Raises:
-        FileNotFoundError: If any is missing.
-    """
+    """Raise FileNotFoundError for missing files, before hours are spent on reading; not if bad files are skipped."""
     missing = [] if options.skip_bad_files else [file for file in files if not file.is_file()]
     if missing:
         raise FileNotFoundError(2, f"No such file ({len(missing)} of {len(files)} are missing)", str(missing[0]))

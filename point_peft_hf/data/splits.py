@@ -44,22 +44,10 @@ def stratified_split(labels: Sequence[int] | np.ndarray, fraction: float, seed: 
 def few_shot_indices(
     labels: Sequence[int] | np.ndarray, way: int, shot: int, query: int = 20, fold: int = 0, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw one fold of few-shot classification: `way` classes, `shot` clouds of each to learn from, `query` to test.
+    """Draw one fold of few-shot classification from labels of shape `(num_clouds,)`; arguments as `few_shot_fold`.
 
-    Args:
-        labels: Class of each cloud, integers of shape `(num_clouds,)`.
-        way: Number of classes.
-        shot: Training clouds of each class.
-        query: Test clouds of each class.
-        fold: Number of the fold; the protocol reports mean and standard deviation over folds 0 to 9.
-        seed: Seed of all the folds.
-
-    Returns:
-        The classes of shape `(way,)`, ascending; the training indices of shape `(way * shot,)` and the test indices of
-        shape `(way * query,)`, class by class, without a cloud in common.
-
-    Raises:
-        PointCloudError: If there are not enough classes with enough clouds.
+    Returns the classes of shape `(way,)`, ascending; the training indices of shape `(way * shot,)` and the test
+    indices of shape `(way * query,)`, class by class, without a cloud in common.
     """
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":

@@ -73,19 +73,17 @@ _DIGEST_LENGTH = 32
 
 @torch.no_grad()
 def fingerprint(model: nn.Module, left_out: Iterable[str] = ()) -> dict[str, str]:
-    """Digests of the frozen weights of a backbone.
+    """Digests of the frozen weights of a backbone, by precision.
 
     All bytes of all weights and statistics count, with their names and shapes. There is one digest for each precision
     that the weights may be cast to, because a backbone that is loaded in bfloat16 is still the backbone that an
-    adapter was trained on in float32. What belongs to a task (head, class token) and what adapters added is left out;
-    of a module that an adapter brings a copy of, the original counts. Costs about a second for 100 million weights.
+    adapter was trained on in float32; there is none for weights that are quantised or not there ("meta"). What belongs
+    to a task (head, class token) and what adapters added is left out; of a module that an adapter brings a copy of,
+    the original counts. Costs about a second for 100 million weights.
 
     Args:
         model: The backbone, with or without adapters.
         left_out: Names of the modules that belong to the task, where the model does not declare them itself.
-
-    Returns:
-        Digests by precision; none for weights that are quantised or not there ("meta").
     """
     names = set(getattr(model, "task_module_names", None) or left_out) - pretrained_parts(model)
     # Integers among the buffers count things (the batches that a BatchNorm has seen), and change nothing.
@@ -102,15 +100,12 @@ def fingerprint(model: nn.Module, left_out: Iterable[str] = ()) -> dict[str, str
 def unsaved_fingerprints(
     model: nn.Module, modules_to_save: Collection[str], brought_by_others: Collection[str] = ()
 ) -> dict[str, dict[str, str]]:
-    """Digests of the modules of the task that no adapter brings.
+    """Digests by precision, by module, of the modules of the task that no adapter brings.
 
     Args:
         model: The backbone, with or without adapters.
         modules_to_save: Modules that the adapter brings.
         brought_by_others: Modules that another adapter is going to bring.
-
-    Returns:
-        Digests by precision, by module.
     """
     digests = {
         part: _digests({name.partition(f"{part}.")[2]: tensor for name, tensor in tensors.items()})
@@ -128,12 +123,7 @@ def _digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def common_precision(expected: Mapping[str, str], got: Mapping[str, str]) -> str | None:
-    """The most exact precision that both of two fingerprints have a digest of; `None` if there is none.
-
-    Args:
-        expected: One fingerprint.
-        got: Another.
-    """
+    """The most exact precision that both of two fingerprints have a digest of; `None` if there is none."""
     return next((name for name in PRECISIONS if name in expected and name in got), None)
 
 
@@ -150,16 +140,14 @@ def _digest(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> str:
 def describe_backbone(
     model: nn.Module, modules_to_save: Collection[str] = (), brought_by_others: Collection[str] = ()
 ) -> dict[str, Any]:
-    """What an adapter remembers of its backbone.
+    """What an adapter remembers of its backbone: class, type and sizes, fingerprints of its weights, and the classes.
+
+    Task modules that no adapter brings have a fingerprint each.
 
     Args:
         model: The backbone.
         modules_to_save: Modules that the adapter brings. If a head is among them, the classes matter.
         brought_by_others: Modules that another adapter is going to bring.
-
-    Returns:
-        Class, type and sizes of the backbone, the fingerprint of its weights (of those of task modules that no adapter
-        brings: each by itself), and the classes.
     """
     config = getattr(model, "config", None)
     description = {name: getattr(config, name, None) for name in BACKBONE_FIELDS}
@@ -199,9 +187,6 @@ def check_backbone(
             of their fingerprint goes in here.
         name: Name of the expected one, for the message.
         revision: Its revision, for the message.
-
-    Raises:
-        ValueError: If the backbone is another.
     """
     base = f" ({name})" if name else ""
     if description.get("model_type") == expected.get("model_type"):

@@ -129,11 +129,7 @@ def model_card(
 
 
 def read_adapter(folder: Path) -> AdapterFiles:
-    """Read what the files of a saved adapter say of it.
-
-    Raises:
-        ValueError: If the folder holds no sound adapter.
-    """
+    """Read what the files of a saved adapter say of it; a folder without a sound adapter is an error."""
     files = check_files(find_adapter(folder))
     if files.config is None or files.weights is None:
         raise ValueError(f"{folder} holds no complete adapter. Pass a folder that `save_adapter` or training wrote.")
@@ -290,16 +286,7 @@ def _percent(share: float) -> str:
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The interval of Wilson (1927) for a share.
-
-    Args:
-        share: The share that was observed, from 0 to 1.
-        count: Of how many.
-        z: Quantile of the normal distribution; 1.96 for 95 %.
-
-    Returns:
-        Its ends.
-    """
+    """The interval of Wilson (1927) for a share of `count`, at the quantile `z` of the normal distribution."""
     centre = share + z * z / (2 * count)
     spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     factor = 1 / (1 + z * z / count)

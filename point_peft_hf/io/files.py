@@ -121,18 +121,9 @@ def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None =
 
 
 def find_adapter(name: str | os.PathLike, *, subfolder: str | None = None, **hub: Any) -> AdapterFiles:
-    """Find the files of an adapter; all of a repository's come from one commit.
+    """Find the files of an adapter, arguments as for `find_file`; nothing is read yet.
 
-    Args:
-        name: Folder, or repository of the Hub.
-        subfolder: Where in it.
-        **hub: `revision`, `token`, `cache_dir` and the like, for a repository.
-
-    Returns:
-        Where the files are; nothing is read yet.
-
-    Raises:
-        ValueError: If the weights are a pickle, or if `name` cannot be a folder or repository.
+    All files of a repository come from one commit. Weights in a pickle are an error.
     """
     files = AdapterFiles(str(name), find_file(name, CONFIG_NAME, subfolder=subfolder, **hub))
     if files.config is None:
@@ -155,11 +146,7 @@ def find_adapter(name: str | os.PathLike, *, subfolder: str | None = None, **hub
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that must hold an object.
-
-    Raises:
-        ValueError: If it does not, or is too large or twice has the same key; with the name of the file.
-    """
+    """Read a JSON file that must hold an object; one that is too large or has a key twice is an error."""
     size = path.stat().st_size
     if size > _MAX_JSON_BYTES:
         raise ValueError(f"{path}: has {size:,} bytes, more than any such file needs. {AGAIN}")
@@ -167,17 +154,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Read and check the header of a safetensors file, without reading its tensors.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Type and shape of each tensor, by key.
-
-    Raises:
-        ValueError: If the header does not fit itself or the size of the file, with the name of the file.
-    """
+    """Read and check the header of a safetensors file, without reading its tensors: type and shape by key."""
     try:
         # It checks the whole header, but reads no tensor.
         with safe_open(path, framework="numpy") as file:
@@ -236,11 +213,8 @@ def checksums(folder: Path, fields: Mapping[str, Any]) -> dict[str, str]:
 def write_checksums(folder: str | os.PathLike) -> None:
     """Write the checksums of an adapter into its configuration, which is brought into one order as well.
 
-    A configuration without weights gets none: it is no adapter yet, and a file that a person writes.
-
-    Args:
-        folder: A folder with an `adapter_config.json` of one of this package's types, and the weights that belong to
-            it.
+    The folder has an `adapter_config.json` of one of this package's types, and the weights that belong to it. A
+    configuration without weights gets no checksums: it is no adapter yet, and a file that a person writes.
     """
     folder = Path(folder)
     fields = read_json(folder / CONFIG_NAME)
@@ -263,16 +237,9 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def check_files(files: AdapterFiles) -> AdapterFiles:
-    """Read configuration and header, and check all that can be checked without a model.
+    """Read configuration and header into `files`, and check all that can be checked without a model.
 
-    Args:
-        files: From [`find_adapter`].
-
-    Returns:
-        The same object, with `fields`, `tensors` and `problem` filled in.
-
-    Raises:
-        ValueError: If something does not fit, with the name of the file and of the key or field.
+    What does not fit is a ValueError with the name of the file and of the key or field.
     """
     if files.config is None:
         return files
@@ -292,11 +259,7 @@ def check_files(files: AdapterFiles) -> AdapterFiles:
 
 
 def check_unchanged(files: AdapterFiles) -> None:
-    """Check that nobody changed the fields of a configuration since it was saved.
-
-    Raises:
-        ValueError: If somebody did.
-    """
+    """Check that nobody changed the fields of a configuration since it was saved."""
     # After the fields themselves: what is wrong with one of them says more.
     expected = _expected_checksums(files).get(CONFIG_NAME)
     if expected is not None and expected != fields_checksum(files.fields):

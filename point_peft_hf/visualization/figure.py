@@ -36,18 +36,12 @@ def in_words(measure: str) -> str:
 
 
 def new_figure(width: float, height: float, **subplots: Any) -> tuple[Figure, Any]:
-    """A figure of its own, which no other code of the process sees, with its axes.
+    """A figure of its own, which no other code of the process sees, and what `Figure.subplots` returns.
 
     Args:
         width: In inches.
         height: In inches.
         **subplots: Passed to matplotlib's `Figure.subplots`.
-
-    Returns:
-        The figure, and what `Figure.subplots` returns.
-
-    Raises:
-        ImportError: If matplotlib is not installed, with what to install.
     """
     try:
         import matplotlib
@@ -63,15 +57,7 @@ def new_figure(width: float, height: float, **subplots: Any) -> tuple[Figure, An
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
-    """Save a figure, with nothing cut off, and make the folders it goes to.
-
-    Args:
-        figure: The figure.
-        path: The file; its ending says the format.
-
-    Returns:
-        The file.
-    """
+    """Save a figure, with nothing cut off, in the format of the ending; the folders are made if need be."""
     import matplotlib
 
     path = Path(path)
@@ -82,14 +68,7 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
 
 
 def add_legend(axes: Any, handles: Sequence[Any], labels: Sequence[str], title: str | None = None) -> None:
-    """Add a legend beside axes, if there is anything to name.
-
-    Args:
-        axes: The axes.
-        handles: What is named.
-        labels: The names; those beyond `MAX_LEGEND_ENTRIES` are left out, which the title then says.
-        title: Title of the legend.
-    """
+    """Add a legend next to axes; it says how many names beyond `MAX_LEGEND_ENTRIES` it leaves out."""
     if not handles:
         return
     left_out = len(handles) - MAX_LEGEND_ENTRIES

@@ -46,17 +46,7 @@ def read_npy(path: Path) -> tuple[np.ndarray, None]:
 
 
 def load_npy(path: Path) -> np.ndarray:
-    """Open the array of an .npy file, mapped into memory.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The array.
-
-    Raises:
-        PointCloudError: If the file is broken, holds Python objects, or more than one array.
-    """
+    """Open the only array of an .npy file, mapped into memory; Python objects and further arrays are errors."""
     _check_signature(path, b"\x93NUMPY")
     try:
         # Mapped first, as that compares the size of the file with the header before any memory is taken.
@@ -154,17 +144,7 @@ def _h5py():
 
 
 def open_h5(path: Path) -> h5py.File:
-    """Open an .h5 file for reading.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The open file, a context manager.
-
-    Raises:
-        PointCloudError: If there is no such file or it is not HDF5.
-    """
+    """Open an .h5 file for reading, a context manager; it is an error if it is missing or not HDF5."""
     h5py = _h5py()
     if not Path(path).is_file():
         raise PointCloudError(f"{path}: no such file")
@@ -175,19 +155,7 @@ def open_h5(path: Path) -> h5py.File:
 
 
 def read_h5_array(file: h5py.File, name: str, path: Path) -> np.ndarray:
-    """Read an array of an open .h5 file, if all of it is stored in that file.
-
-    Args:
-        file: The open file.
-        name: Name of the array at the top of the file.
-        path: Its path, for messages.
-
-    Returns:
-        The array.
-
-    Raises:
-        PointCloudError: If there is no such array, it lies in another file, or it cannot be read.
-    """
+    """Read an array of an open .h5 file by its name, if all of it is stored in that file."""
     if name not in file:
         raise PointCloudError(f"{path}: has no array {name!r}; it has {sorted(file)}")
     # Links, virtual arrays and external storage could read any other file of this machine into the data.
@@ -312,7 +280,7 @@ def _from_fields(array: np.ndarray, path: Path, what: str) -> np.ndarray:
 
 
 def looks_transposed(shape: tuple[int, ...]) -> bool:
-    """Tell whether an array may have one row a channel and one column a point: it has more columns than rows.
+    """Return whether an array may have one row a channel and one column a point: it has more columns than rows.
 
     Two rows cannot be coordinates, and up to 7 columns are common for a cloud, however few points it has.
     """
@@ -320,15 +288,7 @@ def looks_transposed(shape: tuple[int, ...]) -> bool:
 
 
 def check_not_transposed(shape: tuple[int, ...], what: str) -> None:
-    """Refuse a cloud for which `looks_transposed` holds.
-
-    Args:
-        shape: Its shape.
-        what: What it is, for the message.
-
-    Raises:
-        PointCloudError: If it may be transposed.
-    """
+    """Refuse the shape of a cloud for which `looks_transposed` holds; the message starts with `what`."""
     if looks_transposed(shape):
         raise PointCloudError(
             f"{what} must be of shape (num_points, 3 or more), got {shape}: it looks transposed; save array.T for "

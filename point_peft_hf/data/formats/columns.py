@@ -52,13 +52,9 @@ def clean_name(name: str) -> str:
 
 
 def find_axes(names: Sequence[str]) -> list[int] | None:
-    """Find the coordinates among names, as `clean_name` gives them.
+    """Find the places of x, y and z among names of columns, as `clean_name` gives them.
 
-    Args:
-        names: The names of the columns.
-
-    Returns:
-        The places of x, y and z; None when they are not named, or not by one name each.
+    None when they are not named, or not by one name each.
     """
     names = list(names)
     for axes in _AXES:
@@ -96,7 +92,7 @@ def _find_triple(names: Sequence[str], pattern: re.Pattern, letters: str) -> lis
 
 
 def means_columns(names: Sequence[str]) -> bool:
-    """Tell whether words are names of columns rather than a sentence: coordinates, or enough of the usual others."""
+    """Return whether words are names of columns, not a sentence: coordinates, or enough of the usual others."""
     known = sum(bool(_OTHERS.fullmatch(name)) for name in names)
     return find_axes(names) is not None or known >= max(2, len(names) / 3)
 

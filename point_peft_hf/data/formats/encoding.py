@@ -51,18 +51,10 @@ def split_lines(text: str) -> list[str]:
 
 
 def read_text_lines(path: Path, limit: int = -1) -> list[str]:
-    """Read a text file as lines.
+    """Read a text file as lines, without line ends; a binary one is an error.
 
-    Args:
-        path: The file; UTF-8 or, with a byte order mark or recognisable by its zeros, UTF-16 or UTF-32. Bytes that are
-            not of that encoding become replacement characters.
-        limit: Number of bytes to read; all by default. A last line that is cut by it is left out.
-
-    Returns:
-        The lines, without line ends.
-
-    Raises:
-        PointCloudError: If the file is binary.
+    It is UTF-8 or, with a byte order mark or recognisable by its zeros, UTF-16 or UTF-32; other bytes become
+    replacement characters. With a `limit` of bytes to read, a last line that it cuts is left out.
     """
     with open(path, "rb") as file:
         data = file.read(limit)

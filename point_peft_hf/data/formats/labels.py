@@ -22,17 +22,9 @@ _MAX_PARTS = 50
 
 
 def read_points_and_labels(path: Path, reader: Callable) -> tuple[np.ndarray, np.ndarray]:
-    """Read the points of a file, and the label of each as the file itself has it.
+    """Read points, `(num_points, 3)`, with the `reader`, and the label of each as the file itself has it.
 
-    Args:
-        path: The file.
-        reader: The reader of its points.
-
-    Returns:
-        Points of shape `(num_points, 3)` and labels of shape `(num_points,)`.
-
-    Raises:
-        PointCloudError: If the file is broken, or it does not say which of its numbers are the labels.
+    It is an error if the file does not say which of its numbers are the labels.
     """
     suffix = path.suffix.lower()
     if suffix in _NAMED:

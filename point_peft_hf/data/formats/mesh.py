@@ -11,19 +11,13 @@ from .polygons import check_indices
 def sample_surface(
     vertices: np.ndarray, faces: np.ndarray, num_points: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Draw points uniformly on the surface of a mesh.
+    """Draw points uniformly on the surface of a mesh: `(num_points, 3)`, float64, in the unit of the vertices.
 
     Args:
-        vertices: Corner coordinates of shape `(num_vertices, 3)`, any unit.
+        vertices: Corner coordinates of shape `(num_vertices, 3)`.
         faces: Triangles of shape `(num_triangles, 3)`, as vertex indices.
         num_points: How many points.
         generator: Source of randomness.
-
-    Returns:
-        Points of shape `(num_points, 3)`, float64, in the unit of the vertices.
-
-    Raises:
-        PointCloudError: If the surface has no area, or an index no vertex.
     """
     check_indices(faces, len(vertices))
     vertices = vertices.astype(np.float64, copy=False)

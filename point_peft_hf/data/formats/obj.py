@@ -17,17 +17,7 @@ _VERTEX, _FACE = ("v ", "V "), ("f ", "F ", "fo")
 
 
 def read_obj(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read an .obj file.
-
-    Args:
-        path: The file, ascii.
-
-    Returns:
-        Vertices of shape `(num_vertices, 3)`, and triangles of shape `(num_triangles, 3)` or None.
-
-    Raises:
-        PointCloudError: If there is no vertex in it, a line cannot be read, or it holds free-form surfaces.
-    """
+    """Read an .obj file as vertices `(num_vertices, 3)` and triangles `(num_triangles, 3)`, None without faces."""
     text = to_utf8(path.read_bytes()).decode("utf-8", errors="replace")
     if "\0" in text:
         raise PointCloudError(f"{path}: not a readable .obj mesh: it is binary, not text")

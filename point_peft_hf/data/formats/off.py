@@ -16,16 +16,9 @@ _HEADER = re.compile(r"^(?:ST)?C?N?4?n?OFF\b|^(?:ST)?C?N?4?n?OFF(?=\d)", re.IGNO
 
 
 def read_off(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read an .off mesh, ModelNet40's with the counts glued to the first word (`OFF490 518 0`) included.
+    """Read an .off mesh as vertices `(num_vertices, 3)` and triangles `(num_triangles, 3)`, None without faces.
 
-    Args:
-        path: The file, ascii.
-
-    Returns:
-        Vertices of shape `(num_vertices, 3)`, and triangles of shape `(num_triangles, 3)` or None.
-
-    Raises:
-        PointCloudError: If the header is not one of an .off file, or there are fewer or more lines than it promises.
+    ModelNet40's files with the counts glued to the first word (`OFF490 518 0`) are read as well.
     """
     raw = read_text_lines(path)
     numbered = [(index + 1, line.split("#")[0].strip()) for index, line in enumerate(raw)]

@@ -43,19 +43,9 @@ class _Header:
 
 
 def read_pcd(path: Path, pick: Pick | None = None) -> tuple[np.ndarray, None]:
-    """Read a .pcd file.
+    """Read the points of a .pcd file in its type, those that the sensor did not measure (NaN) included.
 
-    Args:
-        path: The file, DATA ascii, binary or binary_compressed.
-        pick: Chooses, among the names of the fields of one number, those that are read after x, y and z.
-
-    Returns:
-        Points of shape `(num_points, 3 + number of picked fields)` in the type of the file, and None. Points that the
-        sensor did not measure (NaN) are among them.
-
-    Raises:
-        PointCloudError: If the header is broken, x, y or z are missing, or the data are shorter or longer than it
-            promises.
+    `pick` chooses, among the names of the fields of one number, those that become columns after x, y and z.
     """
     data = to_utf8(path.read_bytes())
     if b"\n" not in data[:_MAX_HEADER]:
@@ -190,17 +180,9 @@ def _read_compressed(data: bytes, header: _Header, path: Path) -> np.ndarray:
 
 
 def lzf_decompress(data: bytes, size: int) -> bytes:
-    """Decompress LZF, the format of Marc Lehmann's LibLZF.
+    """Decompress LZF, the format of Marc Lehmann's LibLZF, to `size` bytes; a ValueError if the data do not give that.
 
-    Args:
-        data: Compressed bytes: runs of literals (control byte below 32) and copies of earlier output.
-        size: Number of bytes that must come out.
-
-    Returns:
-        The bytes.
-
-    Raises:
-        ValueError: If the data end within a run, point before their start, or give another number of bytes.
+    The data are runs of literals (control byte below 32) and copies of earlier output.
     """
     output = bytearray()
     position, end = 0, len(data)

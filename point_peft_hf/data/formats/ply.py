@@ -66,19 +66,9 @@ class _Element:
 
 
 def read_ply(path: Path, pick: Pick | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read a .ply file.
+    """Read a .ply file, ascii or binary: points or vertices, and triangles `(num_triangles, 3)` or None.
 
-    Args:
-        path: The file: ascii, binary little endian or binary big endian.
-        pick: Chooses, among the names of the vertex properties, those that are read after x, y and z.
-
-    Returns:
-        Points or vertices of shape `(num_points, 3 + number of picked properties)`; and triangles of shape
-        `(num_triangles, 3)` or None.
-
-    Raises:
-        PointCloudError: If the header is broken, x, y or z are missing, a picked property is a list, or the data are
-            shorter or longer than it promises.
+    `pick` chooses, among the names of the vertex properties, those that become columns after x, y and z.
     """
     data = path.read_bytes()
     if data[:3].lower() != b"ply":

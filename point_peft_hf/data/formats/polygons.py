@@ -16,15 +16,12 @@ def triangulate(polygons: Sequence[Sequence[int]] | np.ndarray, vertices: np.nda
     """Cut polygons into triangles that cover them: convex ones into fans, others by cutting off ears.
 
     Args:
-        polygons: Vertex indices of each polygon; those with fewer than 3 corners are left out. Or an array of shape
+        polygons: Vertex indices of each polygon, those with fewer than 3 corners are left out; or an array of shape
             `(num_polygons, num_corners)`.
         vertices: Coordinates of shape `(num_vertices, 3)`.
 
     Returns:
         Vertex indices, int64, of shape `(num_triangles, 3)`.
-
-    Raises:
-        PointCloudError: If an index names no vertex, or a concave polygon has more than 2,000 corners.
     """
     if isinstance(polygons, np.ndarray):
         groups = [polygons.astype(np.int64)]
@@ -38,14 +35,7 @@ def triangulate(polygons: Sequence[Sequence[int]] | np.ndarray, vertices: np.nda
 
 
 def strip_to_triangles(strip: Sequence[int]) -> np.ndarray:
-    """Cut triangle strips into triangles; -1 starts a new strip.
-
-    Args:
-        strip: Vertex indices.
-
-    Returns:
-        Vertex indices, int64, of shape `(num_triangles, 3)`.
-    """
+    """Cut triangle strips, vertex indices in which -1 starts a new strip, into triangles `(num_triangles, 3)`."""
     indices = np.asarray(strip, dtype=np.int64)
     if len(indices) < 3:
         return np.empty((0, 3), dtype=np.int64)
@@ -54,15 +44,7 @@ def strip_to_triangles(strip: Sequence[int]) -> np.ndarray:
 
 
 def check_indices(faces: np.ndarray, num_vertices: int) -> None:
-    """Refuse faces that name vertices which do not exist.
-
-    Args:
-        faces: Vertex indices of any shape.
-        num_vertices: How many there are.
-
-    Raises:
-        PointCloudError: If an index is below 0 or too high.
-    """
+    """Refuse faces, vertex indices of any shape, that name vertices which do not exist."""
     if faces.size and (faces.min() < 0 or faces.max() >= num_vertices):
         bad = int(faces.min()) if faces.min() < 0 else int(faces.max())
         raise PointCloudError(f"a face names vertex {bad}, and the file has {num_vertices} vertices")
@@ -90,15 +72,7 @@ def _cut(polygons: np.ndarray, vertices: np.ndarray) -> np.ndarray:
 
 
 def _turns(polygons: np.ndarray, vertices: np.ndarray) -> np.ndarray:
-    """Give for each corner how far the outline turns there: above 0 to the inside, below 0 where it is reflex.
-
-    Args:
-        polygons: Vertex indices of shape `(num_polygons, num_corners)`.
-        vertices: Coordinates of shape `(num_vertices, 3)`.
-
-    Returns:
-        Array of shape `(num_polygons, num_corners)`.
-    """
+    """Give how far outlines turn at each corner, `(num_polygons, num_corners)`: below 0 where it is reflex."""
     outline = vertices[polygons] - vertices[polygons[:, :1]]  # (num_polygons, num_corners, 3)
     after = np.roll(outline, -1, axis=1)
     normal = np.cross(outline, after).sum(axis=1)  # Newell's, twice the area long
@@ -141,7 +115,7 @@ def _flatten(outline: np.ndarray) -> np.ndarray:
 
 
 def _is_ear(flat: np.ndarray, ear: list[int], left: list[int]) -> bool:
-    """Tell whether a corner with its neighbours holds none of the other corners that are left."""
+    """Return whether a corner with its neighbours holds none of the other corners that are left."""
     before, tip, after = flat[ear]
     if _area(before, tip, after) < 0:
         return False

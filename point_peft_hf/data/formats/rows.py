@@ -18,17 +18,7 @@ _EITHER = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
 
 
 def parse_number(token: str) -> float:
-    """Read a number, also one with a decimal comma or one of the ways to write NaN; nothing at all is NaN.
-
-    Args:
-        token: The number as text.
-
-    Returns:
-        The number.
-
-    Raises:
-        ValueError: If it is none.
-    """
+    """Read a number, also one with a decimal comma or one of the ways to write NaN; an empty text is NaN."""
     try:
         if "_" not in token:  # which Python allows between digits
             return float(token)
@@ -45,7 +35,7 @@ def parse_number(token: str) -> float:
 
 
 def is_number(token: str) -> bool:
-    """Tell whether `parse_number` reads a text that is not empty."""
+    """Return whether `parse_number` reads a text that is not empty."""
     try:
         parse_number(token)
     except ValueError:
@@ -54,15 +44,7 @@ def is_number(token: str) -> bool:
 
 
 def thousands_or_decimals(tokens: Sequence[str], path: Path) -> None:
-    """Refuse numbers with a comma that may separate thousands as well as decimals.
-
-    Args:
-        tokens: The numbers with a comma of a file, as text.
-        path: The file, for messages.
-
-    Raises:
-        PointCloudError: If each of them has three digits after the comma and one to three before.
-    """
+    """Refuse numbers of a file, if in all of them the comma may separate thousands as well as decimals."""
     if all(_EITHER.fullmatch(token) for token in tokens):
         whole, fraction = tokens[0].split(",")
         raise PointCloudError(
@@ -74,20 +56,17 @@ def thousands_or_decimals(tokens: Sequence[str], path: Path) -> None:
 def parse_rows(
     lines: Sequence[str], columns: Sequence[int], path: Path, first_line: int, dtype: type = np.float64
 ) -> np.ndarray:
-    """Parse lines of numbers with white space between them.
+    """Parse lines of numbers with white space between them, none of them blank.
 
     Args:
-        lines: The lines, without blank ones.
+        lines: The lines.
         columns: Which columns to keep.
         path: File they come from, for messages.
-        first_line: Line number of the first one in the file, counted from 1, for messages.
+        first_line: Number of the first line in the file, counted from 1, for messages.
         dtype: Type of the numbers.
 
     Returns:
         Array of shape `(len(lines), len(columns))`.
-
-    Raises:
-        PointCloudError: If a line has too few columns or something that is not a number.
     """
     if len(lines) == 0:
         return np.empty((0, len(columns)), dtype=dtype)

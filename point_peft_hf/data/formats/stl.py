@@ -15,17 +15,7 @@ _TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("color"
 
 
 def read_stl(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read an .stl file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Corners of shape `(3 * num_triangles, 3)`, and triangles of shape `(num_triangles, 3)`.
-
-    Raises:
-        PointCloudError: If it holds no triangle, or fewer or more than it says.
-    """
+    """Read an .stl file as corners `(3 * num_triangles, 3)`, three a triangle, and triangles `(num_triangles, 3)`."""
     data = path.read_bytes()
     text = to_utf8(data)
     # Binary files may start with "solid" as well; their size then gives them away.

@@ -76,22 +76,12 @@ class _Plan:
 
 
 def read_table(path: Path) -> np.ndarray:
-    """Read all the columns of numbers of a text file.
+    """Read all the columns of numbers of a text file: `(num_points, num_columns)`, float64, NaN for missing values.
 
     A first line with the number of points (.pts, also of several blocks) and a line with the names of the columns,
     commented or not, are understood, as are comments after `#` or `//`; commas, semicolons, bars, tabs or blanks
-    between the numbers; quoted numbers; and decimal commas.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Array of shape `(num_points, num_columns)`, float64, x, y, z first when the file names its columns. Missing
-        values are NaN.
-
-    Raises:
-        PointCloudError: If a line cannot be read as numbers, rows differ in length, there are fewer or more rows than
-            the file says, or a header does not name the coordinates or does not fit the rows.
+    between the numbers; quoted numbers; and decimal commas. When the file names its columns, x, y, z come first.
+    Fewer or more rows than it says, rows of different lengths, and names that do not fit the rows are errors.
     """
     head = read_text_lines(path, _HEAD)
     table = None
@@ -121,7 +111,7 @@ def read_column_names(path: Path) -> list[str] | None:
 
 
 def holds_rows(path: Path) -> bool:
-    """Tell by the first row of a text file whether it can be a cloud."""
+    """Return whether a text file can be a cloud, by its first row."""
     try:
         lines = read_text_lines(path, _HEAD)
         plan = _make_plan(lines, path)
@@ -180,7 +170,7 @@ def _make_plan(lines: list[str], path: Path) -> _Plan:
 
 
 def _is_header(first: list[str], others: Iterator[list[str]], path: Path, delimiter: str | None) -> bool:
-    """Tell whether the first row names the columns; an error where it can be names as well as a point."""
+    """Return whether the first row names the columns; an error where it can be names as well as a point."""
     words = [place for place, token in enumerate(first) if token and not is_number(token)]
     if words:
         if len(words) == sum(map(bool, first)):

@@ -94,16 +94,9 @@ class SceneAugmentation:
 
 
 def crop(scene: Scene, generator: np.random.Generator, max_voxels: int, voxel_size: float) -> Scene:
-    """Cut out the voxels of a scene that are nearest to a random one.
+    """Cut out the voxels of a scene that are nearest to a random one, `max_voxels` at most, with one point each.
 
-    Args:
-        scene: The scene.
-        generator: Source of randomness.
-        max_voxels: How many voxels stay at most.
-        voxel_size: Edge of a voxel in metres.
-
-    Returns:
-        The first point of each voxel that stays; the scene itself if it has no more than so many voxels.
+    A scene that has no more voxels stays as it is.
     """
     _, first, _ = voxelize(scene.points, voxel_size, scene.name)
     if len(first) <= max_voxels:

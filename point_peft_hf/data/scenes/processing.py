@@ -228,15 +228,9 @@ class SceneProcessor(FeatureExtractionMixin):
 def pack(
     prepared: Sequence[Mapping[str, np.ndarray]], *, return_inverse: bool = False, as_tensors: bool = True
 ) -> BatchFeature:
-    """Pack what [`SceneProcessor.prepare`] gives of some scenes into one batch.
+    """Pack what [`SceneProcessor.prepare`] gives of some scenes into a batch, as [`SceneProcessor.__call__`].
 
-    Args:
-        prepared: The arrays of each scene.
-        return_inverse: Keep `inverse`, counted over the batch.
-        as_tensors: Give tensors, not arrays.
-
-    Returns:
-        As [`SceneProcessor.__call__`].
+    With `return_inverse` it keeps `inverse`, counted over the batch.
     """
     sizes = [len(arrays["coordinates"]) for arrays in prepared]
     starts = np.cumsum([0, *sizes])

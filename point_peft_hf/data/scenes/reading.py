@@ -340,17 +340,7 @@ def _key(name: str, files: dict[str, Path], folder: Path) -> str:
 
 
 def object_files(room: Path) -> list[tuple[str, Path]]:
-    """List the objects of a room in the layout of S3DIS.
-
-    Args:
-        room: Folder of the room.
-
-    Returns:
-        The class and the file of each object, in order of their names: `chair_2.txt` is of the class chair.
-
-    Raises:
-        PointCloudError: If there is none.
-    """
+    """List class and file of each object of a room in the layout of S3DIS: `chair_2.txt` is of the class chair."""
     folder = next(entry for entry in subfolders(room) if entry.name.lower() == ANNOTATIONS)
     files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".txt" and file.name[0] != "."]
     if not files:

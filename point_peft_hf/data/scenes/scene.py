@@ -163,17 +163,9 @@ def _drop_invalid(arrays: dict[str, np.ndarray], name: str, drop: bool) -> dict[
 
 
 def color_bytes(colors: np.ndarray, name: str) -> np.ndarray:
-    """Give colours as bytes, whichever of the usual ranges they have.
+    """Give colours as uint8, whichever of the usual ranges they have; an error if that is not clear.
 
-    Args:
-        colors: Red, green and blue: whole numbers from 0 to 255, numbers from 0 to 1, or 16 bits as uint16.
-        name: What messages call them.
-
-    Returns:
-        The colours from 0 to 255, uint8, of the same shape.
-
-    Raises:
-        PointCloudError: If they are out of range, or do not say which range they have.
+    The ranges are whole numbers from 0 to 255, numbers from 0 to 1, and 16 bits as uint16.
     """
     low, high = (float(colors.min()), float(colors.max())) if colors.size else (0.0, 0.0)
     if colors.dtype == np.uint8:
@@ -196,13 +188,10 @@ def color_bytes(colors: np.ndarray, name: str) -> np.ndarray:
 
 
 def unpack_colors(packed: np.ndarray) -> np.ndarray:
-    """Unpack colours that the Point Cloud Library keeps in the bits of one number.
+    """Unpack colours that the Point Cloud Library keeps in the bits of one number; uint8, of shape `(num_points, 3)`.
 
     Args:
         packed: Of shape `(num_points,)`: whole numbers, or the same bits read as float32, which are tiny numbers then.
-
-    Returns:
-        Red, green and blue, uint8, of shape `(num_points, 3)`.
     """
     if packed.dtype.kind == "f" and np.abs(packed).max(initial=0) < _TINY:
         bits = packed.astype(np.float32).view(np.uint32)
@@ -212,18 +201,7 @@ def unpack_colors(packed: np.ndarray) -> np.ndarray:
 
 
 def whole_labels(labels: np.ndarray, name: str) -> np.ndarray:
-    """Give labels as int64, -100 where a number is below 0.
-
-    Args:
-        labels: Whole numbers of any type.
-        name: What messages call them.
-
-    Returns:
-        The labels, of the same shape.
-
-    Raises:
-        PointCloudError: If a number is no whole one, or too large.
-    """
+    """Give whole numbers of any type as int64, -100 for those below 0; other numbers are errors."""
     whole = labels if labels.dtype.kind in "iu" else np.round(labels)
     if (whole != labels).any():
         wrong = labels[whole != labels][0]
