@@ -121,7 +121,7 @@ def open_arrays(path: Path) -> Iterator[Arrays]:
 def field_labels(array: np.ndarray, path: Path) -> np.ndarray:
     """Give the labels, `(num_points,)`, of an array with named fields; an error if it is not clear which they are."""
     names = list(array.dtype.names)
-    return np.ravel(array[names[pick_label(names, path, "field")]])
+    return np.ravel(array[names[pick_label(names, "field")]])
 
 
 def _check_signature(path: Path, signature: bytes) -> None:
@@ -235,7 +235,7 @@ def _read_labels(arrays: Arrays, path: Path) -> np.ndarray:
         raise PointCloudError(
             f"{path}: has no array named {', '.join(LABEL_NAMES[:6])} or the like; it has {sorted(names)}"
         )
-    labels = np.asarray(load(names[pick_label(names, path, "array")]))
+    labels = np.asarray(load(names[pick_label(names, "array")]))
     if labels.ndim == 2 and 1 in labels.shape:
         labels = labels.reshape(-1)
     if labels.ndim != 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from ..errors import PointCloudError, shorten
 
@@ -102,7 +101,7 @@ def find_labels(names: Sequence[str]) -> list[int]:
     return [place for place, name in enumerate(names) if clean_name(name) in LABEL_NAMES]
 
 
-def pick_label(names: Sequence[str], path: Path, what: str) -> int:
+def pick_label(names: Sequence[str], what: str) -> int:
     """Give the place of the only name that is one of labels; none or several are an error.
 
     Args:
@@ -113,12 +112,12 @@ def pick_label(names: Sequence[str], path: Path, what: str) -> int:
     places = find_labels(names)
     if not places:
         raise PointCloudError(
-            f"{path}: no {what} is named as labels are ({', '.join(LABEL_NAMES[:6])}, class, classification, "
+            f"no {what} is named as labels are ({', '.join(LABEL_NAMES[:6])}, class, classification, "
             f"segmentation, semantic, ...); it has {shorten(list(names), 200)}"
         )
     if len(places) > 1:
         raise PointCloudError(
-            f"{path}: cannot tell which {what} holds the labels, {' or '.join(names[place] for place in places)}; "
+            f"cannot tell which {what} holds the labels, {' or '.join(names[place] for place in places)}; "
             "keep one of them, or write the labels to a .seg file beside the cloud"
         )
     return places[0]

@@ -61,7 +61,7 @@ def read_text_lines(path: Path, limit: int = -1) -> list[str]:
     encoding = find_encoding(data)
     text = data.decode(encoding, errors="replace")
     if "\0" in text:
-        raise PointCloudError(f"{path}: is binary, but its name ends with {path.suffix!r}, a text format")
+        raise PointCloudError(f"is binary, but its name ends with {path.suffix!r}, a text format")
     lines = split_lines(text)
     if len(data) == limit and len(lines) > 1:
         lines.pop()

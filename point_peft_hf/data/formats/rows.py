@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -43,19 +42,17 @@ def is_number(token: str) -> bool:
     return bool(token)
 
 
-def thousands_or_decimals(tokens: Sequence[str], path: Path) -> None:
+def thousands_or_decimals(tokens: Sequence[str]) -> None:
     """Refuse numbers of a file, if in all of them the comma may separate thousands as well as decimals."""
     if all(_EITHER.fullmatch(token) for token in tokens):
         whole, fraction = tokens[0].split(",")
         raise PointCloudError(
-            f"{path}: cannot tell whether {tokens[0]} is {whole}{fraction} or {whole}.{fraction}; write decimals with "
+            f"cannot tell whether {tokens[0]} is {whole}{fraction} or {whole}.{fraction}; write decimals with "
             "a point and thousands without a mark"
         )
 
 
-def parse_rows(
-    lines: Sequence[str], columns: Sequence[int], path: Path, first_line: int, dtype: type = np.float64
-) -> np.ndarray:
+def parse_rows(lines: Sequence[str], columns: Sequence[int], first_line: int, dtype: type = np.float64) -> np.ndarray:
     """Parse lines of numbers with white space between them, none of them blank.
 
     Args:
@@ -79,12 +76,12 @@ def parse_rows(
         tokens = line.split()
         if len(tokens) <= max(columns):
             found = f"needs at least {max(columns) + 1} columns, has {len(tokens)}: {shorten(line.strip())}"
-            raise PointCloudError(f"{path}: line {first_line + offset}: {found}")
+            raise PointCloudError(f"line {first_line + offset}: {found}")
         for place, column in enumerate(columns):
             if not is_number(tokens[column]):
                 found = f"expected a number in column {column + 1}, got {shorten(tokens[column])}"
-                raise PointCloudError(f"{path}: line {first_line + offset}: {found}")
+                raise PointCloudError(f"line {first_line + offset}: {found}")
             table[offset, place] = parse_number(tokens[column])
     if dtype is not np.float64:
-        raise PointCloudError(f"{path}: rows that cannot be read as numbers: {reason}")
+        raise PointCloudError(f"rows that cannot be read as numbers: {reason}")
     return table
