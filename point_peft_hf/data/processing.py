@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,47 @@ Cloud = str | os.PathLike | np.ndarray | Tensor
 _NORMALIZE = ("unit_sphere", "center", "none")
 _UP_AXES = ("x", "y", "z")
 _SAMPLING = ("random", "fps", "first")
-# Keys that transformers writes into a preprocessor_config.json beside the fields.
-FOREIGN_KEYS = ("feature_extractor_type", "processor_class", "auto_map", "transformers_version", "_commit_hash")
+# Other keys that transformers writes into a preprocessor_config.json.
+_FOREIGN_KEYS = ("feature_extractor_type", "processor_class", "auto_map", "transformers_version", "_commit_hash")
 # Farthest point sampling costs one pass over the cloud for each sample, so bigger clouds are thinned at random first.
 FPS_MAX_POINTS = 32768
 
 
-class PointCloudProcessor(FeatureExtractionMixin):
+class StoredProcessor(FeatureExtractionMixin):
+    """What all processors share: fields that are checked, and stored in `preprocessor_config.json`.
+
+    Args:
+        fields: The fields by name.
+        allowed: The values that some of them can have.
+        others: What else the file has.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], allowed: Mapping[str, Sequence[str]], others: Mapping[str, Any]):
+        unknown = sorted(set(others) - set(_FOREIGN_KEYS))
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__} has no field {', '.join(unknown)}; its fields are {', '.join(fields)}"
+            )
+        super().__init__(**{key: value for key, value in others.items() if key == "auto_map"})
+        for name, values in allowed.items():
+            if fields[name] not in values:
+                raise ValueError(f"{name} must be one of {', '.join(values)}, got {fields[name]!r}")
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields as a dictionary, with the class names that the Auto classes look for."""
+        fields = {name: value for name, value in super().to_dict().items() if not name.startswith("_")}
+        return {**fields, "processor_class": type(self).__name__}
+
+    @classmethod
+    def register(cls, config_class: type[PreTrainedConfig]) -> None:
+        """Let `AutoProcessor` and `AutoFeatureExtractor` find the processor for the models of a configuration."""
+        AutoProcessor.register(config_class, cls, exist_ok=True)
+        AutoFeatureExtractor.register(config_class, cls, exist_ok=True)
+
+
+class PointCloudProcessor(StoredProcessor):
     """Turn clouds into the `points` that a model takes, in the way stored in its `preprocessor_config.json`.
 
     Each cloud is turned so that y is up, sampled to `num_points`, centred and scaled, and, if it has fewer points,
@@ -54,33 +88,18 @@ class PointCloudProcessor(FeatureExtractionMixin):
         seed: int | None = 0,
         **kwargs: Any,
     ):
-        unknown = sorted(set(kwargs) - set(FOREIGN_KEYS))
-        if unknown:
-            raise ValueError(
-                f"PointCloudProcessor has no field {', '.join(unknown)}; "
-                "its fields are num_points, normalize, up_axis, sampling and seed"
-            )
-        super().__init__(**{key: value for key, value in kwargs.items() if key == "auto_map"})
+        fields = {
+            "num_points": num_points,
+            "normalize": normalize,
+            "up_axis": up_axis,
+            "sampling": sampling,
+            "seed": seed,
+        }
+        super().__init__(fields, {"normalize": _NORMALIZE, "up_axis": _UP_AXES, "sampling": _SAMPLING}, kwargs)
         if isinstance(num_points, bool) or not isinstance(num_points, int) or num_points < 1:
             raise ValueError(f"num_points must be an integer of at least 1, got {num_points!r}")
-        for name, value, allowed in (
-            ("normalize", normalize, _NORMALIZE),
-            ("up_axis", up_axis, _UP_AXES),
-            ("sampling", sampling, _SAMPLING),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
             raise ValueError(f"seed must be None or an integer of at least 0, got {seed!r}")
-        self.num_points = num_points
-        self.normalize = normalize
-        self.up_axis = up_axis
-        self.sampling = sampling
-        self.seed = seed
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the fields as a dictionary, with the class names that the Auto classes look for."""
-        return {**super().to_dict(), "processor_class": type(self).__name__}
 
     def __call__(
         self,
@@ -276,5 +295,4 @@ def register_processor(config_class: type[PreTrainedConfig]) -> None:
     Args:
         config_class: Configuration class of the models.
     """
-    AutoProcessor.register(config_class, PointCloudProcessor, exist_ok=True)
-    AutoFeatureExtractor.register(config_class, PointCloudProcessor, exist_ok=True)
+    PointCloudProcessor.register(config_class)

@@ -14,11 +14,11 @@ from .errors import PointCloudError
 from .files import atomic_write
 from .formats.arrays import read_arrays, read_npy
 from .formats.glb import read_glb
-from .formats.mesh import sample_surface
 from .formats.obj import read_obj
 from .formats.off import read_off
 from .formats.pcd import read_pcd
 from .formats.ply import read_ply
+from .formats.polygons import sample_surface
 from .formats.scans import read_bin, read_e57, read_las
 from .formats.stl import read_stl
 from .formats.text import read_text

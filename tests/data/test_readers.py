@@ -10,7 +10,7 @@ import torch
 import trimesh
 
 from point_peft_hf.data import READERS, PointCloudError, read_point_cloud, write_point_cloud
-from point_peft_hf.data.formats.mesh import sample_surface
+from point_peft_hf.data.formats.polygons import sample_surface
 from point_peft_hf.data.part_files import read_labelled_cloud
 from point_peft_hf.data.readers import read_shifted
 
