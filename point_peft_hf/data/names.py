@@ -147,22 +147,15 @@ def find_attributes(names: Iterable[str], only_of_coordinates: bool = False) -> 
     names = set(names)
     present = {name.lower() for name in names}
     coordinates = present & set(COORDINATES)
-    found = set()
-    for name in names:
-        lower = name.lower()
-        match = _AS_ATTRIBUTE.fullmatch(lower)
-        if lower.rstrip("0123456789") in _ATTRIBUTES:
-            belongs = bool(coordinates)
-        elif match and match.group(1) in coordinates:
-            belongs = True
-        elif match and not only_of_coordinates:
-            stem = match.group(1)
-            belongs = any(partner in present for partner in (stem, *(f"{stem}_{word}" for word in COORDINATES)))
-        else:
-            belongs = False
-        if belongs:
-            found.add(name)
-    return found
+
+    def belongs(name: str) -> bool:
+        match = _AS_ATTRIBUTE.fullmatch(name)
+        if name.rstrip("0123456789") in _ATTRIBUTES or (match and match[1] in coordinates):
+            return bool(coordinates)
+        partners = () if match is None else (match[1], *(f"{match[1]}_{word}" for word in COORDINATES))
+        return not only_of_coordinates and not present.isdisjoint(partners)
+
+    return {name for name in names if belongs(name.lower())}
 
 
 def is_attribute(name: str) -> bool:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,12 +22,12 @@ from .formats.ply import read_ply
 from .formats.polygons import sample_surface
 from .formats.scans import read_bin, read_e57, read_las
 from .formats.stl import read_stl
-from .formats.text import read_text
+from .formats.text import TEXT_SUFFIXES, read_text
 
 Reader = Callable[[Path], tuple[np.ndarray, "np.ndarray | None"]]
 
 READERS: dict[str, Reader] = {
-    **dict.fromkeys((".xyz", ".txt", ".csv", ".pts", ".asc"), read_text),
+    **dict.fromkeys(TEXT_SUFFIXES, read_text),
     **dict.fromkeys((".npz", ".h5", ".hdf5"), read_arrays),
     **dict.fromkeys((".las", ".laz"), read_las),
     ".bin": read_bin,
@@ -296,7 +297,7 @@ def write_point_cloud(
         PointCloudError: If the ending or a shape is another, or coordinates, colours or labels are out of range.
     """
     path = Path(path)
-    points = np.asarray(points.detach().cpu() if hasattr(points, "detach") else points)
+    points = as_array(points)
     if points.ndim != 2 or points.shape[1] != 3:
         raise PointCloudError(f"{path}: points to write must be of shape (num_points, 3), got {points.shape}")
     suffix = path.suffix.lower()
@@ -322,8 +323,13 @@ def write_point_cloud(
             file.write(_ply_bytes(points, colors, labels))
 
 
+def as_array(values: Any) -> np.ndarray:
+    """Give an array or a tensor on any device as an array."""
+    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
 def _color_bytes(colors: np.ndarray, points: np.ndarray, path: Path) -> np.ndarray:
-    colors = np.asarray(colors.detach().cpu() if hasattr(colors, "detach") else colors)
+    colors = as_array(colors)
     if colors.shape != points.shape:
         raise PointCloudError(f"{path}: colours must be of shape {points.shape}, got {colors.shape}")
     is_float = colors.dtype.kind == "f"
@@ -337,7 +343,7 @@ def _color_bytes(colors: np.ndarray, points: np.ndarray, path: Path) -> np.ndarr
 
 
 def _label_numbers(labels: np.ndarray, points: np.ndarray, path: Path) -> np.ndarray:
-    labels = np.asarray(labels.detach().cpu() if hasattr(labels, "detach") else labels)
+    labels = as_array(labels)
     if labels.shape != points.shape[:1] or labels.dtype.kind not in "iu":
         raise PointCloudError(
             f"{path}: labels must be integers of shape {points.shape[:1]}, got {labels.dtype} of {labels.shape}"
@@ -353,22 +359,17 @@ def _label_numbers(labels: np.ndarray, points: np.ndarray, path: Path) -> np.nda
 
 
 def _ply_bytes(points: np.ndarray, colors: np.ndarray | None, labels: np.ndarray | None) -> bytes:
-    kind, name = ("<f8", "double") if points.dtype == np.float64 else ("<f4", "float")
-    fields = [(axis, kind) for axis in "xyz"]
+    kind, word = ("<f8", "double") if points.dtype == np.float64 else ("<f4", "float")
+    # Name, type here, type in the header, values.
+    columns = [(axis, kind, word, column) for axis, column in zip("xyz", points.T, strict=True)]
+    if colors is not None:
+        names = ("red", "green", "blue")
+        columns += [(name, "u1", "uchar", column) for name, column in zip(names, colors.T, strict=True)]
+    if labels is not None:
+        columns.append(("label", "<i4", "int", labels))
+    rows = np.empty(len(points), dtype=[(name, kind) for name, kind, _, _ in columns])
+    for name, _, _, column in columns:
+        rows[name] = column
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
-    header += [f"property {name} {axis}" for axis in "xyz"]
-    if colors is not None:
-        fields += [(name, "u1") for name in ("red", "green", "blue")]
-        header += [f"property uchar {name}" for name in ("red", "green", "blue")]
-    if labels is not None:
-        fields.append(("label", "<i4"))
-        header.append("property int label")
-    rows = np.empty(len(points), dtype=fields)
-    for column, axis in enumerate("xyz"):
-        rows[axis] = points[:, column]
-    if colors is not None:
-        for column, name in enumerate(("red", "green", "blue")):
-            rows[name] = colors[:, column]
-    if labels is not None:
-        rows["label"] = labels
-    return ("\n".join([*header, "end_header"]) + "\n").encode("ascii") + rows.tobytes()
+    header += [f"property {word} {name}" for name, _, word, _ in columns]
+    return "\n".join([*header, "end_header", ""]).encode("ascii") + rows.tobytes()

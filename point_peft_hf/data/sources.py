@@ -240,14 +240,14 @@ def _open_cache(
     place = f"{root.name or 'clouds'}-{_hash([str(root), names, settings])}"
     fingerprint = _hash([settings, names, stats])
     index_path = cache_dir / f"{place}.json"
-    index = _read_index(index_path, fingerprint)
-    if index is not None:
-        try:
+    try:
+        index = json.loads(index_path.read_text())
+        if index["fingerprint"] == fingerprint:
             opened = _open_packed(files, index, cache_dir)
             _report_bad(index["bad"], len(files), root)
             return opened
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # cut short or deleted: made again
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # missing, cut short or of other files: made again
     cache_dir.mkdir(parents=True, exist_ok=True)
     index = _write_cache(files, reader, options, cache_dir / f"{place}-{fingerprint}.npy", root)
     # The index comes last: without it, a finished or unfinished file of clouds is never looked at.
@@ -281,14 +281,6 @@ def _stat_beside(file: Path, beside: Beside) -> tuple[str, int, int] | None:
 
 def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:20]
-
-
-def _read_index(path: Path, fingerprint: str) -> dict | None:
-    try:
-        index = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return index if isinstance(index, dict) and index.get("fingerprint") == fingerprint else None
 
 
 def _write_cache(files: Sequence[Path], reader: CloudReader, options: LoadOptions, path: Path, root: Path) -> dict:

@@ -13,10 +13,9 @@ from .columns import pick_label
 from .pcd import read_pcd
 from .ply import read_ply
 from .scans import read_las
-from .text import read_column_names, read_table
+from .text import TEXT_SUFFIXES, read_column_names, read_table
 
 _NAMED: dict[str, tuple[Callable, str]] = {".ply": (read_ply, "vertex property"), ".pcd": (read_pcd, "field")}
-_TEXT = (".xyz", ".txt", ".csv", ".pts", ".asc")
 # A column without a name is no label when it has more values than objects have parts.
 _MAX_PARTS = 50
 
@@ -34,7 +33,7 @@ def read_points_and_labels(path: Path, reader: Callable) -> tuple[np.ndarray, np
     if suffix in (".las", ".laz"):
         rows, _ = read_las(path, labels=True)
         return rows[:, :3], rows[:, 3]
-    if suffix in _TEXT:
+    if suffix in TEXT_SUFFIXES:
         return _from_text(path)
     if suffix == ".npy":
         points, array = reader(path)[0], load_npy(path)

@@ -170,16 +170,22 @@ def read_e57(path: Path) -> tuple[np.ndarray, None]:
 
 def read_bin(path: Path, num_columns: int | None = None) -> tuple[np.ndarray, None]:
     """Read a .bin file, float32 numbers without a header, `num_columns` a point, of which x, y, z come first."""
-    size = path.stat().st_size
     if num_columns is None:
+        size = path.stat().st_size
         fitting = [columns for columns in (3, 4, 5, 6) if size % (4 * columns) == 0]
         raise PointCloudError(
             f"{path}: a .bin file does not say how many numbers a point has: give num_columns=4 for KITTI (x, y, z, "
             f"reflectance), 5 for nuScenes (ring as well); its {size} bytes fit {fitting or 'none of 3 to 6'}"
         )
+    return read_floats(path, num_columns)[:, :3].astype(np.float32), None
+
+
+def read_floats(path: Path, num_columns: int) -> np.ndarray:
+    """Read the float32 numbers of a .bin file, of shape `(num_points, num_columns)`."""
+    size = path.stat().st_size
     if size % (4 * num_columns):
         raise PointCloudError(
-            f"{path}: its {size} bytes are no whole number of points of {num_columns} float32 numbers; truncated, or "
-            "another number of columns?"
+            f"{path}: its {size} bytes are not a whole number of points of {num_columns} float32 numbers; truncated, "
+            "or another number of columns?"
         )
-    return np.fromfile(path, dtype="<f4").reshape(-1, num_columns)[:, :3].astype(np.float32), None
+    return np.fromfile(path, dtype="<f4").reshape(-1, num_columns)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from .columns import clean_name, find_axes, means_columns
 from .encoding import find_encoding, read_text_lines
 from .rows import is_number, parse_number, thousands_or_decimals
 
+TEXT_SUFFIXES = (".xyz", ".txt", ".csv", ".pts", ".asc")
 _COMMENTS = ("#", "//")
 _DELIMITERS = (";", "\t", ",", "|")
 _UNIT = re.compile(r"(?<=[^\s,;|\"'])\s*(\[[^\]]*\]|\([^)]*\))")
@@ -84,10 +86,11 @@ def read_table(path: Path) -> np.ndarray:
     Fewer or more rows than it says, rows of different lengths, and names that do not fit the rows are errors.
     """
     head = read_text_lines(path, _HEAD)
-    table = None
     try:
         plan = _make_plan(head)
-        table = _parse_fast(path, plan)
+        with open(path, "rb") as file:
+            encoding = find_encoding(file.read(1024))
+        table = _load(path, plan, skiprows=plan.first, encoding=encoding)
     except ValueError:
         # Other comments, other numbers, several blocks, or an error that needs its line named: at leisure.
         lines = read_text_lines(path)
@@ -254,23 +257,14 @@ def _column_order(names: list[str] | None, tokens: list[str]) -> list[int]:
     return first + [column for column in numeric if column not in first]
 
 
-def _parse_fast(path: Path, plan: _Plan) -> np.ndarray:
-    """Parse a whole file with numpy; ValueError for whatever that does not understand."""
+def _load(source: Path | list[str], plan: _Plan, **options: Any) -> np.ndarray:
+    """Parse rows with numpy; ValueError for whatever that does not understand."""
     everything = len(plan.columns) == plan.width  # then numpy checks that each row has that many
-    with open(path, "rb") as file:
-        encoding = find_encoding(file.read(1024))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        table = np.loadtxt(
-            path,
-            delimiter=plan.delimiter,
-            skiprows=plan.first,
-            usecols=None if everything else tuple(plan.columns),
-            ndmin=2,
-            encoding=encoding,
-        )
-    in_order = plan.columns == list(range(len(plan.columns)))
-    return table[:, plan.columns] if everything and not in_order else table
+        columns = None if everything else tuple(plan.columns)
+        table = np.loadtxt(source, delimiter=plan.delimiter, usecols=columns, ndmin=2, **options)
+    return table[:, plan.columns] if everything and plan.columns != sorted(plan.columns) else table
 
 
 def _blocks(lines: list[str], plan: _Plan) -> Iterator[list[tuple[int, str]]]:
@@ -297,21 +291,11 @@ def _blocks(lines: list[str], plan: _Plan) -> Iterator[list[tuple[int, str]]]:
 
 def _parse_rows(rows: list[tuple[int, str]], plan: _Plan) -> np.ndarray:
     """Parse the rows of a text file, one by one as far as numpy does not understand them."""
-    everything = len(plan.columns) == plan.width
+    table = np.empty((len(rows), len(plan.columns)))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            table = np.loadtxt(
-                [row for _, row in rows],
-                delimiter=plan.delimiter,
-                usecols=None if everything else tuple(plan.columns),
-                ndmin=2,
-                comments=None,
-            )
-        return table[:, plan.columns].reshape(-1, len(plan.columns)) if everything else table
+        return _load([row for _, row in rows], plan, comments=None) if rows else table
     except ValueError:
         pass
-    table = np.empty((len(rows), len(plan.columns)))
     with_comma: list[str] = []
     for place, (number, row) in enumerate(rows):
         tokens = _cut(row, plan.delimiter)

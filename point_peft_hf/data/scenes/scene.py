@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import PointCloudError
 from ..formats.arrays import looks_transposed
 from ..part_files import UNLABELLED
-from ..readers import shift_to_float32
+from ..readers import as_array, shift_to_float32
 
 # Parsed scenes are kept in float32, which has all whole numbers up to here.
 MAX_LABEL = 2**24
@@ -135,7 +135,7 @@ class Scene:
 
 
 def _as_array(value: Any, key: str, name: str) -> np.ndarray:
-    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    array = as_array(value)
     if array.dtype.kind not in "fiu":
         raise PointCloudError(f"{name}: {key} must be numbers, got {array.dtype}")
     if key == "points" and (array.ndim != 2 or array.shape[1] != 3):
