@@ -191,6 +191,7 @@ def _run_values(fields: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str,
     """What the template needs from what training recorded."""
     run = runs[0] if runs else {}
     arguments, score = run.get("arguments", {}), run.get("score", "accuracy")
+    data = str(arguments.get("data") or "its data set")
     versions = run.get("versions") or {"peft": fields.get("peft_version")}
     try:
         versions = {"point_peft_hf": version("point-peft-hf"), **versions}
@@ -198,7 +199,8 @@ def _run_values(fields: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str,
         pass  # from a folder, without having been installed
     values = {
         "run": run,
-        "data": _data_name(run),
+        # Without the folders of the author.
+        "data": "procedural shapes" if data == "procedural" else Path(data).name,
         "recipe": _recipe(run),
         "votes": arguments.get("test_votes", 1),
         "versions": [f"{name} {value}" for name, value in versions.items() if value],
@@ -273,12 +275,6 @@ def _metadata(values: dict[str, Any], runs: list[dict[str, Any]], title: str, li
         eval_results=results or None,
         model_name=title if results else None,
     )
-
-
-def _data_name(run: dict[str, Any]) -> str:
-    data = str(run.get("arguments", {}).get("data") or "its data set")
-    # The author's folders are nobody's business.
-    return "procedural shapes" if data == "procedural" else Path(data).name
 
 
 def _percent(share: float) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,9 +74,6 @@ class AdapterFiles:
     fields: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
     problem: str | None = None
-
-
-# -- Finding ------------------------------------------------------------------------------------------------------
 
 
 def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None = None, **hub: Any) -> Path | None:
@@ -142,15 +140,25 @@ def find_adapter(name: str | os.PathLike, *, subfolder: str | None = None, **hub
     return files
 
 
-# -- Reading ------------------------------------------------------------------------------------------------------
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that must hold an object; one that is too large or has a key twice is an error."""
     size = path.stat().st_size
     if size > _MAX_JSON_BYTES:
         raise ValueError(f"{path}: has {size:,} bytes, more than any such file needs. {AGAIN}")
-    return _parse_object(path, path.read_bytes())
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = next((key for key, count in Counter(key for key, _ in pairs).items() if count > 1), None)
+        if twice is not None:
+            raise ValueError(f"the key {twice!r} occurs twice")
+        return dict(pairs)
+
+    try:
+        parsed = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is not valid JSON ({error}). {AGAIN}") from None
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{path}: must hold a JSON object, got {_short(parsed)}.")
+    return parsed
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -161,25 +169,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             return {key: TensorInfo(part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
     except (SafetensorError, OSError, OverflowError, ValueError) as error:
-        raise ValueError(f"{path}: is no sound safetensors file ({error}). {AGAIN}") from None
-
-
-def _parse_object(path: Path, content: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the key {twice!r} occurs twice")
-        return result
-
-    try:
-        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no valid JSON ({error}). {AGAIN}") from None
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{path}: must hold a JSON object, got {_short(parsed)}.")
-    return parsed
+        raise ValueError(f"{path}: is not a sound safetensors file ({error}). {AGAIN}") from None
 
 
 def _short(value: Any) -> str:
@@ -187,16 +177,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-# -- Checksums ----------------------------------------------------------------------------------------------------
-
-
 def file_checksum(path: Path) -> str:
     """The sha256 of a file's bytes, as `sha256sum` prints it."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fields_checksum(fields: Mapping[str, Any]) -> str:
@@ -231,9 +215,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, path)
-
-
-# -- Checking -----------------------------------------------------------------------------------------------------
 
 
 def check_files(files: AdapterFiles) -> AdapterFiles:

@@ -86,7 +86,10 @@ def _adapter_tensors(model: nn.Module, adapter_name: str) -> Iterator[tuple[str,
 def _compare(where: str, expected: Mapping[str, Any], got: Mapping[str, Any], problem: str | None) -> None:
     missing, extra = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
     if missing or extra:
-        raise ValueError(_message(where, missing, extra, problem))
+        parts = [f"lacks {_listed(missing)}"] if missing else []
+        if extra:
+            parts.append(f"has {_listed(extra)}, which this adapter has no place for")
+        raise ValueError(f"{where} {' and '.join(parts)}. {problem or _WAY_OUT}")
     shapes = [
         f"{key!r} has shape {tuple(tensor.shape)} instead of {tuple(expected[key].shape)}"
         for key, tensor in got.items()
@@ -102,15 +105,6 @@ def _compare(where: str, expected: Mapping[str, Any], got: Mapping[str, Any], pr
                 "the weights are loaded, or load the adapter with PeftModel.from_pretrained."
             )
         raise ValueError(f"{where}: {'; '.join(shapes[:3])}. {way_out}")
-
-
-def _message(where: str, missing: list[str], extra: list[str], problem: str | None) -> str:
-    parts = []
-    if missing:
-        parts.append(f"lacks {_listed(missing)}")
-    if extra:
-        parts.append(f"has {_listed(extra)}, which this adapter has no place for")
-    return f"{where} {' and '.join(parts)}. {problem or _WAY_OUT}"
 
 
 def _listed(keys: list[str]) -> str:
