@@ -16,8 +16,8 @@ from .formats.ply import read_ply
 from .formats.scans import read_bin, read_las
 from .formats.text import TEXT_SUFFIXES, read_column_names, read_table
 from .label_files import find_label_file, read_label_file
-from .readers import choose_reader, errors_of, to_float32
-from .sources import MAX_CACHED_POINTS, check_extent
+from .readers import check_size, choose_reader, errors_of, finite_rows, to_float32
+from .sources import check_extent, thin
 
 # Points that nobody labelled; in files any number below 0.
 UNLABELLED = -100
@@ -82,16 +82,9 @@ def read_part_table(path: Path, drop_invalid: bool) -> np.ndarray:
 
 
 def _check(path: Path, points: np.ndarray, labels: np.ndarray, drop_invalid: bool) -> np.ndarray:
-    finite = np.isfinite(points).all(axis=1)
-    if not finite.all():
-        if not drop_invalid:
-            raise PointCloudError(
-                f"{path}: {int((~finite).sum())} of {len(points)} points have NaN or infinite values; "
-                "drop_invalid=True (--drop_invalid) leaves such points out"
-            )
-        points, labels = points[finite], labels[finite]
-    if len(points) < 2:
-        raise PointCloudError(f"{path}: holds {len(points)} points; a cloud has at least 2")
+    finite = finite_rows(points, path, drop_invalid)
+    points, labels = points[finite], labels[finite]
+    check_size(len(points), path)
     wrong = labels[~(np.isfinite(labels) & (labels == np.round(labels)))]
     if len(wrong):
         raise PointCloudError(f"{path}: labels must be whole numbers, got {wrong[0]:g}; is the last column the label?")
@@ -102,9 +95,8 @@ def _check(path: Path, points: np.ndarray, labels: np.ndarray, drop_invalid: boo
         )
     check_extent(points, path)
     labels = np.where(labels < 0, UNLABELLED, labels)
-    if len(points) > MAX_CACHED_POINTS:
-        kept = np.sort(np.random.default_rng(0).choice(len(points), MAX_CACHED_POINTS, replace=False))
-        points, labels = points[kept], labels[kept]
+    kept = thin(len(points), 0)
+    points, labels = points[kept], labels[kept]
     return np.concatenate([to_float32(points, path), labels[:, None].astype(np.float32)], axis=1)
 
 

@@ -14,7 +14,7 @@ from transformers import AutoFeatureExtractor, AutoProcessor, BatchFeature, Feat
 from ..ops import farthest_point_sample
 from .errors import PointCloudError, shorten
 from .formats.arrays import looks_transposed
-from .readers import read_point_cloud
+from .readers import as_array, check_size, finite_rows, read_point_cloud
 
 Cloud = str | os.PathLike | np.ndarray | Tensor
 _NORMALIZE = ("unit_sphere", "center", "none")
@@ -186,17 +186,9 @@ class PointCloudProcessor(StoredProcessor):
         for name, cloud in zip(names, clouds, strict=True):
             keep = None
             if not bool(torch.isfinite(cloud).all()):
-                keep = torch.isfinite(cloud).all(dim=1)
-                if not drop_invalid:
-                    raise PointCloudError(
-                        f"{name}: {int((~keep).sum())} of {len(keep)} points have NaN or infinite coordinates; "
-                        "remove them; drop_invalid=True (--drop_invalid) leaves them out"
-                    )
+                keep = torch.from_numpy(finite_rows(as_array(cloud), name, drop_invalid)).to(cloud.device)
                 cloud = cloud[keep]
-            if len(cloud) < 2:
-                raise PointCloudError(
-                    f"{name}: has {len(cloud)} point{'s' * (len(cloud) != 1)}; a cloud has at least 2"
-                )
+            check_size(len(cloud), name)
             finite.append(cloud)
             kept.append(keep)
         return finite, kept

@@ -45,10 +45,14 @@ def read_cloud(
 ) -> np.ndarray:
     """Read a cloud for a data set: as `read_point_cloud`, but thinned at random to `max_points` when it has more."""
     points = read_point_cloud(path, num_points, seed, drop_invalid=drop_invalid)
-    if len(points) > max_points:
-        points = points[np.sort(np.random.default_rng(seed).choice(len(points), max_points, replace=False))]
+    points = points[thin(len(points), seed, max_points)]
     check_extent(points, path)
     return points
+
+
+def thin(count: int, seed: int, most: int = MAX_CACHED_POINTS) -> np.ndarray | slice:
+    """Choose `most` of the points of a cloud at random, in their order; all where there are no more."""
+    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False)) if count > most else slice(None)
 
 
 def check_extent(points: np.ndarray, where: object) -> None:

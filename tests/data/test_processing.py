@@ -136,8 +136,8 @@ def test_nan(cloud):
     ("clouds", "message"),
     [
         ([], "clouds is empty"),
-        ([SQUARE, SQUARE[:1]], "cloud 1: has 1 point; a cloud has at least 2"),
-        ([SQUARE, SQUARE[:0]], "cloud 1: has 0 points"),
+        ([SQUARE, SQUARE[:1]], "cloud 1: holds 1 point; a cloud has at least 2"),
+        ([SQUARE, SQUARE[:0]], "cloud 1: holds 0 points"),
         ([SQUARE, SQUARE[:, :2]], r"cloud 1: must be of shape \(num_points, 3\), got \(4, 2\)"),
         (np.zeros((2, 3, 1024)), "cloud 0: .* looks transposed"),
         (np.zeros(3), r"got \(3,\)"),

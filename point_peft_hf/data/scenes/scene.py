@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import PointCloudError
 from ..formats.arrays import looks_transposed
 from ..part_files import UNLABELLED
-from ..readers import as_array, shift_to_float32
+from ..readers import as_array, check_size, finite_rows, shift_to_float32
 
 # Parsed scenes are kept in float32, which has all whole numbers up to here.
 MAX_LABEL = 2**24
@@ -88,9 +88,7 @@ class Scene:
                     f"{name}: {key} must be of shape {shape}, one for each of the {count} points, got {array.shape}"
                 )
         arrays = _drop_invalid(arrays, name, drop_invalid)
-        if len(arrays["points"]) < least:
-            left = len(arrays["points"])
-            raise PointCloudError(f"{name}: holds {left} point{'s' * (left != 1)}; a scene has at least {least}")
+        check_size(len(arrays["points"]), name, "a scene", least)
         if "colors" in arrays:
             arrays["colors"] = color_bytes(arrays["colors"], name)
         if "labels" in arrays:
@@ -148,17 +146,10 @@ def _as_array(value: Any, key: str, name: str) -> np.ndarray:
 def _drop_invalid(arrays: dict[str, np.ndarray], name: str, drop: bool) -> dict[str, np.ndarray]:
     keep = np.ones(len(arrays["points"]), dtype=bool)
     for key, array in arrays.items():
-        if array.dtype.kind != "f" or np.isfinite(array).all():
-            continue
-        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-        if not drop:
-            what = {"points": "coordinates", "colors": "colours"}.get(key, key)
-            raise PointCloudError(
-                f"{name}: {int((~finite).sum())} of {len(array)} points have NaN or infinite {what}, the first is "
-                f"number {int((~finite).argmax())} (counted from 0); drop_invalid=True (--drop_invalid) leaves them "
-                "out"
-            )
-        keep &= finite
+        what = {"points": "coordinates", "colors": "colours"}.get(key, key)
+        finite = finite_rows(array, name, drop, what=what)
+        if isinstance(finite, np.ndarray):
+            keep &= finite
     return arrays if keep.all() else {key: array[keep] for key, array in arrays.items()}
 
 
