@@ -1,8 +1,8 @@
 """Corruptions of test clouds at five strengths, to ask how far an accuracy can be trusted outside of the laboratory.
 
 Noise, rotation and density follow ModelNet40-C (arXiv 2201.12296), dropout PointCloud-C (arXiv 2202.03377). Outliers
-and occlusion are of this package: those benchmarks add points of other numbers, and cast rays on meshes, which clouds
-have not. So only single columns can be put beside published ones.
+and occlusion are of this package: those benchmarks add other numbers of points, and cast rays on meshes, which clouds
+do not have. So only single columns compare with published ones.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class PointCloudDataset(torch.utils.data.Dataset):
         self.set_parts(class_parts, part_names)
         self.clouds, self._part_labels = clouds, part_labels
         self.layout: str | None = None  # of the folder that they come from
-        self._places = np.arange(len(clouds))  # where the cloud of an item lies in `clouds`
+        self._places = np.arange(len(clouds))  # of the cloud of each item in `clouds`
 
     def set_parts(self, class_parts: list[list[int]] | None, part_names: Sequence[str] | None = None) -> None:
         """Say which parts the classes have.
@@ -243,8 +243,8 @@ def find_class_parts(datasets: Collection[PointCloudDataset], root: str | None =
 def too_many_parts(label: int) -> str:
     """Say why a number cannot be that of a part: a model has an output for each number up to the highest."""
     text = (
-        f"the label {label} is no number of a part: parts are numbered from 0 on, up to {MAX_PARTS - 1}; number them "
-        "anew (numpy.unique(labels, return_inverse=True))"
+        f"the label {label} is not the number of a part: parts are numbered from 0 on, up to {MAX_PARTS - 1}; number "
+        "them anew (numpy.unique(labels, return_inverse=True))"
     )
     if label > 0xFFFF:
         text += ", or, if these are SemanticKITTI's labels of class and object, keep the class: labels & 0xFFFF"
@@ -258,7 +258,7 @@ def check_class_names(class_names: Sequence[str], where: str = "class_names") ->
     """
     names = [str(name) for name in class_names]
     if not names:
-        raise PointCloudError(f"{where}: there is no class")
+        raise PointCloudError(f"{where}: is empty; name at least one class")
     seen: dict[str, str] = {}
     for name in names:
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in name) or "\ufffd" in name:

@@ -15,13 +15,13 @@ from .readers import READERS
 from .sources import LoadOptions
 
 LABEL_SUFFIXES = (".seg", ".label", ".labels")
-# What lies beside clouds and meshes without being one.
+# Files next to clouds and meshes that are neither.
 _BESIDE = {*LABEL_SUFFIXES, ".mtl", ".png", ".jpg", ".jpeg", ".bmp", ".tga", ".tif", ".tiff"}
 _BESIDE |= {".json", ".yaml", ".yml", ".md"}
 # Clouds by their ending, but as often notes, lists of files or tables of labels.
 _TEXT_OR_NOTES = (".txt", ".csv")
 _ARRAYS = (".npy", ".txt", ".csv")
-# Folders of this name hold one format of what lies in others as well.
+# Folders of these names hold objects, in one format, that may be in other folders in another.
 _FORMAT_FOLDERS = {*(suffix[1:] for suffix in READERS), "mesh", "meshes", "cloud", "clouds", "pointcloud"}
 _FORMAT_FOLDERS |= {"pointclouds", "point_clouds", "points", "models"}
 
@@ -125,7 +125,7 @@ class CloudFinder:
             )
         if self._attributes:
             warnings.warn(
-                f"{root}: {len(self._attributes)} files are taken for attributes of the clouds beside them, and left "
+                f"{root}: {len(self._attributes)} files are taken for attributes of the clouds next to them, and left "
                 f"out: {printable(self._attributes[0])}{', ...' if len(self._attributes) > 1 else ''}",
                 stacklevel=2,
             )
@@ -209,7 +209,7 @@ class CloudFinder:
         if alone and attributes.isdisjoint(alone):
             raise PointCloudError(
                 f"{printable(parent / alone[0])}.npy: is it a cloud, or the {alone[0]} of one whose coordinates are "
-                "missing? The coordinates belong into coord.npy beside it; a cloud needs another name"
+                "missing? The coordinates belong into coord.npy next to it; a cloud needs another name"
             )
         of_folder = sorted(stem for stem in attributes if is_attribute(stem.rstrip("0123456789")))
         clouds = []
@@ -224,7 +224,7 @@ class CloudFinder:
                 clouds.append(path)
         if of_folder and len(clouds) > 1:
             raise PointCloudError(
-                f"{printable(parent)}: {printable(clouds[0].name)!r} and {printable(clouds[1].name)!r} lie with "
+                f"{printable(parent)}: {printable(clouds[0].name)!r} and {printable(clouds[1].name)!r} are next to "
                 f"{of_folder[0]!r}, an attribute of one cloud; give each cloud a folder of its own"
             )
         self._refuse_twins(parent, clouds)

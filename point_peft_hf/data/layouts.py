@@ -33,7 +33,7 @@ class Layout:
     Args:
         expected: What the folder holds, for messages.
         source: Where the files come from, for messages.
-        find: Gives the folder in which the files lie, starting from the one given by the user, or None.
+        find: Finds the folder of the files in the one that the user gave, or None.
         load: Reads them.
     """
 
@@ -116,7 +116,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "part_folder": Layout(
         "a folder for each category with clouds in it that have a label for each point, or such clouds themselves; "
-        "train/ and test/ as for 'folder'; parts.txt with the names of the parts may lie beside them",
+        "train/ and test/ as for 'folder'; parts.txt with the names of the parts may be next to them",
         "your own files (point_peft_hf.data.part_files says where in a file the labels may be)",
         find_part_folder,
         load_part_folder,

@@ -78,7 +78,7 @@ def _find_classes(root: Path) -> ClassFolders:
     _refuse_unnamed_splits(root, folders)
     if has_files(root):
         warnings.warn(
-            f"{printable(root)}: clouds that lie beside the folders of the classes belong to none, and are left out",
+            f"{printable(root)}: clouds next to the folders of the classes belong to no class, and are left out",
             stacklevel=2,
         )
     lists = [entry.name for entry in root.iterdir() if entry.suffix.lower() == ".txt" and has_split_word(entry.stem)]
@@ -118,7 +118,7 @@ def _splits_are_classes(splits: dict[str, Path], folders: list[Path], root: Path
 
 
 def _report_others(root: Path, splits: dict[str, Path], folders: list[Path]) -> None:
-    """Warn of folders beside the splits; refuse those that look like splits, and clouds of no class in splits."""
+    """Warn of folders next to the splits; refuse those that look like splits, and clouds of no class in splits."""
     names = [printable(folder.name) for folder in folders if folder not in splits.values()]
     doubtful = next((name for name in names if has_split_word(name)), None)
     if doubtful:
@@ -129,16 +129,16 @@ def _report_others(root: Path, splits: dict[str, Path], folders: list[Path]) -> 
     for path in splits.values():
         if subfolders(path) and has_files(path):
             raise PointCloudError(
-                f"{printable(path)}: holds clouds beside the folders of its classes; to which class do they belong?"
+                f"{printable(path)}: holds clouds next to the folders of its classes; move each into that of its class"
             )
     if names:
         warnings.warn(
-            f"{printable(root)}: beside the splits {sorted(splits)}, the folders {names} are ignored", stacklevel=2
+            f"{printable(root)}: next to the splits {sorted(splits)}, the folders {names} are ignored", stacklevel=2
         )
 
 
 def _splits_below(root: Path, inner: dict[Path, dict[str, Path]]) -> ClassFolders:
-    """Sort splits that lie in the folders of the classes."""
+    """Sort splits that are in the folders of the classes."""
     found: ClassFolders = {}
     for folder, splits in inner.items():
         others = [entry.name for entry in subfolders(folder) if entry not in splits.values()]
@@ -225,7 +225,7 @@ def open_dataset(
     options: LoadOptions,
     *,
     reader: Callable[[Path], np.ndarray] | None = None,
-    beside: Callable[[Path], Path | None] | None = None,
+    find_labels: Callable[[Path], Path | None] | None = None,
     sampling: str = "random",
 ) -> PointCloudDataset:
     """Make a data set of files, one a cloud.
@@ -237,14 +237,14 @@ def open_dataset(
         root: Folder of the data set, for names in the cache.
         options: How to load.
         reader: As in `open_files`; by default `read_cloud`.
-        beside: As in `open_files`.
+        find_labels: As in `open_files`.
         sampling: Which points an item has.
     """
     if reader is None:
         reader = partial(
             read_cloud, num_points=options.num_points, seed=options.seed, drop_invalid=options.drop_invalid
         )
-    clouds, kept = open_files(files, root, reader, options, beside)
+    clouds, kept = open_files(files, root, reader, options, find_labels)
     labels = np.array(labels, dtype=np.int64)[kept]
     return PointCloudDataset(
         clouds, labels, names, num_points=options.num_points, sampling=sampling, seed=options.seed
@@ -263,7 +263,7 @@ def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDa
     means the same part in every category. `parts.txt` in the root names the parts, one a line, from 0 on.
     """
     reader = partial(read_labelled_cloud, drop_invalid=options.drop_invalid)
-    splits = _open_classes(_find_categories(root, options), root, options, reader=reader, beside=find_label_file)
+    splits = _open_classes(_find_categories(root, options), root, options, reader=reader, find_labels=find_label_file)
     class_parts = find_class_parts(splits.values(), str(root))
     names_file, part_names = root / NAMES_FILE, None
     if names_file.is_file():

@@ -176,14 +176,15 @@ def load_shapenetpart_txt(root: Path, options: LoadOptions) -> Splits:
             raise PointCloudError(f"{path}: cannot be read as a list of shapes: {error}") from None
         listed[split] = _list_shapes(path, shapes, codes, "category", listing.name, root)
     first_version = any((root / code / "points").is_dir() for code in codes)
-    how = {"reader": partial(read_part_table, drop_invalid=options.drop_invalid)}
+    reader = partial(read_part_table, drop_invalid=options.drop_invalid)
     if first_version:
         listed = {
             split: ([file.parent / "points" / f"{file.stem}.pts" for file in files], labels)
             for split, (files, labels) in listed.items()
         }
-        how = {"reader": partial(read_labelled_cloud, drop_invalid=options.drop_invalid), "beside": find_label_file}
+        reader = partial(read_labelled_cloud, drop_invalid=options.drop_invalid)
     require_files([file for files, _ in listed.values() for file in files], options)
+    how = {"reader": reader, "find_labels": find_label_file if first_version else None}
     splits = {split: open_dataset(*listed[split], names, root, options, **how) for split in listed}
     if first_version:
         _number_parts_anew(splits.values(), len(names))

@@ -119,7 +119,7 @@ def find_splits(folders: Sequence[Path]) -> dict[str, Path]:
     """
     named = [(folder, *_split_in(folder.name)) for folder in folders]
     named = [(folder, next(iter(splits)), rest) for folder, splits, rest in named if len(splits) == 1]
-    # "toy_train" can be a class, but not beside "toy_test".
+    # "toy_train" can be a class, but not next to "toy_test".
     trained = {rest for _, split, rest in named if split == "train"}
     tested = {rest for _, split, rest in named if split != "train"}
     named = [(folder, split) for folder, split, rest in named if rest in trained and (not rest or rest in tested)]

@@ -55,12 +55,12 @@ def read_labelled_cloud(path: Path, drop_invalid: bool = False) -> np.ndarray:
         PointCloudError: If the file is broken, has no labels, or other labels than whole numbers.
     """
     reader = choose_reader(path)
-    beside = find_label_file(path)
+    label_file = find_label_file(path)
     with errors_of(path):
-        if beside is None:
+        if label_file is None:
             points, labels = _read_points_and_labels(path, reader)
         else:
-            labels = read_label_file(beside)
+            labels = read_label_file(label_file)
             if path.suffix.lower() == ".bin":  # their number says how many columns it has
                 reader = partial(read_bin, num_columns=_columns_of_bin(path, len(labels)))
             points = reader(path)[0]

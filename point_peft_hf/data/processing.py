@@ -175,7 +175,7 @@ class PointCloudProcessor(StoredProcessor):
                 names.append(f"cloud {index}")
                 tensors.append(_as_tensor(cloud, names[-1]))
         if len({tensor.device for tensor in tensors}) > 1:
-            raise PointCloudError(f"clouds lie on several devices: {sorted({str(t.device) for t in tensors})}")
+            raise PointCloudError(f"clouds are on several devices: {sorted({str(t.device) for t in tensors})}")
         return names, tensors
 
     def _check_finite(
@@ -207,7 +207,7 @@ class PointCloudProcessor(StoredProcessor):
             radius = points.norm(dim=1).max()
             if not radius > 0:
                 raise PointCloudError(
-                    f"{name}: all its points lie in one place, so it cannot be scaled to the unit sphere"
+                    f"{name}: all its points are in one place, so it cannot be scaled to the unit sphere"
                 )
             points = points / radius
         points = points.float()

@@ -47,7 +47,7 @@ _SHIFTED = (
 )
 _BLURRED = (
     "coordinates are so far from the origin that float32, in which they were saved, has lost the shape: neighbouring "
-    "values lie more than a 10,000th of the cloud apart; export them again as double, or shifted to the origin"
+    "values are more than a 10,000th of the cloud apart; export them again as double, or shifted to the origin"
 )
 _MIN_BLURRED = 32
 _EPSILON = float(np.finfo(np.float32).eps)

@@ -144,7 +144,7 @@ class _RestrictedUnpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> _Stub:
         if (module, name) not in _ALLOWED:
-            _refuse(f"it asks for {shorten(f'{module}.{name}')}, which is no part of plain arrays and could run code")
+            _refuse(f"it asks for {shorten(f'{module}.{name}')}, which plain arrays do not need; it could run code")
         return _Stub(_ALLOWED[module, name])
 
     def load_bytearray8(self) -> None:

@@ -1,4 +1,4 @@
-"""Where the clouds of a data set lie: one file each, or packed in one file of a cache that is mapped into memory."""
+"""The clouds of a data set: one file each, or packed in one file of a cache that is mapped into memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .files import atomic_write
 from .readers import read_point_cloud
 
 CloudReader = Callable[[Path], np.ndarray]
-Beside = Callable[[Path], Path | None]
+LabelFinder = Callable[[Path], Path | None]
 # Part of what a cache is checked against: raised whenever parsed clouds would differ from those of older versions.
 _CACHE_VERSION = 3
 # More points than any of the models takes, kept small enough that 10,000 scans of any size fit on a disk.
@@ -69,7 +69,7 @@ def check_extent(points: np.ndarray, where: object) -> None:
     if number >= _IN_ONE_PLACE * len(points):
         share = "all its" if number == len(points) else f"{number} of its"
         raise PointCloudError(
-            f"{where}: {share} {len(points)} points lie in one place, {common.tolist()}; a sensor without returns?"
+            f"{where}: {share} {len(points)} points are in one place, {common.tolist()}; a sensor without returns?"
         )
 
 
@@ -111,7 +111,7 @@ class PackedClouds(Sequence):
         return np.array(self.view(index))
 
     def view(self, index: int, start: int = 0, end: int | None = None) -> np.ndarray:
-        """Give some rows of a cloud as they lie in the file, of which only those that are looked at are read."""
+        """Give some rows of a cloud as the file has them; only those that are looked at are read."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"cloud {index} of {len(self)}")
         index %= len(self)
@@ -139,7 +139,11 @@ class LoadOptions:
 
 
 def open_files(
-    files: Sequence[Path], root: Path, reader: CloudReader, options: LoadOptions, beside: Beside | None = None
+    files: Sequence[Path],
+    root: Path,
+    reader: CloudReader,
+    options: LoadOptions,
+    find_labels: LabelFinder | None = None,
 ) -> tuple[Sequence, np.ndarray]:
     """Open the files of a data set, one a cloud, through the cache unless there is none.
 
@@ -148,7 +152,7 @@ def open_files(
         root: Folder of the data set, for names in the cache.
         reader: `functools.partial` of a function of this package with its options, which become part of the cache key.
         options: Cache, skipping, workers, bar.
-        beside: Gives the file with the labels of a cloud; when it changes, the cloud is read again.
+        find_labels: Gives the file with the labels of a cloud; when it changes, the cloud is read again.
 
     Returns:
         The clouds, a sequence of arrays, and the indices of the files that they come from.
@@ -157,7 +161,7 @@ def open_files(
     if cache_dir is not None:
         cache_dir = default_cache_dir() if cache_dir == "auto" else Path(cache_dir)
         try:
-            return _open_cache(files, root, reader, options, cache_dir, beside)
+            return _open_cache(files, root, reader, options, cache_dir, find_labels)
         except OSError as error:
             if options.cache_dir != "auto":
                 raise PointCloudError(
@@ -231,7 +235,7 @@ def _open_cache(
     reader: CloudReader,
     options: LoadOptions,
     cache_dir: Path,
-    beside: Beside | None,
+    find_labels: LabelFinder | None,
 ) -> tuple[Sequence, np.ndarray]:
     settings = [_CACHE_VERSION, options.skip_bad_files]
     if isinstance(reader, partial):
@@ -239,8 +243,8 @@ def _open_cache(
     prefix, root = os.path.join(root, ""), Path(os.path.abspath(root))
     names = [os.fspath(file).removeprefix(prefix) for file in files]
     stats = [_stat(file) for file in files]
-    if beside is not None:
-        stats += [_stat_beside(file, beside) for file in files]
+    if find_labels is not None:
+        stats += [_stat_labels(file, find_labels) for file in files]
     place = f"{root.name or 'clouds'}-{_hash([str(root), names, settings])}"
     fingerprint = _hash([settings, names, stats])
     index_path = cache_dir / f"{place}.json"
@@ -275,9 +279,9 @@ def _stat(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _stat_beside(file: Path, beside: Beside) -> tuple[str, int, int] | None:
+def _stat_labels(file: Path, find_labels: LabelFinder) -> tuple[str, int, int] | None:
     try:
-        found = beside(file)
+        found = find_labels(file)
     except (PointCloudError, OSError):  # for its reader to report
         return None
     return None if found is None else (found.name, *_stat(found))

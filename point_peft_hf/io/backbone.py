@@ -27,7 +27,7 @@ BACKBONE_FIELDS = (
     "rope_base",
     "legacy_position_features",
 )
-# Modules that tell classes or parts apart: adapters that bring one remember the names of the classes.
+# Modules that classify objects or points: adapters that bring one remember the names of the classes.
 HEADS = {
     "classifier": "AutoModelForPointCloudClassification",
     "segmentation_head": "AutoModelForPointCloudSegmentation",
@@ -214,7 +214,7 @@ def check_backbone(
         )
     _check_unsaved_modules(expected, description, base)
     if precision is not None:
-        # A backbone that is loaded in half precision does not tell all about the weights.
+        # A backbone that is loaded in half precision does not show all digits of the weights.
         description["weights"] = {**own_weights, **weights}
 
 

@@ -107,7 +107,7 @@ def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None =
         raise ConnectionError(
             f"Whether the repository {str(name)!r} has {path} could not be found out: the Hub cannot be reached (no "
             "connection, or offline mode), and the cache does not know. Try again with a connection; or pass the "
-            f"folder of an adapter, if that is what you meant: there is no folder {str(name)!r} here."
+            f"folder of an adapter, if that is what you meant; the folder {str(name)!r} does not exist here."
         ) from error
     except EntryNotFoundError:
         return None
@@ -198,7 +198,7 @@ def write_checksums(folder: str | os.PathLike) -> None:
     """Write the checksums of an adapter into its configuration, which is brought into one order as well.
 
     The folder has an `adapter_config.json` of one of this package's types, and the weights that belong to it. A
-    configuration without weights gets no checksums: it is no adapter yet, and a file that a person writes.
+    configuration without weights gets no checksums: it is not an adapter yet, and a person writes it.
     """
     folder = Path(folder)
     fields = read_json(folder / CONFIG_NAME)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .files import BACKBONE_NAME
 
-# A folder that is being written, beside the one whose place it takes.
+# A folder that is being written, next to the one whose place it takes.
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}")
 
 

@@ -88,7 +88,7 @@ def _compare(where: str, expected: Mapping[str, Any], got: Mapping[str, Any], pr
     if missing or extra:
         parts = [f"lacks {_listed(missing)}"] if missing else []
         if extra:
-            parts.append(f"has {_listed(extra)}, which this adapter has no place for")
+            parts.append(f"has {_listed(extra)}, which this adapter does not have")
         raise ValueError(f"{where} {' and '.join(parts)}. {problem or _WAY_OUT}")
     shapes = [
         f"{key!r} has shape {tuple(tensor.shape)} instead of {tuple(expected[key].shape)}"

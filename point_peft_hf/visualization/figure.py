@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 INK, GRID = "#1c1c1a", "#d4d4ce"
 DOTS_PER_INCH = 150
-# A legend of a picture has room for so many names; a page has for all.
+# Names that a legend of a picture has room for; a page has room for all.
 MAX_LEGEND_ENTRIES = 20
 _STYLE = {
     "font.size": 11,

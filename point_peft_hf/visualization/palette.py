@@ -1,4 +1,4 @@
-"""Colours that people with any kind of colour vision can tell apart."""
+"""Colours that people with any kind of colour vision can distinguish."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHADES = (0.0, -0.4, 0.45)
 def category_colors(count: int) -> list[str]:
     """Colours of categories.
 
-    The first 8 can be told apart whatever the colour vision; up to 24, neighbours in the list can.
+    Any colour vision distinguishes the first 8; up to 24, neighbours in the list.
 
     Args:
         count: Number of categories.

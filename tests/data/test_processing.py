@@ -145,7 +145,7 @@ def test_nan(cloud):
         ([SQUARE, [[1, 2, 3], [4, 5]]], "cloud 1: rows of different lengths"),
         ([SQUARE, [["a", "b", "c"]]], "cloud 1: must be of real numbers"),
         ([SQUARE, np.zeros((9, 3), bool)], "cloud 1: must be of real numbers"),
-        (np.ones((9, 3)), "cloud 0: all its points lie in one place"),
+        (np.ones((9, 3)), "cloud 0: all its points are in one place"),
         ({"points": SQUARE}, "got dict"),
         (7, "got int"),
         (["nowhere.ply"], "nowhere.ply: no such file"),

@@ -245,7 +245,7 @@ def _read_labels(arrays: Arrays, path: Path) -> np.ndarray:
 
 def _cloud(array: np.ndarray, path: Path, what: str) -> np.ndarray:
     """Check that an array is one cloud, and take its coordinates."""
-    if not isinstance(array, np.ndarray):  # a file in an archive that is no array
+    if not isinstance(array, np.ndarray):  # a file in an archive that is not an array
         raise PointCloudError(f"{path}: {what} is not an array of numbers")
     if array.dtype.names is not None:
         array = _from_fields(array, path, what)

@@ -118,6 +118,6 @@ def pick_label(names: Sequence[str], what: str) -> int:
     if len(places) > 1:
         raise PointCloudError(
             f"cannot tell which {what} holds the labels, {' or '.join(names[place] for place in places)}; "
-            "keep one of them, or write the labels to a .seg file beside the cloud"
+            "keep one of them, or write the labels to a .seg file next to the cloud"
         )
     return places[0]

@@ -159,7 +159,7 @@ class _Scene:
         view = self.content["bufferViews"][part["bufferView"]]
         buffer = self.content["buffers"][view["buffer"]]
         if view["buffer"] != 0 or "uri" in buffer:
-            raise PointCloudError("its data lie in another file; export everything into one .glb file")
+            raise PointCloudError("its data are in another file; export everything into one .glb file")
         offset, length = view.get("byteOffset", 0), view["byteLength"]
         if offset < 0 or length < 0 or offset + length > len(self.binary):
             raise PointCloudError(f"{length} bytes at {offset} go beyond its {len(self.binary)} bytes of data")

@@ -31,7 +31,7 @@ class _Header:
     encoding: str
     body: int  # offset of the data in the file
     num_lines: int
-    extra: list[int] = field(default_factory=list)  # fields that are read beside x, y and z
+    extra: list[int] = field(default_factory=list)  # fields that are read as well as x, y and z
 
     @property
     def wanted(self) -> list[int]:

@@ -43,7 +43,7 @@ class _Element:
     name: str
     count: int
     properties: list[_Property] = field(default_factory=list)
-    extra: list[int] = field(default_factory=list)  # columns that are read beside x, y and z
+    extra: list[int] = field(default_factory=list)  # columns that are read as well as x, y and z
 
     @property
     def vertex_columns(self) -> list[int | None]:

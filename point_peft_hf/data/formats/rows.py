@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import PointCloudError, shorten
 
-# How C libraries, spreadsheets and databases write what is no number.
+# How C libraries, spreadsheets and databases write what is not a number.
 _NAN = re.compile(r"[+-]?(?:nan(?:\(\w*\))?|\d+\.\d*#(?:q?nan|snan|ind)\d*|n/?a|null)", re.IGNORECASE)
 _INF = re.compile(r"([+-]?)\d+\.\d*#inf\d*", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(?:\d*[.,])?\d+(?:[eE][+-]?\d+)?")

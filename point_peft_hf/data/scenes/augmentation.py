@@ -29,7 +29,7 @@ class SceneAugmentation:
         color_noise: Standard deviation of noise of each colour, as a share of the range.
         drop_colors: Chance that a scene loses its colours, so that the model learns to do without.
         drop_normals: Chance that a scene loses its normals.
-        max_voxels: Cut out the so many voxels that are nearest to a random one; `None` for whole scenes.
+        max_voxels: Number of voxels to cut out, the nearest to a random one; `None` for whole scenes.
     """
 
     rotation: float = np.pi

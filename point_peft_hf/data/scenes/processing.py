@@ -164,8 +164,8 @@ class SceneProcessor(StoredProcessor):
             far = float(np.abs(points).max())
             if far * np.finfo(np.float32).eps > self.voxel_size / 2:
                 raise PointCloudError(
-                    f"{scene.name}: its coordinates go up to {far:.6g}, where float32 cannot tell the voxels of "
-                    f"{self.voxel_size:g} apart; with shift 'none' coordinates are relative to the vehicle: shift "
+                    f"{scene.name}: its coordinates go up to {far:.6g}, where float32 cannot separate voxels of "
+                    f"{self.voxel_size:g}; with shift 'none' coordinates are relative to the vehicle: shift "
                     "them, or use shift 'center'"
                 )
         elif self.shift == "center":
@@ -176,7 +176,7 @@ class SceneProcessor(StoredProcessor):
             radius = np.sqrt((points**2).sum(axis=1).max())
             if not radius > 0:
                 raise PointCloudError(
-                    f"{scene.name}: all its points lie in one place, so it cannot be scaled to the unit sphere"
+                    f"{scene.name}: all its points are in one place, so it cannot be scaled to the unit sphere"
                 )
             points = points / radius
         return (points * self.scale if self.scale != 1 else points).astype(np.float32, copy=False)

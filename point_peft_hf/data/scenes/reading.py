@@ -109,8 +109,8 @@ def read_scene(
 
 def _read_file(path: Path, how: SceneFormat, labels: bool) -> dict[str, np.ndarray]:
     suffix = path.suffix.lower()
-    beside = find_label_file(path) if labels and how.label_name is None else None
-    inside = labels and beside is None
+    label_file = find_label_file(path) if labels and how.label_name is None else None
+    inside = labels and label_file is None
     if suffix in (".las", ".laz"):
         parts = _read_las(path, how, inside)
     elif suffix in (".ply", ".pcd"):
@@ -119,8 +119,8 @@ def _read_file(path: Path, how: SceneFormat, labels: bool) -> dict[str, np.ndarr
         parts = _of_arrays(named_arrays(path), path, how, inside)
     else:
         parts = _read_table(path, how, inside)
-    if beside is not None:
-        parts["labels"] = read_label_file(beside)
+    if label_file is not None:
+        parts["labels"] = read_label_file(label_file)
     return parts
 
 
@@ -323,8 +323,8 @@ def _read_folder(folder: Path, how: SceneFormat, labels: bool) -> dict[str, np.n
         if how.label_name.lower() not in files:
             raise PointCloudError(f"{folder}: has no {how.label_name}.npy for the labels; it has {sorted(files)}")
         parts["labels"] = read_label_file(files[how.label_name.lower()])
-    elif labels and (beside := find_label_file(files[found[0]])) is not None:
-        parts["labels"] = read_label_file(beside)
+    elif labels and (label_file := find_label_file(files[found[0]])) is not None:
+        parts["labels"] = read_label_file(label_file)
     return parts
 
 

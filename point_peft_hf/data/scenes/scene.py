@@ -66,7 +66,7 @@ class Scene:
             points: Coordinates of shape `(num_points, 3)`, array or tensor.
             colors: Red, green and blue of shape `(num_points, 3)`, as `color_bytes` takes them.
             normals: Normals of shape `(num_points, 3)`; they are scaled to length 1.
-            labels: Whole numbers of shape `(num_points,)`; any number below 0 is no label.
+            labels: Whole numbers of shape `(num_points,)`; any number below 0 means none.
             origin: What the points are relative to, of shape `(3,)`.
             name: What messages call it.
             drop_invalid: Leave out points with NaN or infinite numbers instead of refusing the scene.

@@ -55,7 +55,7 @@ def _check_cells(coordinates: np.ndarray, grid_size: float, name: str) -> None:
 
 
 def occupied_cells(points: np.ndarray, low: np.ndarray, grid_size: float, name: str) -> np.ndarray:
-    """Find the cells of a scan that have points in them, piece by piece: memory goes with the cells.
+    """Find the cells of a scan that have points in them, piece by piece, so that memory grows with the cells.
 
     Returns cells of shape `(num_cells, 3)`, int32, counted from the lowest corner `low`, of shape `(3,)`.
     """
