@@ -117,18 +117,13 @@ class CloudFinder:
     def report(self) -> None:
         """Refuse files of other kinds, or leave them out with a warning; warn of what was counted once."""
         root = printable(self.root)
-        if self._repeated:
-            warnings.warn(
-                f"{root}: {len(self._repeated)} links lead to what is in the same class already, and are left out: "
-                f"{printable(self._repeated[0])}{', ...' if len(self._repeated) > 1 else ''}",
-                stacklevel=2,
-            )
-        if self._attributes:
-            warnings.warn(
-                f"{root}: {len(self._attributes)} files are taken for attributes of the clouds next to them, and left "
-                f"out: {printable(self._attributes[0])}{', ...' if len(self._attributes) > 1 else ''}",
-                stacklevel=2,
-            )
+        for paths, what in (
+            (self._repeated, "links lead to what is in the same class already, and are left out"),
+            (self._attributes, "files are taken for attributes of the clouds next to them, and left out"),
+        ):
+            if paths:
+                more = ", ..." if len(paths) > 1 else ""
+                warnings.warn(f"{root}: {len(paths)} {what}: {printable(paths[0])}{more}", stacklevel=2)
         if not self._strange:
             return
         first, number = self._strange[0], len(self._strange)

@@ -15,7 +15,6 @@ import numpy as np
 from .dataset import PointCloudDataset, check_class_names, find_class_parts
 from .errors import PointCloudError
 from .folder_tree import CloudFinder, has_files, holds_clouds, is_scene, subfolders
-from .label_files import find_label_file
 from .names import (
     COORDINATES,
     class_name,
@@ -26,7 +25,7 @@ from .names import (
     printable,
     read_lines,
 )
-from .part_files import read_labelled_cloud
+from .part_files import find_label_file, read_labelled_cloud
 from .readers import READERS
 from .sources import LoadOptions, open_files, read_cloud
 

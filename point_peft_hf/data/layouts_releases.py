@@ -14,11 +14,10 @@ import numpy as np
 
 from .dataset import MAX_PARTS, PointCloudDataset, check_class_names, check_labels, find_class_parts
 from .errors import PointCloudError, shorten
-from .label_files import find_label_file
 from .layouts_arrays import Arrays, check_arrays, join_arrays, read_arrays
 from .layouts_folders import open_dataset
 from .names import read_lines
-from .part_files import read_labelled_cloud, read_part_table
+from .part_files import find_label_file, read_labelled_cloud, read_part_table
 from .restricted_pickle import load_restricted_pickle
 from .sources import LoadOptions, check_extent, require_files
 

@@ -13,19 +13,8 @@ from ..attaching import backbone_tensors, pretrained_parts, unsaved_task_tensors
 
 # Fields of a backbone that must be those an adapter was made with: what follows from them is in no weight.
 BACKBONE_FIELDS = (
-    "model_type",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_groups",
-    "group_size",
-    "group_sizes",
-    "patch_sizes",
-    "strides",
-    "orders",
-    "pooling",
-    "rope_base",
-    "legacy_position_features",
+    *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_groups", "group_size"),
+    *("group_sizes", "patch_sizes", "strides", "orders", "pooling", "rope_base", "legacy_position_features"),
 )
 # Modules that classify objects or points: adapters that bring one remember the names of the classes.
 HEADS = {
@@ -35,35 +24,16 @@ HEADS = {
 }
 # Fields that a segmentation head is built from.
 SEGMENTATION_FIELDS = (
-    "num_categories",
-    "category_names",
-    "category_parts",
-    "segmentation_token_size",
-    "segmentation_propagation_sizes",
-    "segmentation_hidden_sizes",
-    "segmentation_layers",
+    *("num_categories", "category_names", "category_parts", "segmentation_token_size"),
+    *("segmentation_propagation_sizes", "segmentation_hidden_sizes", "segmentation_layers"),
 )
 # Fields that a decoder of scenes is built from.
-DECODER_FIELDS = (
-    "decoder_depths",
-    "decoder_hidden_sizes",
-    "decoder_num_attention_heads",
-    "decoder_patch_sizes",
-)
-
-
+DECODER_FIELDS = ("decoder_depths", "decoder_hidden_sizes", "decoder_num_attention_heads", "decoder_patch_sizes")
 # Fields of their kind that a backbone may be loaded with.
 _LOADING_FIELDS = ("num_labels", "num_groups", "group_size", "group_sizes")
 # What is not compared as a value that has to be the same.
 _COMPARED_OTHERWISE = (
-    "architecture",
-    "encoder",
-    "head",
-    "id2label",
-    "revision",
-    "unsaved_modules",
-    "weights",
-    "weights_license",
+    *("architecture", "encoder", "head", "id2label", "revision", "unsaved_modules", "weights", "weights_license"),
 )
 # From the most exact to the least. Only a model whose weights are all exact enough has a digest of a precision.
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

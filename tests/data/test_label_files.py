@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from point_peft_hf.data import PointCloudDataset, PointCloudError, load_dataset, read_labelled_cloud
-from point_peft_hf.data.label_files import find_label_file, read_label_file
+from point_peft_hf.data.part_files import find_label_file, read_label_file
 
 LABELS = np.arange(12) // 4
 

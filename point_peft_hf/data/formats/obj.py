@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import PointCloudError, shorten
-from .encoding import split_lines, to_utf8
 from .polygons import triangulate
-from .rows import parse_number
+from .rows import parse_number, split_lines, to_utf8
 
 _BESIDE_VERTEX = re.compile(r"/\S*")
 _VERTEX, _FACE = ("v ", "V "), ("f ", "F ", "fo")

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import PointCloudError, shorten
-from .encoding import read_text_lines
 from .polygons import triangulate
-from .rows import parse_rows
+from .rows import parse_rows, read_text_lines
 
 _HEADER = re.compile(r"^(?:ST)?C?N?4?n?OFF\b|^(?:ST)?C?N?4?n?OFF(?=\d)", re.IGNORECASE)
 

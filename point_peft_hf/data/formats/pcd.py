@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import PointCloudError, shorten
 from .columns import Pick
-from .encoding import split_lines, to_utf8
-from .rows import parse_rows
+from .rows import parse_rows, split_lines, to_utf8
 
 _TYPES = {
     **{("F", 4): "<f4", ("F", 8): "<f8"},
@@ -25,21 +25,20 @@ _MAX_COUNT = 1 << 16
 @dataclass
 class _Header:
     fields: list[str]
-    types: list[np.dtype]
-    counts: list[int]
+    dtype: np.dtype  # of a point, with the place of a field for its name
     num_points: int
     encoding: str
     body: int  # offset of the data in the file
     num_lines: int
-    extra: list[int] = field(default_factory=list)  # fields that are read as well as x, y and z
+    extra: list[int] = dataclasses.field(default_factory=list)  # fields that are read as well as x, y and z
 
     @property
     def wanted(self) -> list[int]:
         return [*(self.fields.index(axis) for axis in "xyz"), *self.extra]
 
     @property
-    def point_bytes(self) -> int:
-        return sum(dtype.itemsize * count for dtype, count in zip(self.types, self.counts, strict=True))
+    def counts(self) -> list[int]:
+        return [self.dtype[place].shape[0] for place in range(len(self.fields))]
 
 
 def read_pcd(path: Path, pick: Pick | None = None) -> tuple[np.ndarray, None]:
@@ -53,9 +52,8 @@ def read_pcd(path: Path, pick: Pick | None = None) -> tuple[np.ndarray, None]:
     header = _read_header(data)
     if pick is not None:
         # A field of several numbers has no name here, so that it is not picked.
-        header.extra = pick(
-            [name if count == 1 else "" for name, count in zip(header.fields, header.counts, strict=True)]
-        )
+        names = zip(header.fields, header.counts, strict=True)
+        header.extra = pick([name if count == 1 else "" for name, count in names])
     if header.encoding == "ascii":
         return _read_ascii(data, header), None
     if header.encoding == "binary":
@@ -90,7 +88,9 @@ def _read_header(data: bytes) -> _Header:
     try:
         types = [np.dtype(_TYPES[kind.upper(), int(size)]) for kind, size in zip(kinds, sizes, strict=True)]
         counts = [int(count) for count in counts]
-        area = _area(values) if "WIDTH" in values else None
+        area = None
+        if "WIDTH" in values:
+            area = int(values["WIDTH"][0]) * int(values.get("HEIGHT", ["1"])[0])
         num_points = int(values["POINTS"][0]) if "POINTS" in values else area or 0
     except (KeyError, ValueError, IndexError):
         raise PointCloudError(
@@ -109,11 +109,8 @@ def _read_header(data: bytes) -> _Header:
     encoding = (values["DATA"] or [""])[0].lower()
     if encoding not in ("ascii", "binary", "binary_compressed"):
         raise PointCloudError(f"DATA must be ascii, binary or binary_compressed, got {shorten(encoding)}")
-    return _Header(fields, types, counts, num_points, encoding, offset, number)
-
-
-def _area(values: dict[str, list[str]]) -> int:
-    return int(values["WIDTH"][0]) * int(values.get("HEIGHT", ["1"])[0])
+    dtype = np.dtype([(str(place), *item) for place, item in enumerate(zip(types, zip(counts), strict=True))])
+    return _Header(fields, dtype, num_points, encoding, offset, number)
 
 
 def _truncated(header: _Header, found: str) -> PointCloudError:
@@ -123,7 +120,7 @@ def _truncated(header: _Header, found: str) -> PointCloudError:
 def _check_end(header: _Header, rest: bytes) -> None:
     if rest.strip(b"\0\r\n \x1a"):
         raise PointCloudError(
-            f"{len(rest)} bytes follow the {header.num_points} points of {header.point_bytes} bytes that its "
+            f"{len(rest)} bytes follow the {header.num_points} points of {header.dtype.itemsize} bytes that its "
             "header promises; POINTS or SIZE may be wrong"
         )
 
@@ -140,15 +137,9 @@ def _read_ascii(data: bytes, header: _Header) -> np.ndarray:
 
 def _read_binary(data: bytes, header: _Header) -> np.ndarray:
     available = len(data) - header.body
-    if header.num_points * header.point_bytes > available:
-        raise _truncated(header, f"{available} bytes, of {header.point_bytes} a point")
-    dtype = np.dtype(
-        [
-            (str(index), kind, (count,))
-            for index, (kind, count) in enumerate(zip(header.types, header.counts, strict=True))
-        ]
-    )
-    rows = np.frombuffer(data, dtype, header.num_points, header.body)
+    if header.num_points * header.dtype.itemsize > available:
+        raise _truncated(header, f"{available} bytes, of {header.dtype.itemsize} a point")
+    rows = np.frombuffer(data, header.dtype, header.num_points, header.body)
     _check_end(header, data[header.body + rows.nbytes :])
     return np.stack([rows[str(place)][:, 0] for place in header.wanted], axis=1)
 
@@ -160,8 +151,8 @@ def _read_compressed(data: bytes, header: _Header) -> np.ndarray:
     compressed = data[header.body + 8 : header.body + 8 + compressed_size]
     if len(compressed) < compressed_size:
         raise _truncated(header, f"{len(compressed)} of {compressed_size} compressed bytes")
-    if size < header.num_points * header.point_bytes:
-        raise _truncated(header, f"{size} bytes, of {header.point_bytes} a point")
+    if size < header.num_points * header.dtype.itemsize:
+        raise _truncated(header, f"{size} bytes, of {header.dtype.itemsize} a point")
     _check_end(header, data[header.body + 8 + compressed_size :])
     try:
         plain = lzf_decompress(compressed, size)
@@ -169,10 +160,11 @@ def _read_compressed(data: bytes, header: _Header) -> np.ndarray:
         raise PointCloudError(f"the compressed data are broken: {error}") from None
     # Compressed clouds are stored field by field, so that similar bytes are neighbours.
     offset, columns = 0, {}
-    for place, (dtype, count) in enumerate(zip(header.types, header.counts, strict=True)):
+    for place in range(len(header.fields)):
+        dtype = header.dtype[place]
         if place in header.wanted:
-            columns[place] = np.frombuffer(plain, dtype, header.num_points, offset)
-        offset += dtype.itemsize * count * header.num_points
+            columns[place] = np.frombuffer(plain, dtype.base, header.num_points, offset)
+        offset += dtype.itemsize * header.num_points
     _check_end(header, plain[offset:])
     return np.stack([columns[place] for place in header.wanted], axis=1)
 

@@ -12,9 +12,8 @@ import numpy as np
 
 from ..errors import PointCloudError, shorten
 from .columns import Pick
-from .encoding import split_lines, to_utf8
 from .polygons import strip_to_triangles, triangulate
-from .rows import parse_rows
+from .rows import parse_rows, split_lines, to_utf8
 
 _TYPES = {
     **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import PointCloudError
-from .encoding import split_lines, to_utf8
-from .rows import parse_rows
+from .rows import parse_rows, split_lines, to_utf8
 
 _HEADER = 84
 _TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("color", "<u2")])

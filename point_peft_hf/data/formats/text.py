@@ -15,8 +15,7 @@ import numpy as np
 from ..errors import PointCloudError, shorten
 from .arrays import check_not_transposed
 from .columns import clean_name, find_axes, means_columns
-from .encoding import find_encoding, read_text_lines
-from .rows import is_number, parse_number, thousands_or_decimals
+from .rows import find_encoding, is_number, parse_number, read_text_lines, thousands_or_decimals
 
 TEXT_SUFFIXES = (".xyz", ".txt", ".csv", ".pts", ".asc")
 _COMMENTS = ("#", "//")

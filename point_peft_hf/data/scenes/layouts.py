@@ -13,8 +13,8 @@ import numpy as np
 
 from ..errors import PointCloudError, shorten
 from ..folder_tree import CloudFinder, subfolders
-from ..label_files import find_label_file
 from ..names import find_splits, printable, read_lines
+from ..part_files import find_label_file
 from ..readers import READERS
 from ..sources import LoadOptions, open_files
 from .classes import NAMES_FILE, SceneClasses, find_classes_of_labels, given_names, names_of_objects

@@ -18,8 +18,8 @@ from ..formats.pcd import read_pcd
 from ..formats.ply import read_ply
 from ..formats.scans import read_floats, read_las_chunks
 from ..formats.text import TEXT_SUFFIXES, read_column_names, read_table
-from ..label_files import find_label_file, read_label_file
 from ..names import COORDINATES
+from ..part_files import find_label_file, read_label_file
 from ..readers import choose_reader, errors_of
 from .classes import number_of
 from .scene import Scene, unpack_colors
