@@ -124,17 +124,11 @@ def scan_corruption(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Make clouds sampled all around look like a scan: seen from one side, with a hole, noisy along the line of sight.
 
-    Kept are the points nearest to a viewer at the height of the object or above it, between `visible_ratio` and all of
-    them; then those nearest to one point are cut out, up to `max_hole_ratio`. Kept points are repeated in the places
-    of the lost ones.
-
-    Args:
-        points: Tensor of shape `(batch_size, num_points, 3)`, y up.
-        visible_ratio: Smallest share of the points that the viewer sees.
-        max_hole_ratio: Largest share of the points lost to the hole, 0 to below `visible_ratio`.
-        std: Standard deviation of the noise along the line of sight, in the unit of the points.
-        generator: Source of randomness.
-        return_indices: Also give the number of the input point in each place, of shape `(batch_size, num_points)`.
+    Clouds are of shape `(batch_size, num_points, 3)`, y up. Kept are the points nearest to a viewer at the height of
+    the object or above it, a share between `visible_ratio` and 1; then those nearest to one point are cut out, a share
+    up to `max_hole_ratio`. Kept points are repeated in the places of the lost ones. `std` is that of the noise, in the
+    unit of the points. With `return_indices`, also give the number of the input point in each place, `(batch_size,
+    num_points)`.
     """
     _check(points)
     if not 0 <= max_hole_ratio < visible_ratio <= 1:

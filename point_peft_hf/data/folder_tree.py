@@ -82,12 +82,9 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 class CloudFinder:
-    """Lists the clouds in folders of a data set, and refuses what would be counted twice or passed over.
+    """Lists the clouds, files with some endings, in folders of a data set.
 
-    Args:
-        root: Folder of the data set.
-        options: How to load.
-        endings: Endings of the files that are clouds.
+    It refuses what would be counted twice or passed over.
     """
 
     def __init__(self, root: Path, options: LoadOptions, endings: Collection[str] = READERS):

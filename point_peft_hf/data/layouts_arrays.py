@@ -107,9 +107,7 @@ def load_arrays(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset
 def read_arrays(path: Path, names: tuple[str, str | None, str | None] | None = None) -> Arrays:
     """Read clouds, classes and labels of points from a file; the last two are None where it has none.
 
-    Args:
-        path: The file.
-        names: Names of the three arrays; by default they are found by the usual names and by their shapes.
+    `names` are those of the three arrays; by default they are found by the usual names and by their shapes.
     """
     with errors_of(path), open_arrays(path) as arrays:
         names = names or _find_names(path, {name: arrays.shape(name) for name in arrays.names})
@@ -185,15 +183,8 @@ def check_arrays(
 ) -> Arrays:
     """Check what `read_arrays` gives, and refuse or leave out clouds that are not finite or all in one place.
 
-    Args:
-        path: The file, for messages.
-        arrays: Clouds, classes (None for a single class) and labels of points or None.
-        num_classes: Number of classes, to check the labels.
-        options: How to load.
-        first: Keep this many points of each cloud, the first ones; all by default.
-
-    Returns:
-        Clouds, float32, of shape `(num_clouds, num_points, 3)`, their labels and those of their points.
+    Of each cloud the `first` points are kept, all by default. Returns clouds, float32, of shape
+    `(num_clouds, num_points, 3)`, their labels (of a single class without classes) and those of their points or None.
     """
     clouds, classes, parts = arrays
     labels = (

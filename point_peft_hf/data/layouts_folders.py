@@ -227,17 +227,9 @@ def open_dataset(
     find_labels: Callable[[Path], Path | None] | None = None,
     sampling: str = "random",
 ) -> PointCloudDataset:
-    """Make a data set of files, one a cloud.
+    """Make a data set of files, one a cloud, with their labels and the names of the classes.
 
-    Args:
-        files: The files.
-        labels: Class of each.
-        names: Name of each class.
-        root: Folder of the data set, for names in the cache.
-        options: How to load.
-        reader: As in `open_files`; by default `read_cloud`.
-        find_labels: As in `open_files`.
-        sampling: Which points an item has.
+    `reader` (by default `read_cloud`) and `find_labels` are as in `open_files`; `root` is the folder of the data set.
     """
     if reader is None:
         reader = partial(

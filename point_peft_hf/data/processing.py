@@ -29,10 +29,7 @@ FPS_MAX_POINTS = 32768
 class StoredProcessor(FeatureExtractionMixin):
     """What all processors share: fields that are checked, and stored in `preprocessor_config.json`.
 
-    Args:
-        fields: The fields by name.
-        allowed: The values that some of them can have.
-        others: What else the file has.
+    `allowed` are the values that some of the fields can have, `others` what else the file has.
     """
 
     def __init__(self, fields: Mapping[str, Any], allowed: Mapping[str, Sequence[str]], others: Mapping[str, Any]):

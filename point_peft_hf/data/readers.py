@@ -204,13 +204,7 @@ def finite_rows(
 ) -> np.ndarray | slice:
     """Choose the rows of finite numbers; others are an error unless they may be dropped.
 
-    Args:
-        values: Numbers of shape `(num_points, ...)`.
-        where: What to name in the error, such as a file.
-        drop_invalid: Whether rows may be dropped.
-        what: What the numbers are, for the error.
-        rows: What the rows are, for the error.
-        way_out: How to fix it, for the error.
+    The error names `where`, such as a file; `what` the numbers and the `rows` are; and the `way_out`.
     """
     finite = np.isfinite(values) if values.dtype.kind == "f" else np.True_
     if finite.all():  # ten times as fast as along rows of 3
@@ -241,14 +235,9 @@ def to_float32(points: np.ndarray, where: object) -> np.ndarray:
 
 
 def shift_to_float32(points: np.ndarray, where: object) -> tuple[np.ndarray, np.ndarray]:
-    """Convert to float32, shifted to the origin where float32 would otherwise lose the shape.
+    """Convert points of shape `(num_points, 3)` to float32, shifted where float32 would otherwise lose the shape.
 
-    Args:
-        points: Coordinates of shape `(num_points, 3)`, any unit.
-        where: What to name in the error if they are too large for float32.
-
-    Returns:
-        The points, and what must be added to them in float64, of shape `(3,)`: zeros where they are not shifted.
+    Returns the points, and what must be added to them in float64, of shape `(3,)`: zeros where they are not shifted.
     """
     shift = np.zeros(3)
     if points.dtype == np.float32 or len(points) == 0:

@@ -90,10 +90,8 @@ class FileClouds(Sequence):
 class PackedClouds(Sequence):
     """Clouds one after the other in a single .npy file, mapped into memory: only what is asked for is read.
 
-    Args:
-        path: The file, float32 of shape `(total_points, num_columns)`.
-        offsets: Row where each cloud starts, and the end; shape `(num_clouds + 1,)`.
-        files: The file that each cloud was read from, for messages.
+    The file is float32 of shape `(total_points, num_columns)`. `offsets`, of shape `(num_clouds + 1,)`, are the rows
+    where the clouds start, and the end; `files` are those that the clouds were read from, for messages.
     """
 
     def __init__(self, path: Path, offsets: np.ndarray, files: Sequence[Path] = ()):

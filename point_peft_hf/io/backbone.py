@@ -72,10 +72,7 @@ def unsaved_fingerprints(
 ) -> dict[str, dict[str, str]]:
     """Digests by precision, by module, of the modules of the task that no adapter brings.
 
-    Args:
-        model: The backbone, with or without adapters.
-        modules_to_save: Modules that the adapter brings.
-        brought_by_others: Modules that another adapter is going to bring.
+    `modules_to_save` come with the adapter itself, those `brought_by_others` with another adapter.
     """
     digests = {
         part: _digests({name.partition(f"{part}.")[2]: tensor for name, tensor in tensors.items()})
@@ -112,12 +109,8 @@ def describe_backbone(
 ) -> dict[str, Any]:
     """What an adapter remembers of its backbone: class, type and sizes, fingerprints of its weights, and the classes.
 
-    Task modules that no adapter brings have a fingerprint each.
-
-    Args:
-        model: The backbone.
-        modules_to_save: Modules that the adapter brings. If a head is among them, the classes matter.
-        brought_by_others: Modules that another adapter is going to bring.
+    Task modules that neither the adapter (`modules_to_save`) nor another one brings have a fingerprint each. If a head
+    is among the former, the classes matter.
     """
     config = getattr(model, "config", None)
     description = {name: getattr(config, name, None) for name in BACKBONE_FIELDS}
@@ -149,14 +142,10 @@ def describe_backbone(
 def check_backbone(
     expected: dict[str, Any], description: dict[str, Any], name: str | None = None, revision: str | None = None
 ) -> None:
-    """Check that a backbone is the one that an adapter was made for.
+    """Check that a backbone is the one, called `name` in messages, that an adapter was made for.
 
-    Args:
-        expected: What the adapter remembers of its backbone.
-        description: What the backbone is, from [`describe_backbone`]. If it has the right weights, all that is known
-            of their fingerprint goes in here.
-        name: Name of the expected one, for the message.
-        revision: Its revision, for the message.
+    `expected` is what the adapter remembers; `description` what the backbone is, from [`describe_backbone`]. If it has
+    the right weights, all that is known of their fingerprint goes in there.
     """
     base = f" ({name})" if name else ""
     if description.get("model_type") == expected.get("model_type"):

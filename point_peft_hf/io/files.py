@@ -77,16 +77,9 @@ class AdapterFiles:
 
 
 def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None = None, **hub: Any) -> Path | None:
-    """Find a file in a folder or a repository, downloading it if need be.
+    """Find a file in a folder or a repository of the Hub, downloading it if need be; `None` if it is not there.
 
-    Args:
-        name: Folder, or repository of the Hub.
-        filename: Name of the file.
-        subfolder: Where in it.
-        **hub: `revision`, `token`, `cache_dir` and the like, for a repository.
-
-    Returns:
-        The file, or `None` if it is not there.
+    `hub` has `revision`, `token`, `cache_dir` and the like, for a repository.
 
     Raises:
         ConnectionError: If the Hub cannot be asked, and the cache does not know.

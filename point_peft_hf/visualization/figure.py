@@ -36,13 +36,7 @@ def in_words(measure: str) -> str:
 
 
 def new_figure(width: float, height: float, **subplots: Any) -> tuple[Figure, Any]:
-    """A figure of its own, which no other code of the process sees, and what `Figure.subplots` returns.
-
-    Args:
-        width: In inches.
-        height: In inches.
-        **subplots: Passed to matplotlib's `Figure.subplots`.
-    """
+    """A figure of its own, in inches, which no other code of the process sees, and what `Figure.subplots` returns."""
     try:
         import matplotlib
         from matplotlib.figure import Figure

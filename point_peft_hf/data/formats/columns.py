@@ -104,10 +104,7 @@ def find_labels(names: Sequence[str]) -> list[int]:
 def pick_label(names: Sequence[str], what: str) -> int:
     """Give the place of the only name that is one of labels; none or several are an error.
 
-    Args:
-        names: Names of all columns.
-        path: The file, for messages.
-        what: What a column is in it, for messages.
+    `what` says what a column is in its file, for the error.
     """
     places = find_labels(names)
     if not places:

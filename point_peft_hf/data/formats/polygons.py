@@ -15,13 +15,8 @@ _MAX_CONCAVE_CORNERS = 2000
 def triangulate(polygons: Sequence[Sequence[int]] | np.ndarray, vertices: np.ndarray) -> np.ndarray:
     """Cut polygons into triangles that cover them: convex ones into fans, others by cutting off ears.
 
-    Args:
-        polygons: Vertex indices of each polygon, those with fewer than 3 corners are left out; or an array of shape
-            `(num_polygons, num_corners)`.
-        vertices: Coordinates of shape `(num_vertices, 3)`.
-
-    Returns:
-        Vertex indices, int64, of shape `(num_triangles, 3)`.
+    Polygons are vertex indices, in lists or an array of shape `(num_polygons, num_corners)`; those with fewer than 3
+    corners are left out. Returns vertex indices, int64, of shape `(num_triangles, 3)`.
     """
     if isinstance(polygons, np.ndarray):
         groups = [polygons.astype(np.int64)]
@@ -136,11 +131,7 @@ def sample_surface(
 ) -> np.ndarray:
     """Draw points uniformly on the surface of a mesh: `(num_points, 3)`, float64, in the unit of the vertices.
 
-    Args:
-        vertices: Corner coordinates of shape `(num_vertices, 3)`.
-        faces: Triangles of shape `(num_triangles, 3)`, as vertex indices.
-        num_points: How many points.
-        generator: Source of randomness.
+    Vertices are of shape `(num_vertices, 3)`, faces vertex indices of shape `(num_triangles, 3)`.
     """
     check_indices(faces, len(vertices))
     vertices = vertices.astype(np.float64, copy=False)

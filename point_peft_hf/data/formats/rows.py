@@ -114,17 +114,9 @@ def thousands_or_decimals(tokens: Sequence[str]) -> None:
 
 
 def parse_rows(lines: Sequence[str], columns: Sequence[int], first_line: int, dtype: type = np.float64) -> np.ndarray:
-    """Parse lines of numbers with white space between them, none of them blank.
+    """Parse some columns of lines of numbers with white space between them: `(len(lines), len(columns))`.
 
-    Args:
-        lines: The lines.
-        columns: Which columns to keep.
-        path: File they come from, for messages.
-        first_line: Number of the first line in the file, counted from 1, for messages.
-        dtype: Type of the numbers.
-
-    Returns:
-        Array of shape `(len(lines), len(columns))`.
+    No line is blank. Errors count lines from `first_line`, the number of the first one in its file, counted from 1.
     """
     if len(lines) == 0:
         return np.empty((0, len(columns)), dtype=dtype)

@@ -54,9 +54,8 @@ class SceneClasses:
 def given_names(names: Sequence[str] | Mapping[int, str] | None, root: Path) -> dict[int, str] | None:
     """Collect the names of classes, by number, that a user or a file gives; None if there are none.
 
-    Args:
-        names: By number; or one after the other, from 0 on; `None` to look for `classes.txt`.
-        root: Folder of the data set: `classes.txt` in it has one name a line, from 0 on, or lines of number and name.
+    They are by number, or one after the other, from 0 on; or None to look for `classes.txt` in `root`, which has one
+    name a line, from 0 on, or lines of number and name.
     """
     where = "class_names"
     if names is None:
@@ -92,17 +91,10 @@ def number_of(name: str, numbers: Mapping[str, int]) -> int:
 def find_classes_of_labels(
     occurring: Collection[int], names: Mapping[int, str] | None, ignored: Collection[int], is_las: bool, root: Path
 ) -> SceneClasses:
-    """Find out which numbers in files are classes.
+    """Find out which of the numbers that occur in files are classes, with the names of `given_names`.
 
     No class are the numbers in `ignored`, and without a name of their own 255, the usual byte for "none", and in .las
     and .laz files 0, "never classified".
-
-    Args:
-        occurring: The numbers that occur, 0 or above.
-        names: What `given_names` gives.
-        ignored: Numbers that are no class, as the user says.
-        is_las: Whether they come from .las or .laz files.
-        root: Folder of the data set, for messages.
     """
     left_out = {*ignored, *({0} if is_las else ()), _BYTE} - (set(names or ()) - set(ignored))
     values = sorted(set(names) - left_out if names else set(occurring) - left_out)

@@ -54,9 +54,7 @@ def read_rows(path: Path, *, grid_size: float, max_voxels: int, overlap: float |
 class ScenePieces(Sequence):
     """The tiles of parsed scenes, one after the other, with how often each label occurs in them.
 
-    Args:
-        clouds: What `read_rows` gives of each scene, as `open_files` opens it.
-        names: What messages call each scene.
+    Each of the `clouds` is what `read_rows` gives of a scene; `names` is what messages call the scenes.
     """
 
     def __init__(self, clouds: Sequence, names: Sequence[str]):

@@ -181,8 +181,7 @@ def color_bytes(colors: np.ndarray, name: str) -> np.ndarray:
 def unpack_colors(packed: np.ndarray) -> np.ndarray:
     """Unpack colours that the Point Cloud Library keeps in the bits of one number; uint8, of shape `(num_points, 3)`.
 
-    Args:
-        packed: Of shape `(num_points,)`: whole numbers, or the same bits read as float32, which are tiny numbers then.
+    The numbers, `(num_points,)`, are whole ones, or the same bits read as float32, which are tiny numbers then.
     """
     if packed.dtype.kind == "f" and np.abs(packed).max(initial=0) < _TINY:
         bits = packed.astype(np.float32).view(np.uint32)

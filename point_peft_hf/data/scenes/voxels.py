@@ -14,15 +14,10 @@ _CHUNK = 1 << 20
 
 
 def voxelize(coordinates: np.ndarray, grid_size: float, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sort points into voxels, and choose the first point of each.
+    """Sort points into voxels, and choose the first point of each; a side may have 65,536 cells.
 
     The division is done in float64, so that points on the border of two voxels fall where the published code puts
     them under NumPy 2.
-
-    Args:
-        coordinates: Coordinates of shape `(num_points, 3)`; the longest side may have 65,536 cells.
-        grid_size: Edge of a voxel, in the unit of the coordinates.
-        name: What messages call the scene.
 
     Returns:
         Grid coordinates of the voxels of shape `(num_voxels, 3)`, int64, from 0 on, in ascending order of x, y, z;
