@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from torch.utils.data import ConcatDataset
 
 from .dataset import MAX_PARTS, PointCloudDataset, check_class_names, check_labels, find_class_parts, too_many_parts
 from .errors import PointCloudError
@@ -27,21 +27,6 @@ _NAME_LISTS = ("shape_names.txt", "class_names.txt", "classes.txt", "categories.
 _MAX_COLUMNS = 16
 # Clouds (num_clouds, num_points, 3 or more), classes (num_clouds,), labels of points (num_clouds, num_points).
 Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
-
-
-class JoinedClouds(Sequence):
-    """Arrays of clouds one after the other, without the copy that joining them would take."""
-
-    def __init__(self, arrays: Sequence[np.ndarray]):
-        self.arrays = arrays
-        self.starts = np.cumsum([0, *map(len, arrays)]).tolist()
-
-    def __len__(self) -> int:
-        return self.starts[-1]
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        array = bisect_right(self.starts, index) - 1
-        return self.arrays[array][index - self.starts[array]]
 
 
 def find_arrays(path: Path) -> Path | None:
@@ -232,10 +217,10 @@ def join_arrays(
     """Make a data set of the clouds of some files, as `check_arrays` gives them."""
     clouds, labels, parts = zip(*read, strict=True)
     return PointCloudDataset(
-        JoinedClouds(clouds),
+        ConcatDataset(clouds),
         np.concatenate(labels),
         names,
-        part_labels=None if parts[0] is None else JoinedClouds(parts),
+        part_labels=None if parts[0] is None else ConcatDataset(parts),
         num_points=options.num_points,
         sampling=sampling,
         seed=options.seed,

@@ -127,12 +127,11 @@ class PointCloudProcessor(StoredProcessor):
         """
         if return_tensors not in ("pt", "np", None):
             raise ValueError(f"return_tensors must be 'pt' or 'np', got {return_tensors!r}")
-        names, batch = self._as_tensors(clouds, drop_invalid)
+        names, batch, kept = self._as_tensors(clouds, drop_invalid)
         if part_labels is not None and len(part_labels) != len(batch):
             raise PointCloudError(
                 f"part_labels must be given for each of the {len(batch)} clouds, got {len(part_labels)}"
             )
-        batch, kept = self._check_finite(names, batch, drop_invalid)
         chosen = self._sample(batch, generator)
         pairs = [self._process(*triple) for triple in zip(names, batch, chosen, strict=True)]
         points, chosen = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -144,8 +143,10 @@ class PointCloudProcessor(StoredProcessor):
             data = {key: value.cpu().numpy() for key, value in data.items()}
         return BatchFeature(data)
 
-    def _as_tensors(self, clouds: Cloud | Sequence[Cloud], drop_invalid: bool) -> tuple[list[str], list[Tensor]]:
-        """Give the clouds as tensors of shape `(num_points, 3)`, and their names for messages."""
+    def _as_tensors(
+        self, clouds: Cloud | Sequence[Cloud], drop_invalid: bool
+    ) -> tuple[list[str], list[Tensor], list[Tensor | None]]:
+        """Give names of the clouds for messages, their finite points, and which points these are, None for all."""
         if isinstance(clouds, str | os.PathLike):
             clouds = [clouds]
         elif isinstance(clouds, np.ndarray | Tensor):
@@ -163,32 +164,24 @@ class PointCloudProcessor(StoredProcessor):
             raise PointCloudError("clouds is empty; give at least one")
         if isinstance(clouds[0], list | tuple) and clouds[0] and isinstance(clouds[0][0], int | float):
             clouds = [clouds]  # one cloud as nested lists
-        names, tensors = [], []
+        names, tensors, kept = [], [], []
         for index, cloud in enumerate(clouds):
-            if isinstance(cloud, str | os.PathLike):
-                names.append(str(cloud))
-                tensors.append(torch.from_numpy(read_point_cloud(cloud, drop_invalid=drop_invalid)))
+            is_file, keep = isinstance(cloud, str | os.PathLike), None
+            name = str(cloud) if is_file else f"cloud {index}"
+            if is_file:
+                cloud = torch.from_numpy(read_point_cloud(cloud, drop_invalid=drop_invalid))
             else:
-                names.append(f"cloud {index}")
-                tensors.append(_as_tensor(cloud, names[-1]))
-        if len({tensor.device for tensor in tensors}) > 1:
-            raise PointCloudError(f"clouds are on several devices: {sorted({str(t.device) for t in tensors})}")
-        return names, tensors
-
-    def _check_finite(
-        self, names: list[str], clouds: list[Tensor], drop_invalid: bool
-    ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Refuse or drop points without finite coordinates; also give which points stay, None where all do."""
-        finite, kept = [], []
-        for name, cloud in zip(names, clouds, strict=True):
-            keep = None
+                cloud = _as_tensor(cloud, name)
             if not bool(torch.isfinite(cloud).all()):
                 keep = torch.from_numpy(finite_rows(as_array(cloud), name, drop_invalid)).to(cloud.device)
                 cloud = cloud[keep]
             check_size(len(cloud), name)
-            finite.append(cloud)
+            names.append(name)
+            tensors.append(cloud)
             kept.append(keep)
-        return finite, kept
+        if len({tensor.device for tensor in tensors}) > 1:
+            raise PointCloudError(f"clouds are on several devices: {sorted({str(t.device) for t in tensors})}")
+        return names, tensors, kept
 
     def _process(self, name: str, cloud: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Process the chosen points of a cloud; also give the index of the input point of each output point."""
