@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import PointCloudError, shorten
+from .errors import PointCloudError, as_integers, shorten
 from .names import looks_like, printable
 from .readers import to_float32
 from .sources import FileClouds, check_extent, read_cloud
@@ -196,12 +196,7 @@ class PointCloudDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: If an index is out of range.
         """
-        indices = np.asarray(indices)
-        if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
-            raise ValueError(
-                f"indices must be integers of shape (num_chosen,), got {indices.dtype} of {indices.shape}"
-            )
-        indices = indices.astype(np.int64)
+        indices = as_integers(indices, "indices", "num_chosen")
         if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
             raise ValueError(f"indices go from 0 to {len(self) - 1}, got {indices.min()} to {indices.max()}")
         subset = copy.copy(self)
@@ -286,11 +281,7 @@ def check_labels(labels: Sequence[int] | np.ndarray, num_classes: int, where: st
     labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
-        raise PointCloudError(
-            f"{where}: labels must be integers of shape (num_clouds,), got {labels.dtype} of {labels.shape}"
-        )
-    labels = labels.astype(np.int64)
+    labels = as_integers(labels, f"{where}: labels", "num_clouds")
     bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(bad):
         raise PointCloudError(

@@ -1,9 +1,12 @@
-"""Errors of the data package, and the import of its optional libraries."""
+"""Errors of the data package, checks that it shares, and the import of its optional libraries."""
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 
 class PointCloudError(ValueError):
@@ -22,3 +25,11 @@ def shorten(text: object, length: int = 60) -> str:
     """Quote a value for a message, cut to `length` characters."""
     quoted = repr(text)
     return quoted if len(quoted) <= length else quoted[: length - 3] + "..."
+
+
+def as_integers(values: Any, name: str, length: str) -> np.ndarray:
+    """Give integers of one axis as int64; the error says what they are and what their number is."""
+    values = np.asarray(values)
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "iu"):
+        raise PointCloudError(f"{name} must be integers of shape ({length},), got {values.dtype} of {values.shape}")
+    return values.astype(np.int64)

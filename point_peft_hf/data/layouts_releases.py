@@ -231,19 +231,15 @@ def load_modelnet40_dat(root: Path, options: LoadOptions) -> Splits:
     names = next((read_names(path) for path in sorted(root.glob("modelnet40_shape_names.txt"))), MODELNET40_CLASSES)
     splits = {}
     for split in ("train", "test"):
-        paths = sorted(root.glob(f"modelnet40_{split}_*.dat"), key=_points_in_name)
+        paths = list(root.glob(f"modelnet40_{split}_*.dat"))
         if not paths:
             raise FileNotFoundError(2, "No such file", str(root / f"modelnet40_{split}_8192pts_fps.dat"))
-        clouds, labels = read_dat(paths[-1], len(names), options.num_points)
+        largest = max(sorted(paths), key=lambda path: int((re.search(r"_(\d+)pts", path.name) or "00")[1]))
+        clouds, labels = read_dat(largest, len(names), options.num_points)
         splits[split] = PointCloudDataset(
             clouds, labels, names, num_points=options.num_points, sampling="first", seed=options.seed
         )
     return splits
-
-
-def _points_in_name(path: Path) -> int:
-    match = re.search(r"_(\d+)pts", path.name)
-    return int(match.group(1)) if match else 0
 
 
 def read_dat(

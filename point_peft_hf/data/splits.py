@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .dataset import PointCloudDataset
-from .errors import PointCloudError
+from .errors import PointCloudError, as_integers
 
 
 def stratified_split(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -25,9 +25,7 @@ def stratified_split(labels: Sequence[int] | np.ndarray, fraction: float, seed: 
     Raises:
         ValueError: If the fraction is not between 0 and 1, or the labels are not one integer a cloud.
     """
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
-        raise ValueError(f"labels must be integers of shape (num_clouds,), got {labels.dtype} of {labels.shape}")
+    labels = as_integers(labels, "labels", "num_clouds")
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
     generator = np.random.default_rng(seed)
@@ -50,9 +48,7 @@ def few_shot_indices(
     Returns the classes of shape `(way,)`, ascending; the training indices of shape `(way * shot,)` and the test
     indices of shape `(way * query,)`, class by class, without a cloud in common.
     """
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels must be integers of shape (num_clouds,), got {labels.dtype} of {labels.shape}")
+    labels = as_integers(labels, "labels", "num_clouds")
     for name, value, least in (("way", way, 2), ("shot", shot, 1), ("query", query, 1), ("fold", fold, 0)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
