@@ -100,7 +100,7 @@ def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None =
         raise ConnectionError(
             f"Whether the repository {str(name)!r} has {path} could not be found out: the Hub cannot be reached (no "
             "connection, or offline mode), and the cache does not know. Try again with a connection; or pass the "
-            f"folder of an adapter, if that is what you meant; the folder {str(name)!r} does not exist here."
+            f"folder of an adapter, if you meant one: there is no folder {str(name)!r} here."
         ) from error
     except EntryNotFoundError:
         return None
