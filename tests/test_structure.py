@@ -17,7 +17,7 @@ ALLOWED = {
     "tokens": {"ops"},
     "voxels": {"ops"},
     "slots": {"layers", "ops", "tokens", "voxels"},
-    "data": {"ops"},
+    "data": {"extras", "ops"},
     "attaching": set(),
     "io": {"attaching", "pretrained"},
     "models": {"attaching", "io", "layers", "ops", "slots", "tokens", "voxels"},
@@ -41,7 +41,7 @@ ALLOWED = {
         "tuners",
         "visualization",
     },
-    "visualization": {"data", "models", "ops", "slots", "tuners"},
+    "visualization": {"data", "extras", "models", "ops", "slots", "tuners"},
 }
 
 

@@ -3,7 +3,7 @@
     point-peft demo outputs/point_peft outputs/lora
     point-peft demo you/my-adapter --port 7861
 
-Needs `pip install 'point-peft-hf[demo]'`. Adapters of one backbone share its weights, so that many can be served at
+Needs the extra `demo`. Adapters of one backbone share its weights, so that many can be served at
 once; the page switches between them.
 """
 

@@ -4,7 +4,7 @@
     point-peft visualize --adapter outputs/point_peft --projection tsne --output_dir pictures
     point-peft visualize chair.ply --adapter outputs/parts --category chair
 
-Needs `pip install 'point-peft-hf[viz]'`. Writes to the output folder
+Pictures need the extra `viz`. Writes to the output folder
 
     cloud.html               the cloud to turn and zoom, coloured by what is chosen in the page
     cloud_*.png              the same as pictures: prediction, groups, attention, and what the adapter has to show

@@ -5,14 +5,13 @@ from .collator import PointCloudCollator
 from .corruptions import CORRUPTIONS, corrupt
 from .dataset import PointCloudDataset, from_hf_dataset
 from .errors import PointCloudError
-from .few_shot import few_shot_fold
 from .layouts import LAYOUTS, load_dataset
-from .layouts_pickle import read_few_shot_fold
+from .layouts_releases import read_few_shot_fold
 from .part_files import read_labelled_cloud
 from .procedural import ALL_CLASSES, BASE_CLASSES, HELD_OUT_CLASSES, ProceduralShapes, ScanCorruption, sample_shape
 from .processing import PointCloudProcessor, register_processor
 from .readers import READERS, read_point_cloud, write_point_cloud
-from .splits import stratified_split
+from .splits import few_shot_fold, stratified_split
 
 __all__ = [
     "ALL_CLASSES",

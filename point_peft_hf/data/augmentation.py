@@ -58,15 +58,8 @@ def random_rotate(
 ) -> Tensor:
     """Turn each cloud about the origin.
 
-    Args:
-        points: Tensor of shape `(batch_size, num_points, 3)`.
-        axis: `"x"`, `"y"` (up, the default) or `"z"`: an angle from U(-max_angle, max_angle) about this axis; or
-            `"any"`: a rotation drawn uniformly from all of them.
-        max_angle: Largest angle, radians; not used by `"any"`.
-        generator: Source of randomness.
-
-    Returns:
-        The turned points.
+    The `axis` is `"x"`, `"y"` (up, the default) or `"z"` for an angle from U(-max_angle, max_angle), radians; or
+    `"any"` for a rotation drawn uniformly from all of them.
     """
     _check(points)
     if axis not in ("x", "y", "z", "any"):
@@ -131,20 +124,11 @@ def scan_corruption(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Make clouds sampled all around look like a scan: seen from one side, with a hole, noisy along the line of sight.
 
-    Kept are the points nearest to a viewer at the height of the object or above it, between `visible_ratio` and all of
-    them; then those nearest to one point are cut out, up to `max_hole_ratio`. Kept points are repeated in the places
-    of the lost ones.
-
-    Args:
-        points: Tensor of shape `(batch_size, num_points, 3)`, y up.
-        visible_ratio: Smallest share of the points that the viewer sees.
-        max_hole_ratio: Largest share of the points lost to the hole, 0 to below `visible_ratio`.
-        std: Standard deviation of the noise along the line of sight, in the unit of the points.
-        generator: Source of randomness.
-        return_indices: Also give the number of the input point in each place, of shape `(batch_size, num_points)`.
-
-    Returns:
-        The corrupted points, and the numbers if asked for.
+    Clouds are of shape `(batch_size, num_points, 3)`, y up. Kept are the points nearest to a viewer at the height of
+    the object or above it, a share between `visible_ratio` and 1; then those nearest to one point are cut out, a share
+    up to `max_hole_ratio`. Kept points are repeated in the places of the lost ones. `std` is that of the noise, in the
+    unit of the points. With `return_indices`, also give the number of the input point in each place, `(batch_size,
+    num_points)`.
     """
     _check(points)
     if not 0 <= max_hole_ratio < visible_ratio <= 1:
@@ -179,11 +163,7 @@ _MOVING = (point_dropout, scan_corruption)
 
 
 class Compose:
-    """Apply augmentations one after the other.
-
-    Args:
-        steps: Functions, each with the options it is called with.
-    """
+    """Apply augmentations, pairs of a function and the options it is called with, one after the other."""
 
     def __init__(self, steps: Sequence[tuple[Augmentation, dict]]):
         self.steps = list(steps)
@@ -191,15 +171,9 @@ class Compose:
     def __call__(
         self, points: Tensor, generator: torch.Generator | None = None, *, part_labels: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Augment clouds.
+        """Augment clouds; with `part_labels`, of shape `(batch_size, num_points)`, these follow their points.
 
-        Args:
-            points: Tensor of shape `(batch_size, num_points, 3)`.
-            generator: Source of randomness.
-            part_labels: A label for each point, of shape `(batch_size, num_points)`; they follow their points.
-
-        Returns:
-            The new points, and the labels if they were given.
+        Returns the new points, and the labels if they were given.
         """
         _check(points)
         for function, options in self.steps:

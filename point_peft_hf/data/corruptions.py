@@ -1,8 +1,8 @@
 """Corruptions of test clouds at five strengths, to ask how far an accuracy can be trusted outside of the laboratory.
 
 Noise, rotation and density follow ModelNet40-C (arXiv 2201.12296), dropout PointCloud-C (arXiv 2202.03377). Outliers
-and occlusion are of this package: those benchmarks add points of other numbers, and cast rays on meshes, which clouds
-have not. So only single columns can be put beside published ones.
+and occlusion are of this package: those benchmarks add other numbers of points, and cast rays on meshes, which clouds
+do not have. So only single columns compare with published ones.
 """
 
 from __future__ import annotations
@@ -46,22 +46,8 @@ def corrupt(points: np.ndarray, name: str, strength: int, rng: np.random.Generat
     return CORRUPTIONS[name](np.asarray(points, dtype=np.float64), strength, rng).astype(np.float32)
 
 
-def _noise(points: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndarray:
-    radius = np.linalg.norm(points - points.mean(axis=0), axis=1).max()
-    return jitter(points, rng, std=radius * (0.01, 0.015, 0.02, 0.025, 0.03)[strength - 1])
-
-
-def _outliers(points: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndarray:
-    return add_outliers(points, rng, fraction=0.02 * strength)
-
-
-def _dropout(points: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndarray:
-    missing = (0.25, 0.375, 0.5, 0.625, 0.75)[strength - 1]
-    return resample(points, rng, max(round((1 - missing) * len(points)), 1))
-
-
-def _occlusion(points: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndarray:
-    return remove_hidden_points(points, rng, fraction=0.2 * strength)
+def _radius(points: np.ndarray) -> float:
+    return np.linalg.norm(points - points.mean(axis=0), axis=1).max()
 
 
 def _rotation(points: np.ndarray, strength: int, rng: np.random.Generator) -> np.ndarray:
@@ -84,10 +70,14 @@ def _density(points: np.ndarray, strength: int, rng: np.random.Generator) -> np.
 
 
 CORRUPTIONS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]] = {
-    "noise": _noise,
-    "outliers": _outliers,
-    "dropout": _dropout,
-    "occlusion": _occlusion,
+    "noise": lambda points, strength, rng: jitter(
+        points, rng, std=_radius(points) * (0.01, 0.015, 0.02, 0.025, 0.03)[strength - 1]
+    ),
+    "outliers": lambda points, strength, rng: add_outliers(points, rng, fraction=0.02 * strength),
+    "dropout": lambda points, strength, rng: resample(
+        points, rng, max(round((0.75, 0.625, 0.5, 0.375, 0.25)[strength - 1] * len(points)), 1)
+    ),
+    "occlusion": lambda points, strength, rng: remove_hidden_points(points, rng, fraction=0.2 * strength),
     "rotation": _rotation,
     "density": _density,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import PointCloudError, shorten
+from .errors import PointCloudError, as_integers, shorten
 from .names import looks_like, printable
 from .readers import to_float32
 from .sources import FileClouds, check_extent, read_cloud
@@ -80,9 +80,9 @@ class PointCloudDataset(torch.utils.data.Dataset):
         self.sample_ids = np.arange(len(clouds)) if sample_ids is None else np.asarray(sample_ids, dtype=np.int64)
         self.num_points, self.sampling, self.seed = num_points, sampling, seed
         self.set_parts(class_parts, part_names)
-        self._clouds, self._part_labels = clouds, part_labels
+        self.clouds, self._part_labels = clouds, part_labels
         self.layout: str | None = None  # of the folder that they come from
-        self._places = np.arange(len(clouds))  # where the cloud of an item lies in `clouds`
+        self._places = np.arange(len(clouds))  # of the cloud of each item in `clouds`
 
     def set_parts(self, class_parts: list[list[int]] | None, part_names: Sequence[str] | None = None) -> None:
         """Say which parts the classes have.
@@ -137,15 +137,10 @@ class PointCloudDataset(torch.utils.data.Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"item {index} of a data set of {len(self)} clouds")
         place, sample_id = int(self._places[index]), int(self.sample_ids[index])
-        rows = np.asarray(self._clouds[place])
+        rows = np.asarray(self.clouds[place])
         if rows.ndim != 2 or rows.shape[1] < 3:
             raise PointCloudError(f"cloud {sample_id} must be of shape (num_points, 3), got {rows.shape}")
-        # Files of clouds with parts carry the part of a point in a fourth column.
-        parts = None
-        if self._part_labels is not None:
-            parts = np.asarray(self._part_labels[place])
-        elif self.class_parts is not None:
-            parts = rows[:, 3]
+        parts = None if self.class_parts is None and self._part_labels is None else self._parts_of(place, rows)
         points = rows[:, :3]
         if points.dtype != np.float32:  # else only what is chosen below is read and copied
             points = to_float32(points, f"cloud {sample_id}")
@@ -154,6 +149,24 @@ class PointCloudDataset(torch.utils.data.Dataset):
         if parts is not None:
             item["part_labels"] = torch.from_numpy(np.array(parts[chosen], dtype=np.int64))
         return {**item, "labels": int(self.labels[index]), "sample_ids": sample_id}
+
+    def _parts_of(self, place: int, rows: np.ndarray | None = None) -> np.ndarray:
+        """Give the label of each point of a cloud; files of clouds with parts carry it in a fourth column."""
+        if self._part_labels is not None:
+            return np.asarray(self._part_labels[place])
+        return (self.clouds[place] if rows is None else rows)[:, 3]
+
+    def occurring_parts(self) -> list[set[int]]:
+        """Give the parts, numbers of 0 or above, that points of each class have."""
+        found: list[set[int]] = [set() for _ in self.class_names]
+        for index, (label, place) in enumerate(zip(self.labels, self._places, strict=True)):
+            parts = np.unique(self._parts_of(int(place))).astype(np.int64)
+            if len(parts) and parts[-1] >= MAX_PARTS:
+                raise PointCloudError(
+                    f"{self.names_of([self.sample_ids[index]])[0]}: {too_many_parts(int(parts[-1]))}"
+                )
+            found[label] |= set(parts[parts >= 0].tolist())
+        return found
 
     def _choose(self, available: int, sample_id: int) -> np.ndarray | slice:
         """Choose `num_points` of the points of a cloud."""
@@ -166,15 +179,8 @@ class PointCloudDataset(torch.utils.data.Dataset):
         return np.random.default_rng([self.seed, sample_id]).choice(available, self.num_points, replace=False)
 
     def names_of(self, sample_ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Give what a person can find clouds by: their files where each has one, else their numbers.
-
-        Args:
-            sample_ids: Numbers of clouds, from `sample_ids`.
-
-        Returns:
-            One name a number.
-        """
-        files = getattr(self._clouds, "files", ())
+        """Give what a person finds clouds by, given their `sample_ids`: files if there are any, else numbers."""
+        files = getattr(self.clouds, "files", ())
         places = dict(zip(self.sample_ids.tolist(), self._places.tolist(), strict=True))
         return [printable(files[places[int(number)]]) if files else f"cloud {int(number)}" for number in sample_ids]
 
@@ -190,12 +196,7 @@ class PointCloudDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: If an index is out of range.
         """
-        indices = np.asarray(indices)
-        if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
-            raise ValueError(
-                f"indices must be integers of shape (num_chosen,), got {indices.dtype} of {indices.shape}"
-            )
-        indices = indices.astype(np.int64)
+        indices = as_integers(indices, "indices", "num_chosen")
         if indices.size and not (indices.min() >= 0 and indices.max() < len(self)):
             raise ValueError(f"indices go from 0 to {len(self) - 1}, got {indices.min()} to {indices.max()}")
         subset = copy.copy(self)
@@ -223,11 +224,22 @@ class PointCloudDataset(torch.utils.data.Dataset):
         return subset
 
 
+def find_class_parts(datasets: Collection[PointCloudDataset], root: str | None = None) -> list[list[int]]:
+    """Collect the parts that each class has in data sets of the same classes; with `root`, none at all is an error."""
+    names = next(iter(datasets)).class_names
+    by_class = zip(*(dataset.occurring_parts() for dataset in datasets), strict=True)
+    class_parts = [sorted(set().union(*found)) for found in by_class]
+    for name, parts in zip(names, class_parts, strict=True):
+        if not parts and root is not None:
+            raise PointCloudError(f"{root}: no point of the category {name!r} has a label of 0 or above; label some")
+    return class_parts
+
+
 def too_many_parts(label: int) -> str:
     """Say why a number cannot be that of a part: a model has an output for each number up to the highest."""
     text = (
-        f"the label {label} is no number of a part: parts are numbered from 0 on, up to {MAX_PARTS - 1}; number them "
-        "anew (numpy.unique(labels, return_inverse=True))"
+        f"the label {label} is not the number of a part: parts are numbered from 0 on, up to {MAX_PARTS - 1}; number "
+        "them anew (numpy.unique(labels, return_inverse=True))"
     )
     if label > 0xFFFF:
         text += ", or, if these are SemanticKITTI's labels of class and object, keep the class: labels & 0xFFFF"
@@ -235,21 +247,13 @@ def too_many_parts(label: int) -> str:
 
 
 def check_class_names(class_names: Sequence[str], where: str = "class_names") -> list[str]:
-    """Check that classes have names that can be saved and told apart, upper and lower case aside.
+    """Check that classes have names that can be saved and told apart, upper and lower case aside, and return them.
 
-    Args:
-        class_names: The names.
-        where: What to name in the error, such as a file.
-
-    Returns:
-        The names.
-
-    Raises:
-        PointCloudError: If there is none, two look the same, or one cannot be shown.
+    `where` is what the error names, such as a file.
     """
     names = [str(name) for name in class_names]
     if not names:
-        raise PointCloudError(f"{where}: there is no class")
+        raise PointCloudError(f"{where}: is empty; name at least one class")
     seen: dict[str, str] = {}
     for name in names:
         if any(unicodedata.category(character) in ("Cc", "Cs") for character in name) or "\ufffd" in name:
@@ -270,27 +274,14 @@ def check_class_names(class_names: Sequence[str], where: str = "class_names") ->
 
 
 def check_labels(labels: Sequence[int] | np.ndarray, num_classes: int, where: str) -> np.ndarray:
-    """Check that labels are class numbers.
+    """Check that labels, integers of shape `(num_clouds,)` or `(num_clouds, 1)`, are class numbers.
 
-    Args:
-        labels: Integers of shape `(num_clouds,)` or `(num_clouds, 1)`.
-        num_classes: Number of classes.
-        where: What to name in the error, such as a file.
-
-    Returns:
-        The labels, int64, of shape `(num_clouds,)`.
-
-    Raises:
-        PointCloudError: If a label is not an integer, or out of range.
+    Returns them as int64 of shape `(num_clouds,)`. `where` is what the error names, such as a file.
     """
     labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
-        raise PointCloudError(
-            f"{where}: labels must be integers of shape (num_clouds,), got {labels.dtype} of {labels.shape}"
-        )
-    labels = labels.astype(np.int64)
+    labels = as_integers(labels, f"{where}: labels", "num_clouds")
     bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if len(bad):
         raise PointCloudError(

@@ -12,13 +12,9 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a file for writing under a temporary name, which it leaves only when the block ends without an error.
+    """Open a file for writing, which appears, or replaces an older one, only when the block ends without an error.
 
-    Args:
-        path: The file to write or replace; its folder is made.
-
-    Yields:
-        The open temporary file, in the same folder.
+    Until then it is a temporary file in the same folder, which is made if need be.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,13 +15,13 @@ from .readers import READERS
 from .sources import LoadOptions
 
 LABEL_SUFFIXES = (".seg", ".label", ".labels")
-# What lies beside clouds and meshes without being one.
+# Files next to clouds and meshes that are neither.
 _BESIDE = {*LABEL_SUFFIXES, ".mtl", ".png", ".jpg", ".jpeg", ".bmp", ".tga", ".tif", ".tiff"}
 _BESIDE |= {".json", ".yaml", ".yml", ".md"}
 # Clouds by their ending, but as often notes, lists of files or tables of labels.
 _TEXT_OR_NOTES = (".txt", ".csv")
 _ARRAYS = (".npy", ".txt", ".csv")
-# Folders of this name hold one format of what lies in others as well.
+# Folders of these names hold objects, in one format, that may be in other folders in another.
 _FORMAT_FOLDERS = {*(suffix[1:] for suffix in READERS), "mesh", "meshes", "cloud", "clouds", "pointcloud"}
 _FORMAT_FOLDERS |= {"pointclouds", "point_clouds", "points", "models"}
 
@@ -34,7 +34,7 @@ def subfolders(path: Path) -> list[Path]:
 
 
 def has_files(path: Path) -> bool:
-    """Tell whether there are clouds in a folder itself; notes and tables above folders of clouds are none."""
+    """Return whether there are clouds in a folder itself; notes and tables above folders of clouds do not count."""
     files = [path / entry.name for entry in _entries(path) if not _is_folder(entry)]
     clouds = [file for file in files if _is_cloud(file) and file.is_file()]
     if any(entry.suffix.lower() not in _TEXT_OR_NOTES for entry in clouds):
@@ -45,23 +45,23 @@ def has_files(path: Path) -> bool:
 
 
 def holds_clouds(folder: Path) -> bool:
-    """Tell whether there are clouds in a folder or in the folders in it."""
+    """Return whether there are clouds in a folder or in the folders in it."""
     return any(_is_cloud(Path(name)) for _, _, names in os.walk(folder) for name in names)
 
 
 def is_scene(folder: Path) -> bool:
-    """Tell whether a folder is one cloud, an array of coordinates and arrays of attributes, as those of Pointcept."""
+    """Return whether a folder is one cloud, arrays of coordinates and of attributes, as those of Pointcept."""
     stems = {entry.name[:-4].lower() for entry in _entries(folder) if entry.name[-4:].lower() == ".npy"}
     return bool(stems & set(COORDINATES)) and any(map(is_attribute, stems))
 
 
 def _is_cloud(path: Path) -> bool:
-    """Tell by its name whether a file is a cloud."""
+    """Return whether a file is a cloud by its name."""
     return path.suffix.lower() in READERS and not _is_beside(path)
 
 
 def _is_beside(path: Path) -> bool:
-    """Tell by its name whether a file lies beside clouds without being one."""
+    """Return whether a file accompanies clouds without being one, by its name."""
     return is_side_file(path.name) or path.suffix.lower() in _BESIDE
 
 
@@ -82,17 +82,14 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 class CloudFinder:
-    """Lists the clouds in folders of a data set, and refuses what would be counted twice or passed over.
+    """Lists the clouds, files with some endings, in folders of a data set.
 
-    Args:
-        root: Folder of the data set.
-        options: How to load.
-        endings: Endings of the files that are clouds.
+    It refuses what would be counted twice or passed over.
     """
 
     def __init__(self, root: Path, options: LoadOptions, endings: Collection[str] = READERS):
         self.root, self.endings = root, endings
-        self.skip = options.files.skip_bad_files
+        self.skip = options.skip_bad_files
         self._strange: list[Path] = []
         self._repeated: list[Path] = []
         self._attributes: list[Path] = []
@@ -104,18 +101,10 @@ class CloudFinder:
             self._enter(folder, None)
 
     def list(self, folder: Path, place: str) -> list[Path]:
-        """List the clouds of a folder and the folders in it, links followed.
+        """List the clouds of a folder and the folders in it, links followed, in order of their names.
 
-        Args:
-            folder: The folder.
-            place: The class, and the split, that it stands for; a file belongs to one of them.
-
-        Returns:
-            The files, in order of their names.
-
-        Raises:
-            PointCloudError: If a file or folder belongs to another place as well, a folder cannot be read, or two
-                files are one object in two formats.
+        `place` is the class, and the split, that the folder stands for. A file or folder of two places, a folder that
+        cannot be read, and one object in two formats are errors.
         """
         files: list[Path] = []
         for parent, names in self._walk(folder, place):
@@ -123,24 +112,15 @@ class CloudFinder:
         return files
 
     def report(self) -> None:
-        """Refuse files of other kinds, or leave them out with a warning; warn of what was counted once.
-
-        Raises:
-            PointCloudError: If there are files of other kinds that are not to be skipped.
-        """
+        """Refuse files of other kinds, or leave them out with a warning; warn of what was counted once."""
         root = printable(self.root)
-        if self._repeated:
-            warnings.warn(
-                f"{root}: {len(self._repeated)} links lead to what is in the same class already, and are left out: "
-                f"{printable(self._repeated[0])}{', ...' if len(self._repeated) > 1 else ''}",
-                stacklevel=2,
-            )
-        if self._attributes:
-            warnings.warn(
-                f"{root}: {len(self._attributes)} files are taken for attributes of the clouds beside them, and left "
-                f"out: {printable(self._attributes[0])}{', ...' if len(self._attributes) > 1 else ''}",
-                stacklevel=2,
-            )
+        for paths, what in (
+            (self._repeated, "links lead to what is in the same class already, and are left out"),
+            (self._attributes, "files are taken for attributes of the clouds next to them, and left out"),
+        ):
+            if paths:
+                more = ", ..." if len(paths) > 1 else ""
+                warnings.warn(f"{root}: {len(paths)} {what}: {printable(paths[0])}{more}", stacklevel=2)
         if not self._strange:
             return
         first, number = self._strange[0], len(self._strange)
@@ -221,7 +201,7 @@ class CloudFinder:
         if alone and attributes.isdisjoint(alone):
             raise PointCloudError(
                 f"{printable(parent / alone[0])}.npy: is it a cloud, or the {alone[0]} of one whose coordinates are "
-                "missing? The coordinates belong into coord.npy beside it; a cloud needs another name"
+                "missing? The coordinates belong into coord.npy next to it; a cloud needs another name"
             )
         of_folder = sorted(stem for stem in attributes if is_attribute(stem.rstrip("0123456789")))
         clouds = []
@@ -236,7 +216,7 @@ class CloudFinder:
                 clouds.append(path)
         if of_folder and len(clouds) > 1:
             raise PointCloudError(
-                f"{printable(parent)}: {printable(clouds[0].name)!r} and {printable(clouds[1].name)!r} lie with "
+                f"{printable(parent)}: {printable(clouds[0].name)!r} and {printable(clouds[1].name)!r} are next to "
                 f"{of_folder[0]!r}, an attribute of one cloud; give each cloud a folder of its own"
             )
         self._refuse_twins(parent, clouds)

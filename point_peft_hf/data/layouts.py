@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from .dataset import PointCloudDataset
 from .errors import PointCloudError
 from .folder_tree import holds_clouds, subfolders
 from .layouts_arrays import ARRAY_SUFFIXES, find_arrays, load_arrays
-from .layouts_files import load_modelnet40_normal, load_shapenetpart_txt
-from .layouts_folders import find_folders, load_folders
-from .layouts_hdf5 import load_modelnet40_hdf5, load_scanobjectnn, load_shapenetpart_hdf5, scanobjectnn_folder
-from .layouts_parts import find_part_folder, load_part_folder
-from .layouts_pickle import load_modelnet40_dat
-from .sources import FileOptions, LoadOptions
+from .layouts_folders import find_folders, find_part_folder, load_folders, load_part_folder
+from .layouts_releases import (
+    Splits,
+    find_scanobjectnn,
+    load_modelnet40_dat,
+    load_modelnet40_hdf5,
+    load_modelnet40_normal,
+    load_scanobjectnn,
+    load_shapenetpart_hdf5,
+    load_shapenetpart_txt,
+)
+from .sources import LoadOptions
 from .splits import stratified_split
-
-Splits = dict[str, PointCloudDataset]
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Layout:
     Args:
         expected: What the folder holds, for messages.
         source: Where the files come from, for messages.
-        find: Gives the folder in which the files lie, starting from the one given by the user, or None.
+        find: Finds the folder of the files in the one that the user gave, or None.
         load: Reads them.
     """
 
@@ -77,8 +81,8 @@ LAYOUTS: dict[str, Layout] = {
         f"scanobjectnn_{variant.lower()}": Layout(
             f"{folder}/training_{stem}.h5 and {folder}/test_{stem}.h5",
             _SCANOBJECTNN,
-            lambda path, variant=variant: scanobjectnn_folder(path, variant),
-            lambda path, options, variant=variant: load_scanobjectnn(path, options, variant),
+            partial(find_scanobjectnn, folder=folder, stem=stem),
+            partial(load_scanobjectnn, stem=stem),
         )
         for variant, folder, stem in (
             ("OBJ_BG", "main_split", "objectdataset"),
@@ -112,7 +116,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "part_folder": Layout(
         "a folder for each category with clouds in it that have a label for each point, or such clouds themselves; "
-        "train/ and test/ as for 'folder'; parts.txt with the names of the parts may lie beside them",
+        "train/ and test/ as for 'folder'; parts.txt with the names of the parts may be next to them",
         "your own files (point_peft_hf.data.part_files says where in a file the labels may be)",
         find_part_folder,
         load_part_folder,
@@ -173,9 +177,7 @@ def load_dataset(
     if not path.is_dir() and not is_array:
         what = "is a file" if path.exists() else "no such folder"
         raise PointCloudError(f"{path}: {what}; give the folder of a data set{_sources(layout)}")
-    options = LoadOptions(
-        num_points, seed, drop_invalid, FileOptions(cache_dir, skip_bad_files, num_workers, progress)
-    )
+    options = LoadOptions(num_points, seed, drop_invalid, cache_dir, skip_bad_files, num_workers, progress)
     name = layout
     try:
         name, folder = _choose(path, layout, parts)

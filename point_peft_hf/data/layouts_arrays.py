@@ -1,43 +1,36 @@
-"""Data sets of your own as arrays of many clouds: .h5 and .npz files."""
+"""Files of many clouds, .h5 and .npz: data sets of your own, and the arrays of releases."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from torch.utils.data import ConcatDataset
 
-from .dataset import MAX_PARTS, PointCloudDataset, check_labels, too_many_parts
+from .dataset import MAX_PARTS, PointCloudDataset, check_class_names, check_labels, find_class_parts, too_many_parts
 from .errors import PointCloudError
 from .folder_tree import subfolders
-from .formats.arrays import open_h5, read_h5_array
-from .layouts_hdf5 import JoinedClouds, drop_bad_clouds, parts_of_classes, read_names
-from .names import COORDINATES, is_side_file, printable, split_of
+from .formats.arrays import open_arrays
+from .names import COORDINATES, is_side_file, printable, read_lines, split_of
+from .part_files import UNLABELLED
 from .readers import errors_of
 from .sources import LoadOptions
 
 ARRAY_SUFFIXES = (".h5", ".hdf5", ".npz")
 _CLOUDS = (*COORDINATES, "data", "x", "arr_0")
-_CLASSES = (
-    "label",
-    "labels",
-    "y",
-    "class",
-    "classes",
-    "class_id",
-    "category",
-    "categories",
-    "target",
-    "targets",
-    "cls",
-)
+_CLASSES = ("label", "labels", "y", "class", "classes", "class_id", "cls")
+_CLASSES += ("category", "categories", "target", "targets")
 _PARTS = ("pid", "part", "parts", "part_label", "part_labels", "seg", "segment", "segmentation", "semantic")
 _NAME_LISTS = ("shape_names.txt", "class_names.txt", "classes.txt", "categories.txt")
 _MAX_COLUMNS = 16
+# Clouds (num_clouds, num_points, 3 or more), classes (num_clouds,), labels of points (num_clouds, num_points).
 Arrays = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
 
 
 def find_arrays(path: Path) -> Path | None:
-    """Tell whether a file, or the first such file in a folder, is one of many clouds."""
+    """Return the path if it, or the first such file in it, is a file of many clouds."""
     files = _files(path)
     folders = [] if files or path.is_file() else subfolders(path)
     if len(folders) == 1:
@@ -45,10 +38,11 @@ def find_arrays(path: Path) -> Path | None:
     if not files:
         return None
     try:
-        shapes = _shapes(files[0])
-    except (PointCloudError, ImportError):  # of one cloud, or broken: for the reader of clouds to say
+        with errors_of(files[0]), open_arrays(files[0]) as arrays:
+            shapes = [arrays.shape(name) for name in arrays.names]
+    except (PointCloudError, ImportError):  # of one cloud, or broken: the reader of clouds reports it
         return None
-    return path if any(len(shape) == 3 and shape[0] > 1 for shape in shapes.values()) else None
+    return path if any(len(shape) == 3 and shape[0] > 1 for shape in shapes) else None
 
 
 def _files(path: Path) -> list[Path]:
@@ -60,16 +54,6 @@ def _files(path: Path) -> list[Path]:
     ]
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Give the shapes of the arrays of a file, in which only the headers are read of .h5 files."""
-    with errors_of(path):
-        if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name].shape for name in archive.files}
-        with open_h5(path) as file:
-            return {name: getattr(file[name], "shape", None) or () for name in file}
-
-
 def load_arrays(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset]:
     """Load files of many clouds; `train` and `test` in their names are the splits.
 
@@ -79,7 +63,7 @@ def load_arrays(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset
     """
     read: dict[str, list[tuple[Path, Arrays]]] = {}
     for file in _files(root):
-        read.setdefault(split_of(file.stem) or "", []).append((file, _read(file)))
+        read.setdefault(split_of(file.stem) or "", []).append((file, read_arrays(file)))
     if "eval" in read:
         read["test" if "test" not in read else "validation"] = read.pop("eval")
     if len(read) > 1 and ("" in read or "train" not in read):
@@ -88,83 +72,77 @@ def load_arrays(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset
             f"{printable(odd)}: to which split do its clouds belong? Other files here are {sorted(read)}; "
             "write train, validation or test into the name, or move the file away"
         )
-    names = _class_names(root, [arrays for files in read.values() for _, arrays in files])
-    kept = {
-        split: [_checked(file, arrays, names, options) for file, arrays in read[split]]
-        for split in ("", "train", "validation", "test")
-        if split in read
-    }
-    everything = [arrays for files in kept.values() for arrays in files]
-    has_parts = [parts is not None for _, _, parts in everything]
-    class_parts = None
-    if all(has_parts):
-        class_parts = parts_of_classes([(labels, parts) for _, labels, parts in everything], len(names))
-        class_parts = [[part for part in parts if part >= 0] for parts in class_parts]
-        if not all(class_parts):
-            raise PointCloudError(
-                f"{printable(root)}: no point of {names[class_parts.index([])]!r} has a label of 0 or above"
-            )
-    elif any(has_parts):
+    every = [arrays for files in read.values() for _, arrays in files]
+    names = _class_names(root, every)
+    has_parts = [parts is not None for _, _, parts in every]
+    if any(has_parts) and not all(has_parts):
         raise PointCloudError(f"{printable(root)}: some files have a label for each point, others do not")
-    return {
-        split: PointCloudDataset(
-            JoinedClouds([clouds for clouds, _, _ in files]),
-            np.concatenate([labels for _, labels, _ in files]),
-            names,
-            part_labels=None if class_parts is None else JoinedClouds([parts for _, _, parts in files]),
-            num_points=options.num_points,
-            seed=options.seed,
-            class_parts=class_parts,
-        )
-        for split, files in kept.items()
-    }
+    splits = {}
+    for split in ("", "train", "validation", "test"):
+        if split in read:
+            checked = [check_arrays(file, arrays, len(names), options) for file, arrays in read[split]]
+            splits[split] = join_arrays(checked, names, options)
+    if all(has_parts):
+        class_parts = find_class_parts(splits.values(), printable(root))
+        for dataset in splits.values():
+            dataset.set_parts(class_parts)
+    return splits
 
 
-def _read(path: Path) -> Arrays:
-    """Read clouds, classes and parts of a file, the last two None where it has none."""
-    shapes = _shapes(path)
-    large = [name for name, shape in shapes.items() if len(shape) == 3]
-    clouds = _one_of(path, shapes, large, _CLOUDS, "clouds, of shape (num_clouds, num_points, 3)", required=True)
-    num_clouds, num_points, columns = shapes[clouds]
-    if not 3 <= columns <= _MAX_COLUMNS or num_points < 2:
+def read_arrays(path: Path, names: tuple[str, str | None, str | None] | None = None) -> Arrays:
+    """Read clouds, classes and labels of points from a file; the last two are None where it has none.
+
+    `names` are those of the three arrays; by default they are found by the usual names and by their shapes.
+    """
+    with errors_of(path), open_arrays(path) as arrays:
+        names = names or _find_names(path, {name: arrays.shape(name) for name in arrays.names})
+        clouds, classes, parts = (None if name is None else arrays.load(name) for name in names)
+    _check_shape(path, names[0], clouds.shape)
+    if clouds.dtype.kind not in "fiu":
+        raise PointCloudError(f"{path}: {names[0]!r} must be of real numbers, got {clouds.dtype}")
+    if classes is not None and len(classes) != len(clouds):
         raise PointCloudError(
-            f"{path}: {clouds!r} must be of shape (num_clouds, num_points, 3), got {shapes[clouds]}"
-            + ("; it looks transposed, coordinates come last" if num_points in range(3, _MAX_COLUMNS) else "")
+            f"{path}: {names[0]!r} has {len(clouds)} clouds and {names[1]!r} {len(classes)} labels; a cloud has one"
         )
-    per_cloud = [name for name, shape in shapes.items() if shape in ((num_clouds,), (num_clouds, 1))]
-    per_point = [name for name, shape in shapes.items() if shape[:2] == (num_clouds, num_points) and name != clouds]
-    per_point = [name for name in per_point if len(shapes[name]) == 2 or shapes[name][2:] == (1,)]
-    classes = _one_of(path, shapes, per_cloud, _CLASSES, "classes")
-    parts = _one_of(path, shapes, per_point, (*_PARTS, *_CLASSES), "labels of points")
-    if classes is None and parts is None:
+    if parts is None:
+        return clouds, classes, None
+    if parts.shape not in (clouds.shape[:2], (*clouds.shape[:2], 1)) or parts.dtype.kind not in "iu":
         raise PointCloudError(
-            f"{path}: has no labels: an array called label, of shape ({num_clouds},); it has {shapes}"
+            f"{path}: {names[2]!r} must be integers of shape {clouds.shape[:2]}, got {parts.dtype} of {parts.shape}"
         )
-    loaded = []
-    with errors_of(path):
-        if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                loaded = [None if name is None else archive[name] for name in (clouds, classes, parts)]
-        else:
-            with open_h5(path) as file:
-                loaded = [None if n is None else read_h5_array(file, n, path) for n in (clouds, classes, parts)]
-    points, classes, parts = loaded
-    if points.dtype.kind not in "fiu":
-        raise PointCloudError(f"{path}: {clouds!r} must be of real numbers, got {points.dtype}")
-    return points, classes, None if parts is None else parts.reshape(num_clouds, num_points)
+    return clouds, classes, parts.reshape(clouds.shape[:2])
 
 
-def _one_of(
-    path: Path, shapes: dict, candidates: list[str], names: tuple[str, ...], what: str, required: bool = False
-) -> str | None:
-    """Choose an array by its name."""
-    found = [name for name in candidates if name.lower() in names]
-    if len(found) == 1:
-        return found[0]
-    if found or required:
+def _check_shape(path: Path, name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 3 or not 3 <= shape[2] <= _MAX_COLUMNS or shape[1] < 2:
+        transposed = len(shape) == 3 and shape[1] in range(3, _MAX_COLUMNS)
+        raise PointCloudError(
+            f"{path}: {name!r} must be of shape (num_clouds, num_points, 3), got {shape}"
+            + ("; it looks transposed, coordinates come last" if transposed else "")
+        )
+
+
+def _find_names(path: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[str, str | None, str | None]:
+    """Find the arrays of clouds, classes and labels of points."""
+
+    def one_of(candidates: list[str], names: tuple[str, ...], what: str, required: bool = False) -> str | None:
+        found = [name for name in candidates if name.lower() in names]
+        if len(found) == 1 or not (found or required):
+            return found[0] if found else None
         got = f"both {found[0]!r} and {found[1]!r} can be that" if found else f"it has {shapes}"
         raise PointCloudError(f"{path}: needs one array of {what}, called {', '.join(names[:3])} or the like; {got}")
-    return None
+
+    large = [name for name, shape in shapes.items() if len(shape) == 3]
+    clouds = one_of(large, _CLOUDS, "clouds, of shape (num_clouds, num_points, 3)", required=True)
+    _check_shape(path, clouds, shapes[clouds])
+    count, size, _ = shapes[clouds]
+    per_cloud = [name for name, shape in shapes.items() if shape in ((count,), (count, 1))]
+    per_point = [name for name, shape in shapes.items() if shape in ((count, size), (count, size, 1))]
+    classes = one_of(per_cloud, _CLASSES, "classes")
+    parts = one_of(per_point, (*_PARTS, *_CLASSES), "labels of points")
+    if classes is None and parts is None:
+        raise PointCloudError(f"{path}: has no labels: an array called label, of shape ({count},); it has {shapes}")
+    return clouds, classes, parts
 
 
 def _class_names(root: Path, read: list[Arrays]) -> list[str]:
@@ -173,7 +151,7 @@ def _class_names(root: Path, read: list[Arrays]) -> list[str]:
     if len(lists) > 1:
         raise PointCloudError(f"{printable(folder)}: both {lists[0].name} and {lists[1].name} name classes; keep one")
     if lists:
-        return read_names(lists[0])
+        return check_class_names(read_lines(lists[0]), str(lists[0]))
     if all(classes is None for _, classes, _ in read):
         return [folder.name or "object"]
     highest = max(float(np.max(classes)) for _, classes, _ in read if classes is not None)
@@ -185,15 +163,65 @@ def _class_names(root: Path, read: list[Arrays]) -> list[str]:
     return [str(number) for number in range(int(highest) + 1)]
 
 
-def _checked(path: Path, arrays: Arrays, names: list[str], options: LoadOptions) -> Arrays:
-    """Check the arrays of a file, and leave out what is asked for."""
+def check_arrays(
+    path: Path, arrays: Arrays, num_classes: int, options: LoadOptions, first: int | None = None
+) -> Arrays:
+    """Check what `read_arrays` gives, and refuse or leave out clouds that are not finite or all in one place.
+
+    Of each cloud the `first` points are kept, all by default. Returns clouds, float32, of shape
+    `(num_clouds, num_points, 3)`, their labels (of a single class without classes) and those of their points or None.
+    """
     clouds, classes, parts = arrays
-    labels = np.zeros(len(clouds), dtype=np.int64) if classes is None else check_labels(classes, len(names), str(path))
-    if parts is not None:
-        if parts.dtype.kind not in "iu":
-            raise PointCloudError(f"{path}: labels of points must be integers, got {parts.dtype}")
-        if parts.max() >= MAX_PARTS:
-            raise PointCloudError(f"{path}: {too_many_parts(int(parts.max()))}")
-        parts = np.where(parts < 0, -100, parts).astype(np.int64)
-    points = clouds[:, :, :3].astype(np.float32)
-    return drop_bad_clouds(path, points, labels, parts, options)
+    labels = (
+        np.zeros(len(clouds), dtype=np.int64) if classes is None else check_labels(classes, num_classes, str(path))
+    )
+    if parts is not None and parts.max() >= MAX_PARTS:
+        raise PointCloudError(f"{path}: {too_many_parts(int(parts.max()))}")
+    if parts is not None and parts.min() < 0:
+        parts = np.where(parts < 0, UNLABELLED, parts.astype(np.int64))
+    # A copy where points are left out, so that these are freed.
+    clouds = clouds[:, :first, :3].astype(np.float32, copy=first is not None and first < clouds.shape[1])
+    if options.drop_invalid:
+        for index in np.flatnonzero(~np.isfinite(clouds).all(axis=(1, 2))):
+            # The shape of the array stays: other points of the cloud are repeated instead.
+            valid = np.flatnonzero(np.isfinite(clouds[index]).all(axis=1))
+            if len(valid) > 1:
+                chosen = valid[np.arange(clouds.shape[1]) % len(valid)]
+                clouds[index] = clouds[index][chosen]
+                if parts is not None:
+                    parts[index] = parts[index][chosen]
+    bad = {
+        "have NaN or infinite coordinates": ~np.isfinite(clouds).all(axis=(1, 2)),
+        "have all their points in one place": (clouds == clouds[:, :1]).all(axis=(1, 2)),
+    }
+    for what, places in bad.items():
+        if not places.any():
+            continue
+        reason = f"{path}: {int(places.sum())} of {len(places)} clouds {what}"
+        if not options.skip_bad_files:
+            more = ", drop_invalid=True such points" if "NaN" in what else ""
+            raise PointCloudError(
+                f"{reason}, the first is cloud {int(places.argmax())} (skip_bad_files=True leaves such clouds "
+                f"out{more})"
+            )
+        warnings.warn(f"{reason}: they are skipped", stacklevel=2)
+    good = ~np.logical_or(*bad.values())
+    if good.all():
+        return clouds, labels, parts
+    return clouds[good], labels[good], None if parts is None else parts[good]
+
+
+def join_arrays(
+    read: Sequence[Arrays], names: Sequence[str], options: LoadOptions, sampling: str = "random"
+) -> PointCloudDataset:
+    """Make a data set of the clouds of some files, as `check_arrays` gives them."""
+    clouds, labels, parts = zip(*read, strict=True)
+    return PointCloudDataset(
+        ConcatDataset(clouds),
+        np.concatenate(labels),
+        names,
+        part_labels=None if parts[0] is None else ConcatDataset(parts),
+        num_points=options.num_points,
+        sampling=sampling,
+        seed=options.seed,
+    )

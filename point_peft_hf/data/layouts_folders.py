@@ -1,28 +1,42 @@
-"""Data sets of one file a cloud, in a folder a class."""
+"""Data sets of one file a cloud, in a folder a class, also with a label for each point."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .dataset import PointCloudDataset, check_class_names
+from .dataset import PointCloudDataset, check_class_names, find_class_parts
 from .errors import PointCloudError
 from .folder_tree import CloudFinder, has_files, holds_clouds, is_scene, subfolders
-from .names import COORDINATES, class_name, find_attributes, find_splits, has_split_word, is_attribute, printable
+from .names import (
+    COORDINATES,
+    class_name,
+    find_attributes,
+    find_splits,
+    has_split_word,
+    is_attribute,
+    printable,
+    read_lines,
+)
+from .part_files import find_label_file, read_labelled_cloud
 from .readers import READERS
 from .sources import LoadOptions, open_files, read_cloud
 
 # The folder of each class of each split; the split is "" when there are none.
 ClassFolders = dict[str, dict[str, Path]]
+ClassFiles = dict[str, dict[str, list[Path]]]
+NAMES_FILE = "parts.txt"
 
 
 def find_folders(path: Path) -> Path | None:
-    """Tell whether a folder has subfolders, which are then its splits or classes."""
+    """Give the folder whose subfolders are splits or classes; None if there are no subfolders."""
     folders = subfolders(path)
     if len(folders) == 1 and not has_split_word(folders[0].name) and not has_files(folders[0]):
         return find_folders(folders[0])  # an archive unpacked into a folder of its own
@@ -32,21 +46,11 @@ def find_folders(path: Path) -> Path | None:
 def load_folders(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset]:
     """Load a folder a class; train and test folders above the classes, below them (ModelNet40 as .off), or neither."""
     finder = CloudFinder(root, options)
-    return load_classes(list_classes(find_classes(root), finder), root, options, files_dataset)
+    return _open_classes(_list_classes(_find_classes(root), finder), root, options)
 
 
-def find_classes(root: Path) -> ClassFolders:
-    """Find the splits and the classes among the folders of a folder.
-
-    Args:
-        root: The folder.
-
-    Returns:
-        The folder of each class of each split; the split is "" when there are none.
-
-    Raises:
-        PointCloudError: If it cannot be said what is a split and what a class.
-    """
+def _find_classes(root: Path) -> ClassFolders:
+    """Find the splits and the classes among the folders of a folder; an error where it can be either."""
     folders = subfolders(root)
     belonging = find_attributes([folder.name for folder in folders], only_of_coordinates=True)
     if belonging or any(map(is_scene, folders)):
@@ -73,7 +77,7 @@ def find_classes(root: Path) -> ClassFolders:
     _refuse_unnamed_splits(root, folders)
     if has_files(root):
         warnings.warn(
-            f"{printable(root)}: clouds that lie beside the folders of the classes belong to none, and are left out",
+            f"{printable(root)}: clouds next to the folders of the classes belong to no class, and are left out",
             stacklevel=2,
         )
     lists = [entry.name for entry in root.iterdir() if entry.suffix.lower() == ".txt" and has_split_word(entry.stem)]
@@ -100,11 +104,7 @@ def _by_class(folders: list[Path], where: Path) -> dict[str, Path]:
 
 
 def _splits_are_classes(splits: dict[str, Path], folders: list[Path], root: Path) -> bool:
-    """Tell whether a folder called train is one of vehicles: it holds clouds itself, and so do others.
-
-    Raises:
-        PointCloudError: If it can be either.
-    """
+    """Return whether a folder called train is one of vehicles: it holds clouds itself, and so do others."""
     others = [folder for folder in folders if folder not in splits.values()]
     if len(splits) > 1 or not any(map(has_files, others)):
         return False
@@ -117,7 +117,7 @@ def _splits_are_classes(splits: dict[str, Path], folders: list[Path], root: Path
 
 
 def _report_others(root: Path, splits: dict[str, Path], folders: list[Path]) -> None:
-    """Warn of folders beside the splits; refuse those that look like splits, and clouds of no class in splits."""
+    """Warn of folders next to the splits; refuse those that look like splits, and clouds of no class in splits."""
     names = [printable(folder.name) for folder in folders if folder not in splits.values()]
     doubtful = next((name for name in names if has_split_word(name)), None)
     if doubtful:
@@ -128,16 +128,16 @@ def _report_others(root: Path, splits: dict[str, Path], folders: list[Path]) -> 
     for path in splits.values():
         if subfolders(path) and has_files(path):
             raise PointCloudError(
-                f"{printable(path)}: holds clouds beside the folders of its classes; to which class do they belong?"
+                f"{printable(path)}: holds clouds next to the folders of its classes; move each into that of its class"
             )
     if names:
         warnings.warn(
-            f"{printable(root)}: beside the splits {sorted(splits)}, the folders {names} are ignored", stacklevel=2
+            f"{printable(root)}: next to the splits {sorted(splits)}, the folders {names} are ignored", stacklevel=2
         )
 
 
 def _splits_below(root: Path, inner: dict[Path, dict[str, Path]]) -> ClassFolders:
-    """Sort splits that lie in the folders of the classes."""
+    """Sort splits that are in the folders of the classes."""
     found: ClassFolders = {}
     for folder, splits in inner.items():
         others = [entry.name for entry in subfolders(folder) if entry not in splits.values()]
@@ -170,24 +170,12 @@ def _refuse_unnamed_splits(root: Path, folders: list[Path]) -> None:
 
 
 def _may_be_class(folder: Path) -> bool:
-    """Tell whether a folder in one that may be a split can be a class: it is neither one cloud nor named as a part."""
+    """Return whether a folder in one that may be a split can be a class: neither one cloud nor named as a part."""
     name = folder.name.lower()
     return holds_clouds(folder) and name not in COORDINATES and not is_attribute(name) and not is_scene(folder)
 
 
-def list_classes(found: ClassFolders, finder: CloudFinder) -> dict[str, dict[str, list[Path]]]:
-    """List the files of each class of each split.
-
-    Args:
-        found: What `find_classes` has found.
-        finder: Lists the clouds.
-
-    Returns:
-        The files.
-
-    Raises:
-        PointCloudError: As `CloudFinder`.
-    """
+def _list_classes(found: ClassFolders, finder: CloudFinder) -> ClassFiles:
     files = {
         split: {
             name: finder.list(folder, f"class {name!r}" + (f" of {split}" if split else ""))
@@ -199,26 +187,8 @@ def list_classes(found: ClassFolders, finder: CloudFinder) -> dict[str, dict[str
     return files
 
 
-def load_classes(
-    found: dict[str, dict[str, list[Path]]],
-    root: Path,
-    options: LoadOptions,
-    make_dataset: Callable[[list[Path], list[int], list[str], Path, LoadOptions], PointCloudDataset],
-) -> dict[str, PointCloudDataset]:
-    """Make a data set of each split of what `list_classes` has found.
-
-    Args:
-        found: The files of each class of each split.
-        root: Folder of the data set.
-        options: How to load.
-        make_dataset: Makes a data set of files, their labels, and the names of the classes.
-
-    Returns:
-        Data sets by split.
-
-    Raises:
-        PointCloudError: If a class has no file, or none to learn from.
-    """
+def _open_classes(found: ClassFiles, root: Path, options: LoadOptions, **how: Any) -> dict[str, PointCloudDataset]:
+    """Make a data set of each split, as `open_dataset`; a class needs a file, and one to train on."""
     names = check_class_names(sorted({name for classes in found.values() for name in classes}), str(root))
     counts = Counter()
     for classes in found.values():
@@ -228,7 +198,7 @@ def load_classes(
         reason = (
             f"{root}: the class folder {empty[0]!r} has no readable file; readable are {', '.join(sorted(READERS))}"
         )
-        if not options.files.skip_bad_files or len(empty) == len(names):
+        if not options.skip_bad_files or len(empty) == len(names):
             raise PointCloudError(f"{reason} (skip_bad_files=True leaves such classes out)")
         warnings.warn(f"{root}: {len(empty)} class folders without a readable file are skipped: {empty}", stacklevel=2)
         names = [name for name in names if counts[name]]
@@ -242,21 +212,86 @@ def load_classes(
         files = [file for name in names for file in classes.get(name, [])]
         labels = [label for label, name in enumerate(names) for _ in classes.get(name, [])]
         if files:
-            splits[split] = make_dataset(files, labels, names, root, options)
+            splits[split] = open_dataset(files, labels, names, root, options, **how)
     return splits
 
 
-def files_dataset(
-    files: list[Path], labels: list[int], names: list[str], root: Path, options: LoadOptions, sampling: str = "random"
+def open_dataset(
+    files: list[Path],
+    labels: list[int],
+    names: list[str],
+    root: Path,
+    options: LoadOptions,
+    *,
+    reader: Callable[[Path], np.ndarray] | None = None,
+    find_labels: Callable[[Path], Path | None] | None = None,
+    sampling: str = "random",
 ) -> PointCloudDataset:
-    """Make a data set of files, of which an item has the points that `sampling` leaves."""
-    reader = partial(read_cloud, num_points=options.num_points, seed=options.seed, drop_invalid=options.drop_invalid)
-    clouds, kept = open_files(files, root, reader, options.files)
+    """Make a data set of files, one a cloud, with their labels and the names of the classes.
+
+    `reader` (by default `read_cloud`) and `find_labels` are as in `open_files`; `root` is the folder of the data set.
+    """
+    if reader is None:
+        reader = partial(
+            read_cloud, num_points=options.num_points, seed=options.seed, drop_invalid=options.drop_invalid
+        )
+    clouds, kept = open_files(files, root, reader, options, find_labels)
+    labels = np.array(labels, dtype=np.int64)[kept]
     return PointCloudDataset(
-        clouds,
-        np.array(labels, dtype=np.int64)[kept],
-        names,
-        num_points=options.num_points,
-        sampling=sampling,
-        seed=options.seed,
+        clouds, labels, names, num_points=options.num_points, sampling=sampling, seed=options.seed
     )
+
+
+def find_part_folder(path: Path) -> Path | None:
+    """Give the folder with clouds, names of parts, or subfolders for its splits or categories."""
+    return path if has_files(path) or (path / NAMES_FILE).is_file() else find_folders(path)
+
+
+def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDataset]:
+    """Load clouds with a label for each point, a folder a category, or all in one folder.
+
+    Train and test folders may be above the categories, below them, or hold the clouds of the only category. A number
+    means the same part in every category. `parts.txt` in the root names the parts, one a line, from 0 on.
+    """
+    reader = partial(read_labelled_cloud, drop_invalid=options.drop_invalid)
+    splits = _open_classes(_find_categories(root, options), root, options, reader=reader, find_labels=find_label_file)
+    class_parts = find_class_parts(splits.values(), str(root))
+    names_file, part_names = root / NAMES_FILE, None
+    if names_file.is_file():
+        part_names = read_lines(names_file)
+        num_parts = 1 + max(map(max, class_parts))
+        if len(part_names) < num_parts:
+            raise PointCloudError(
+                f"{names_file}: has {len(part_names)} names, but the labels go up to {num_parts - 1}; write a name "
+                "for each part from 0 on, one a line"
+            )
+    for dataset in splits.values():
+        dataset.set_parts(class_parts, part_names)
+    return splits
+
+
+def _find_categories(root: Path, options: LoadOptions) -> ClassFiles:
+    """Find the files of each category of each split; a folder that holds clouds itself is the only category."""
+    finder = CloudFinder(root, options)
+    folders = subfolders(root)
+    splits = find_splits(folders)
+    if splits and (has_files(splits["train"]) or _is_category(splits["train"])):
+        places = splits
+    elif folders and not _is_category(root):
+        return _list_classes(_find_classes(root), finder)
+    else:
+        places = {"": root}
+    category = class_name(Path(os.path.abspath(root))) or "object"
+    files = {
+        split: {category: [file for file in finder.list(folder, split or category) if file != root / NAMES_FILE]}
+        for split, folder in places.items()
+    }
+    finder.report()
+    return files
+
+
+def _is_category(folder: Path) -> bool:
+    """Return whether a folder holds clouds itself: as files, as folders of arrays, or with folders of their labels."""
+    folders = subfolders(folder)
+    paired = find_attributes([entry.name for entry in folders], only_of_coordinates=True)
+    return not folders or bool(paired) or any(map(is_scene, folders))

@@ -36,12 +36,12 @@ _AS_ATTRIBUTE = re.compile(f"(.+)[-_. ]({'|'.join(sorted(_ATTRIBUTES, key=len, r
 
 
 def is_side_folder(name: str) -> bool:
-    """Tell whether a folder was left by a system or a program: `__MACOSX`, `.git`, Synology's `@eaDir`."""
+    """Return whether a folder was left by a system or a program: `__MACOSX`, `.git`, Synology's `@eaDir`."""
     return name.startswith((".", "__")) or name.lower() in _SIDE_FOLDERS
 
 
 def is_side_file(name: str) -> bool:
-    """Tell whether a file is hidden, a note of a release, or was left by a system: `._scan.ply`, `Thumbs.db`."""
+    """Return whether a file is hidden, a note of a release, or was left by a system: `._scan.ply`, `Thumbs.db`."""
     return name.lower().startswith((".", *_SIDE_FILES))
 
 
@@ -51,16 +51,9 @@ def printable(name: str | os.PathLike) -> str:
 
 
 def class_name(folder: Path) -> str:
-    """Give the name of the class that a folder stands for.
+    """Give the class of a folder: its name as Linux and Windows compose it (NFC); archives of macOS decompose names.
 
-    Args:
-        folder: The folder.
-
-    Returns:
-        Its name, composed as Linux and Windows write it (NFC); archives of macOS have decomposed names.
-
-    Raises:
-        PointCloudError: If the name is not UTF-8, so that it could not be saved with a model.
+    A name that is not UTF-8 is an error, as it could not be saved with a model.
     """
     try:
         folder.name.encode("utf-8")
@@ -79,17 +72,7 @@ def looks_like(name: str) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read a list of names or files.
-
-    Args:
-        path: The file, UTF-8 with or without a byte order mark.
-
-    Returns:
-        Its lines without blanks around them; empty ones are left out.
-
-    Raises:
-        PointCloudError: If it is of another encoding.
-    """
+    """Read the lines of a UTF-8 file, with or without byte order mark, stripped; empty ones are left out."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -124,28 +107,19 @@ def split_of(name: str) -> str | None:
 
 
 def has_split_word(name: str) -> bool:
-    """Tell whether a name has a word for a split, whatever else is in it."""
+    """Return whether a name has a word for a split, whatever else is in it."""
     return bool(_split_in(name)[0])
 
 
 def find_splits(folders: Sequence[Path]) -> dict[str, Path]:
-    """Find the splits among folders by their names.
+    """Find the splits among the folders of one folder by their names; empty without a train split.
 
     Recognised are `train`, `Training`, `train_set`, `testset`, `val_data`, and names that agree but for the split, as
-    `scans_train` and `scans_test`.
-
-    Args:
-        folders: The folders of one folder.
-
-    Returns:
-        The folders by split; empty without a train split.
-
-    Raises:
-        PointCloudError: If two folders look like the same split.
+    `scans_train` and `scans_test`. Two folders of the same split are an error.
     """
     named = [(folder, *_split_in(folder.name)) for folder in folders]
     named = [(folder, next(iter(splits)), rest) for folder, splits, rest in named if len(splits) == 1]
-    # "toy_train" can be a class, but not beside "toy_test".
+    # "toy_train" can be a class, but not next to "toy_test".
     trained = {rest for _, split, rest in named if split == "train"}
     tested = {rest for _, split, rest in named if split != "train"}
     named = [(folder, split) for folder, split, rest in named if rest in trained and (not rest or rest in tested)]
@@ -168,32 +142,22 @@ def find_attributes(names: Iterable[str], only_of_coordinates: bool = False) -> 
 
     Args:
         names: Names without ending, as `coord` and `color`, `points` and `points_label`, or `1` and `1_normals`.
-        only_of_coordinates: Leave out what belongs to another name than one of coordinates, as `1_normals`.
-
-    Returns:
-        Those that are attributes of a cloud that is there as well.
+        only_of_coordinates: Leave out those of other names than those of coordinates, as `1_normals`.
     """
     names = set(names)
     present = {name.lower() for name in names}
     coordinates = present & set(COORDINATES)
-    found = set()
-    for name in names:
-        lower = name.lower()
-        match = _AS_ATTRIBUTE.fullmatch(lower)
-        if lower.rstrip("0123456789") in _ATTRIBUTES:
-            belongs = bool(coordinates)
-        elif match and match.group(1) in coordinates:
-            belongs = True
-        elif match and not only_of_coordinates:
-            stem = match.group(1)
-            belongs = any(partner in present for partner in (stem, *(f"{stem}_{word}" for word in COORDINATES)))
-        else:
-            belongs = False
-        if belongs:
-            found.add(name)
-    return found
+
+    def belongs(name: str) -> bool:
+        match = _AS_ATTRIBUTE.fullmatch(name)
+        if name.rstrip("0123456789") in _ATTRIBUTES or (match and match[1] in coordinates):
+            return bool(coordinates)
+        partners = () if match is None else (match[1], *(f"{match[1]}_{word}" for word in COORDINATES))
+        return not only_of_coordinates and not present.isdisjoint(partners)
+
+    return {name for name in names if belongs(name.lower())}
 
 
 def is_attribute(name: str) -> bool:
-    """Tell whether a whole name is one of an attribute, as `color` or `normal`."""
+    """Return whether a whole name is one of an attribute, as `color` or `normal`."""
     return name.lower() in _ATTRIBUTES

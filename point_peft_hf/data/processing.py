@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,19 +14,50 @@ from transformers import AutoFeatureExtractor, AutoProcessor, BatchFeature, Feat
 from ..ops import farthest_point_sample
 from .errors import PointCloudError, shorten
 from .formats.arrays import looks_transposed
-from .readers import read_point_cloud
+from .readers import as_array, check_size, finite_rows, read_point_cloud
 
 Cloud = str | os.PathLike | np.ndarray | Tensor
 _NORMALIZE = ("unit_sphere", "center", "none")
 _UP_AXES = ("x", "y", "z")
 _SAMPLING = ("random", "fps", "first")
-# Keys that transformers writes into a preprocessor_config.json beside the fields.
-FOREIGN_KEYS = ("feature_extractor_type", "processor_class", "auto_map", "transformers_version", "_commit_hash")
+# Other keys that transformers writes into a preprocessor_config.json.
+_FOREIGN_KEYS = ("feature_extractor_type", "processor_class", "auto_map", "transformers_version", "_commit_hash")
 # Farthest point sampling costs one pass over the cloud for each sample, so bigger clouds are thinned at random first.
 FPS_MAX_POINTS = 32768
 
 
-class PointCloudProcessor(FeatureExtractionMixin):
+class StoredProcessor(FeatureExtractionMixin):
+    """What all processors share: fields that are checked, and stored in `preprocessor_config.json`.
+
+    `allowed` are the values that some of the fields can have, `others` what else the file has.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], allowed: Mapping[str, Sequence[str]], others: Mapping[str, Any]):
+        unknown = sorted(set(others) - set(_FOREIGN_KEYS))
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__} has no field {', '.join(unknown)}; its fields are {', '.join(fields)}"
+            )
+        super().__init__(**{key: value for key, value in others.items() if key == "auto_map"})
+        for name, values in allowed.items():
+            if fields[name] not in values:
+                raise ValueError(f"{name} must be one of {', '.join(values)}, got {fields[name]!r}")
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields as a dictionary, with the class names that the Auto classes look for."""
+        fields = {name: value for name, value in super().to_dict().items() if not name.startswith("_")}
+        return {**fields, "processor_class": type(self).__name__}
+
+    @classmethod
+    def register(cls, config_class: type[PreTrainedConfig]) -> None:
+        """Let `AutoProcessor` and `AutoFeatureExtractor` find the processor for the models of a configuration."""
+        AutoProcessor.register(config_class, cls, exist_ok=True)
+        AutoFeatureExtractor.register(config_class, cls, exist_ok=True)
+
+
+class PointCloudProcessor(StoredProcessor):
     """Turn clouds into the `points` that a model takes, in the way stored in its `preprocessor_config.json`.
 
     Each cloud is turned so that y is up, sampled to `num_points`, centred and scaled, and, if it has fewer points,
@@ -54,33 +85,18 @@ class PointCloudProcessor(FeatureExtractionMixin):
         seed: int | None = 0,
         **kwargs: Any,
     ):
-        unknown = sorted(set(kwargs) - set(FOREIGN_KEYS))
-        if unknown:
-            raise ValueError(
-                f"PointCloudProcessor has no field {', '.join(unknown)}; "
-                "its fields are num_points, normalize, up_axis, sampling and seed"
-            )
-        super().__init__(**{key: value for key, value in kwargs.items() if key == "auto_map"})
+        fields = {
+            "num_points": num_points,
+            "normalize": normalize,
+            "up_axis": up_axis,
+            "sampling": sampling,
+            "seed": seed,
+        }
+        super().__init__(fields, {"normalize": _NORMALIZE, "up_axis": _UP_AXES, "sampling": _SAMPLING}, kwargs)
         if isinstance(num_points, bool) or not isinstance(num_points, int) or num_points < 1:
             raise ValueError(f"num_points must be an integer of at least 1, got {num_points!r}")
-        for name, value, allowed in (
-            ("normalize", normalize, _NORMALIZE),
-            ("up_axis", up_axis, _UP_AXES),
-            ("sampling", sampling, _SAMPLING),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or seed < 0):
             raise ValueError(f"seed must be None or an integer of at least 0, got {seed!r}")
-        self.num_points = num_points
-        self.normalize = normalize
-        self.up_axis = up_axis
-        self.sampling = sampling
-        self.seed = seed
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the fields as a dictionary, with the class names that the Auto classes look for."""
-        return {**super().to_dict(), "processor_class": type(self).__name__}
 
     def __call__(
         self,
@@ -111,12 +127,11 @@ class PointCloudProcessor(FeatureExtractionMixin):
         """
         if return_tensors not in ("pt", "np", None):
             raise ValueError(f"return_tensors must be 'pt' or 'np', got {return_tensors!r}")
-        names, batch = self._as_tensors(clouds, drop_invalid)
+        names, batch, kept = self._as_tensors(clouds, drop_invalid)
         if part_labels is not None and len(part_labels) != len(batch):
             raise PointCloudError(
                 f"part_labels must be given for each of the {len(batch)} clouds, got {len(part_labels)}"
             )
-        batch, kept = self._check_finite(names, batch, drop_invalid)
         chosen = self._sample(batch, generator)
         pairs = [self._process(*triple) for triple in zip(names, batch, chosen, strict=True)]
         points, chosen = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
@@ -128,8 +143,10 @@ class PointCloudProcessor(FeatureExtractionMixin):
             data = {key: value.cpu().numpy() for key, value in data.items()}
         return BatchFeature(data)
 
-    def _as_tensors(self, clouds: Cloud | Sequence[Cloud], drop_invalid: bool) -> tuple[list[str], list[Tensor]]:
-        """Give the clouds as tensors of shape `(num_points, 3)`, and their names for messages."""
+    def _as_tensors(
+        self, clouds: Cloud | Sequence[Cloud], drop_invalid: bool
+    ) -> tuple[list[str], list[Tensor], list[Tensor | None]]:
+        """Give names of the clouds for messages, their finite points, and which points these are, None for all."""
         if isinstance(clouds, str | os.PathLike):
             clouds = [clouds]
         elif isinstance(clouds, np.ndarray | Tensor):
@@ -147,40 +164,24 @@ class PointCloudProcessor(FeatureExtractionMixin):
             raise PointCloudError("clouds is empty; give at least one")
         if isinstance(clouds[0], list | tuple) and clouds[0] and isinstance(clouds[0][0], int | float):
             clouds = [clouds]  # one cloud as nested lists
-        names, tensors = [], []
+        names, tensors, kept = [], [], []
         for index, cloud in enumerate(clouds):
-            if isinstance(cloud, str | os.PathLike):
-                names.append(str(cloud))
-                tensors.append(torch.from_numpy(read_point_cloud(cloud, drop_invalid=drop_invalid)))
+            is_file, keep = isinstance(cloud, str | os.PathLike), None
+            name = str(cloud) if is_file else f"cloud {index}"
+            if is_file:
+                cloud = torch.from_numpy(read_point_cloud(cloud, drop_invalid=drop_invalid))
             else:
-                names.append(f"cloud {index}")
-                tensors.append(_as_tensor(cloud, names[-1]))
-        if len({tensor.device for tensor in tensors}) > 1:
-            raise PointCloudError(f"clouds lie on several devices: {sorted({str(t.device) for t in tensors})}")
-        return names, tensors
-
-    def _check_finite(
-        self, names: list[str], clouds: list[Tensor], drop_invalid: bool
-    ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Refuse or drop points without finite coordinates; also give which points stay, None where all do."""
-        finite, kept = [], []
-        for name, cloud in zip(names, clouds, strict=True):
-            keep = None
+                cloud = _as_tensor(cloud, name)
             if not bool(torch.isfinite(cloud).all()):
-                keep = torch.isfinite(cloud).all(dim=1)
-                if not drop_invalid:
-                    raise PointCloudError(
-                        f"{name}: {int((~keep).sum())} of {len(keep)} points have NaN or infinite coordinates; "
-                        "remove them; drop_invalid=True (--drop_invalid) leaves them out"
-                    )
+                keep = torch.from_numpy(finite_rows(as_array(cloud), name, drop_invalid)).to(cloud.device)
                 cloud = cloud[keep]
-            if len(cloud) < 2:
-                raise PointCloudError(
-                    f"{name}: has {len(cloud)} point{'s' * (len(cloud) != 1)}; a cloud has at least 2"
-                )
-            finite.append(cloud)
+            check_size(len(cloud), name)
+            names.append(name)
+            tensors.append(cloud)
             kept.append(keep)
-        return finite, kept
+        if len({tensor.device for tensor in tensors}) > 1:
+            raise PointCloudError(f"clouds are on several devices: {sorted({str(t.device) for t in tensors})}")
+        return names, tensors, kept
 
     def _process(self, name: str, cloud: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Process the chosen points of a cloud; also give the index of the input point of each output point."""
@@ -196,7 +197,7 @@ class PointCloudProcessor(FeatureExtractionMixin):
             radius = points.norm(dim=1).max()
             if not radius > 0:
                 raise PointCloudError(
-                    f"{name}: all its points lie in one place, so it cannot be scaled to the unit sphere"
+                    f"{name}: all its points are in one place, so it cannot be scaled to the unit sphere"
                 )
             points = points / radius
         points = points.float()
@@ -276,5 +277,4 @@ def register_processor(config_class: type[PreTrainedConfig]) -> None:
     Args:
         config_class: Configuration class of the models.
     """
-    AutoProcessor.register(config_class, PointCloudProcessor, exist_ok=True)
-    AutoFeatureExtractor.register(config_class, PointCloudProcessor, exist_ok=True)
+    PointCloudProcessor.register(config_class)

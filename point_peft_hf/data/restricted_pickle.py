@@ -119,7 +119,7 @@ for _core in ("numpy.core", "numpy._core"):
 
 
 class _File:
-    """The file of a pickle, which says no to lengths beyond its end before any memory is taken for them."""
+    """The file of a pickle, which refuses lengths beyond its end before any memory is taken for them."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -144,7 +144,7 @@ class _RestrictedUnpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> _Stub:
         if (module, name) not in _ALLOWED:
-            _refuse(f"it asks for {shorten(f'{module}.{name}')}, which is no part of plain arrays and could run code")
+            _refuse(f"it asks for {shorten(f'{module}.{name}')}, which plain arrays do not need; it could run code")
         return _Stub(_ALLOWED[module, name])
 
     def load_bytearray8(self) -> None:
@@ -157,14 +157,7 @@ class _RestrictedUnpickler(pickle._Unpickler):
 def load_restricted_pickle(path: str | os.PathLike) -> Any:
     """Read a pickle of plain data: numbers, text, lists, tuples, dictionaries, and arrays of numbers.
 
-    Args:
-        path: The file.
-
-    Returns:
-        What it holds. Arrays are read-only views of the data.
-
-    Raises:
-        PointCloudError: If the file is missing, broken, or asks for anything else, which pickles that run code do.
+    Arrays are read-only views of the data. Anything else in it, as in pickles that run code, is an error.
     """
     path = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""Where the clouds of a data set lie: one file each, or packed in one file of a cache that is mapped into memory."""
+"""The clouds of a data set: one file each, or packed in one file of a cache that is mapped into memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from .files import atomic_write
 from .readers import read_point_cloud
 
 CloudReader = Callable[[Path], np.ndarray]
-Beside = Callable[[Path], Path | None]
+LabelFinder = Callable[[Path], Path | None]
 # Part of what a cache is checked against: raised whenever parsed clouds would differ from those of older versions.
 _CACHE_VERSION = 3
 # More points than any of the models takes, kept small enough that 10,000 scans of any size fit on a disk.
@@ -45,21 +45,20 @@ def read_cloud(
 ) -> np.ndarray:
     """Read a cloud for a data set: as `read_point_cloud`, but thinned at random to `max_points` when it has more."""
     points = read_point_cloud(path, num_points, seed, drop_invalid=drop_invalid)
-    if len(points) > max_points:
-        points = points[np.sort(np.random.default_rng(seed).choice(len(points), max_points, replace=False))]
+    points = points[thin(len(points), seed, max_points)]
     check_extent(points, path)
     return points
 
 
+def thin(count: int, seed: int, most: int = MAX_CACHED_POINTS) -> np.ndarray | slice:
+    """Choose `most` of the points of a cloud at random, in their order; all where there are no more."""
+    return np.sort(np.random.default_rng(seed).choice(count, most, replace=False)) if count > most else slice(None)
+
+
 def check_extent(points: np.ndarray, where: object) -> None:
-    """Refuse a cloud of which (almost) all points lie in one place, as a sensor without returns writes them.
+    """Refuse a cloud of which (almost) all points are in one place, as a sensor without returns writes them.
 
-    Args:
-        points: Coordinates of shape `(num_points, 3)`.
-        where: What to name in the error, such as a file.
-
-    Raises:
-        PointCloudError: If there is no shape in it.
+    `points` are of shape `(num_points, 3)`; the error names `where`.
     """
     # What most points have, most of a few have: all are looked at where that is so only, which spares time.
     some = points[:: max(1, len(points) // 16), 0].tolist()
@@ -70,17 +69,12 @@ def check_extent(points: np.ndarray, where: object) -> None:
     if number >= _IN_ONE_PLACE * len(points):
         share = "all its" if number == len(points) else f"{number} of its"
         raise PointCloudError(
-            f"{where}: {share} {len(points)} points lie in one place, {common.tolist()}; a sensor without returns?"
+            f"{where}: {share} {len(points)} points are in one place, {common.tolist()}; a sensor without returns?"
         )
 
 
 class FileClouds(Sequence):
-    """Clouds that are read from their files whenever they are asked for.
-
-    Args:
-        files: One path a cloud.
-        reader: Gives the array of a path, of shape `(num_points, 3 or more)`.
-    """
+    """Clouds of files that `reader`, which gives arrays of shape `(num_points, 3 or more)`, reads at each access."""
 
     def __init__(self, files: Sequence[Path], reader: CloudReader):
         self.files = list(files)
@@ -96,10 +90,8 @@ class FileClouds(Sequence):
 class PackedClouds(Sequence):
     """Clouds one after the other in a single .npy file, mapped into memory: only what is asked for is read.
 
-    Args:
-        path: The file, float32 of shape `(total_points, num_columns)`.
-        offsets: Row where each cloud starts, and the end; shape `(num_clouds + 1,)`.
-        files: The file that each cloud was read from, for messages.
+    The file is float32 of shape `(total_points, num_columns)`. `offsets`, of shape `(num_clouds + 1,)`, are the rows
+    where the clouds start, and the end; `files` are those that the clouds were read from, for messages.
     """
 
     def __init__(self, path: Path, offsets: np.ndarray, files: Sequence[Path] = ()):
@@ -117,7 +109,7 @@ class PackedClouds(Sequence):
         return np.array(self.view(index))
 
     def view(self, index: int, start: int = 0, end: int | None = None) -> np.ndarray:
-        """Give some rows of a cloud as they lie in the file, of which only those that are looked at are read."""
+        """Give some rows of a cloud as the file has them; only those that are looked at are read."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"cloud {index} of {len(self)}")
         index %= len(self)
@@ -132,56 +124,42 @@ class PackedClouds(Sequence):
 
 
 @dataclass(frozen=True)
-class FileOptions:
-    """How the files of a data set are read.
+class LoadOptions:
+    """How the files of a data set are read; the fields are the arguments of `load_dataset`."""
 
-    Args:
-        cache_dir: Folder for parsed clouds; `"auto"` for `default_cache_dir()`; None to parse at each access.
-        skip_bad_files: Leave files out that cannot be read, with one warning that counts them, instead of failing.
-        num_workers: Processes that parse.
-        progress: Show a bar.
-    """
-
+    num_points: int | None = None
+    seed: int = 0
+    drop_invalid: bool = False
     cache_dir: str | os.PathLike | None = "auto"
     skip_bad_files: bool = False
     num_workers: int = 0
     progress: bool = True
 
 
-@dataclass(frozen=True)
-class LoadOptions:
-    """How a data set is loaded; the fields are the arguments of `load_dataset`."""
-
-    num_points: int | None = None
-    seed: int = 0
-    drop_invalid: bool = False
-    files: FileOptions = field(default_factory=FileOptions)
-
-
 def open_files(
-    files: Sequence[Path], root: Path, reader: CloudReader, options: FileOptions, beside: Beside | None = None
+    files: Sequence[Path],
+    root: Path,
+    reader: CloudReader,
+    options: LoadOptions,
+    find_labels: LabelFinder | None = None,
 ) -> tuple[Sequence, np.ndarray]:
-    """Open the files of a data set, through the cache when there is one.
+    """Open the files of a data set, one a cloud, through the cache unless there is none.
 
     Args:
-        files: One path a cloud.
+        files: The files.
         root: Folder of the data set, for names in the cache.
         reader: `functools.partial` of a function of this package with its options, which become part of the cache key.
         options: Cache, skipping, workers, bar.
-        beside: Gives the file that the reader takes the labels of a cloud from; when it changes, the cloud is read
-            again.
+        find_labels: Gives the file with the labels of a cloud; when it changes, the cloud is read again.
 
     Returns:
         The clouds, a sequence of arrays, and the indices of the files that they come from.
-
-    Raises:
-        PointCloudError: If a file cannot be read, or every file had to be skipped.
     """
     cache_dir = options.cache_dir
     if cache_dir is not None:
         cache_dir = default_cache_dir() if cache_dir == "auto" else Path(cache_dir)
         try:
-            return _open_cache(files, root, reader, options, cache_dir, beside)
+            return _open_cache(files, root, reader, options, cache_dir, find_labels)
         except OSError as error:
             if options.cache_dir != "auto":
                 raise PointCloudError(
@@ -201,33 +179,19 @@ def open_files(
     return FileClouds([files[index] for index in kept], reader), np.array(kept, dtype=np.int64)
 
 
-def require_files(files: Sequence[Path], options: FileOptions) -> None:
-    """Check that the files of a list exist, before hours are spent on reading them.
-
-    Args:
-        files: The files.
-        options: Whether bad files are skipped, then nothing is checked.
-
-    Raises:
-        FileNotFoundError: If any is missing.
-    """
+def require_files(files: Sequence[Path], options: LoadOptions) -> None:
+    """Raise FileNotFoundError for missing files, before hours are spent on reading; not if bad files are skipped."""
     missing = [] if options.skip_bad_files else [file for file in files if not file.is_file()]
     if missing:
         raise FileNotFoundError(2, f"No such file ({len(missing)} of {len(files)} are missing)", str(missing[0]))
 
 
-class _Reading(torch.utils.data.Dataset):
+class _Attempts(FileClouds):
     """The files as a data set of (array, error), so that the workers of a DataLoader parse them."""
-
-    def __init__(self, files: Sequence[Path], reader: CloudReader):
-        self.files, self.reader = files, reader
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray | None, str | None]:
         try:
-            return self.reader(self.files[index]), None
+            return super().__getitem__(index), None
         except PointCloudError as error:
             return None, str(error)
 
@@ -237,10 +201,10 @@ def _same(item: object) -> object:
 
 
 def _read_all(
-    files: Sequence[Path], reader: CloudReader, options: FileOptions
+    files: Sequence[Path], reader: CloudReader, options: LoadOptions
 ) -> Iterator[tuple[np.ndarray | None, str | None]]:
     """Read files in order, in parallel if asked for, with a bar; an error ends it unless bad files are skipped."""
-    reading = _Reading(files, reader)
+    reading = _Attempts(files, reader)
     items = (reading[index] for index in range(len(reading)))
     if options.num_workers > 0:
         items = torch.utils.data.DataLoader(
@@ -267,9 +231,9 @@ def _open_cache(
     files: Sequence[Path],
     root: Path,
     reader: CloudReader,
-    options: FileOptions,
+    options: LoadOptions,
     cache_dir: Path,
-    beside: Beside | None,
+    find_labels: LabelFinder | None,
 ) -> tuple[Sequence, np.ndarray]:
     settings = [_CACHE_VERSION, options.skip_bad_files]
     if isinstance(reader, partial):
@@ -277,19 +241,19 @@ def _open_cache(
     prefix, root = os.path.join(root, ""), Path(os.path.abspath(root))
     names = [os.fspath(file).removeprefix(prefix) for file in files]
     stats = [_stat(file) for file in files]
-    if beside is not None:
-        stats += [_stat_beside(file, beside) for file in files]
+    if find_labels is not None:
+        stats += [_stat_labels(file, find_labels) for file in files]
     place = f"{root.name or 'clouds'}-{_hash([str(root), names, settings])}"
     fingerprint = _hash([settings, names, stats])
     index_path = cache_dir / f"{place}.json"
-    index = _read_index(index_path, fingerprint)
-    if index is not None:
-        try:
+    try:
+        index = json.loads(index_path.read_text())
+        if index["fingerprint"] == fingerprint:
             opened = _open_packed(files, index, cache_dir)
             _report_bad(index["bad"], len(files), root)
             return opened
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # cut short or deleted: made again
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # missing, cut short or of other files: made again
     cache_dir.mkdir(parents=True, exist_ok=True)
     index = _write_cache(files, reader, options, cache_dir / f"{place}-{fingerprint}.npy", root)
     # The index comes last: without it, a finished or unfinished file of clouds is never looked at.
@@ -313,9 +277,9 @@ def _stat(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _stat_beside(file: Path, beside: Beside) -> tuple[str, int, int] | None:
+def _stat_labels(file: Path, find_labels: LabelFinder) -> tuple[str, int, int] | None:
     try:
-        found = beside(file)
+        found = find_labels(file)
     except (PointCloudError, OSError):  # for its reader to report
         return None
     return None if found is None else (found.name, *_stat(found))
@@ -325,15 +289,7 @@ def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()[:20]
 
 
-def _read_index(path: Path, fingerprint: str) -> dict | None:
-    try:
-        index = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return index if isinstance(index, dict) and index.get("fingerprint") == fingerprint else None
-
-
-def _write_cache(files: Sequence[Path], reader: CloudReader, options: FileOptions, path: Path, root: Path) -> dict:
+def _write_cache(files: Sequence[Path], reader: CloudReader, options: LoadOptions, path: Path, root: Path) -> dict:
     """Parse files into one .npy file, one cloud at a time, and describe it."""
     kept, bad, offsets, columns = [], [], [0], 3
     with atomic_write(path) as file:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .errors import PointCloudError
+from .dataset import PointCloudDataset
+from .errors import PointCloudError, as_integers
 
 
 def stratified_split(labels: Sequence[int] | np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -24,9 +25,7 @@ def stratified_split(labels: Sequence[int] | np.ndarray, fraction: float, seed: 
     Raises:
         ValueError: If the fraction is not between 0 and 1, or the labels are not one integer a cloud.
     """
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
-        raise ValueError(f"labels must be integers of shape (num_clouds,), got {labels.dtype} of {labels.shape}")
+    labels = as_integers(labels, "labels", "num_clouds")
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
     generator = np.random.default_rng(seed)
@@ -44,26 +43,12 @@ def stratified_split(labels: Sequence[int] | np.ndarray, fraction: float, seed: 
 def few_shot_indices(
     labels: Sequence[int] | np.ndarray, way: int, shot: int, query: int = 20, fold: int = 0, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw one fold of few-shot classification: `way` classes, `shot` clouds of each to learn from, `query` to test.
+    """Draw one fold of few-shot classification from labels of shape `(num_clouds,)`; arguments as `few_shot_fold`.
 
-    Args:
-        labels: Class of each cloud, integers of shape `(num_clouds,)`.
-        way: Number of classes.
-        shot: Training clouds of each class.
-        query: Test clouds of each class.
-        fold: Number of the fold; the protocol reports mean and standard deviation over folds 0 to 9.
-        seed: Seed of all the folds.
-
-    Returns:
-        The classes of shape `(way,)`, ascending; the training indices of shape `(way * shot,)` and the test indices of
-        shape `(way * query,)`, class by class, without a cloud in common.
-
-    Raises:
-        PointCloudError: If there are not enough classes with enough clouds.
+    Returns the classes of shape `(way,)`, ascending; the training indices of shape `(way * shot,)` and the test
+    indices of shape `(way * query,)`, class by class, without a cloud in common.
     """
-    labels = np.asarray(labels)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels must be integers of shape (num_clouds,), got {labels.dtype} of {labels.shape}")
+    labels = as_integers(labels, "labels", "num_clouds")
     for name, value, least in (("way", way, 2), ("shot", shot, 1), ("query", query, 1), ("fold", fold, 0)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -78,3 +63,29 @@ def few_shot_indices(
     chosen = np.sort(generator.choice(enough, way, replace=False))
     drawn = np.stack([generator.permutation(np.flatnonzero(labels == label))[: shot + query] for label in chosen])
     return chosen.astype(np.int64), drawn[:, :shot].reshape(-1), drawn[:, shot:].reshape(-1)
+
+
+def few_shot_fold(
+    dataset: PointCloudDataset, way: int, shot: int, query: int = 20, fold: int = 0, seed: int = 0
+) -> dict[str, PointCloudDataset]:
+    """Draw a fold of few-shot classification, the same one for the same arguments.
+
+    The protocol of the papers: `way` 5 or 10, `shot` 10 or 20, `query` 20, mean and standard deviation over the folds
+    0 to 9.
+
+    Args:
+        dataset: The data set.
+        way: Number of classes.
+        shot: Clouds of each class to learn from.
+        query: Clouds of each class to test on.
+        fold: Number of the fold.
+        seed: Seed of all the folds.
+
+    Returns:
+        The data sets `"train"` and `"test"`, whose classes are numbered 0 to `way - 1`.
+
+    Raises:
+        PointCloudError: If there are not enough classes with enough clouds.
+    """
+    classes, train, test = few_shot_indices(dataset.labels, way, shot, query, fold, seed)
+    return {name: dataset.select(chosen).keep_classes(classes) for name, chosen in (("train", train), ("test", test))}

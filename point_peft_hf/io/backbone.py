@@ -13,21 +13,10 @@ from ..attaching import backbone_tensors, pretrained_parts, unsaved_task_tensors
 
 # Fields of a backbone that must be those an adapter was made with: what follows from them is in no weight.
 BACKBONE_FIELDS = (
-    "model_type",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_groups",
-    "group_size",
-    "group_sizes",
-    "patch_sizes",
-    "strides",
-    "orders",
-    "pooling",
-    "rope_base",
-    "legacy_position_features",
+    *("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_groups", "group_size"),
+    *("group_sizes", "patch_sizes", "strides", "orders", "pooling", "rope_base", "legacy_position_features"),
 )
-# Modules that tell classes or parts apart: adapters that bring one remember the names of the classes.
+# Modules that classify objects or points: adapters that bring one remember the names of the classes.
 HEADS = {
     "classifier": "AutoModelForPointCloudClassification",
     "segmentation_head": "AutoModelForPointCloudSegmentation",
@@ -35,35 +24,16 @@ HEADS = {
 }
 # Fields that a segmentation head is built from.
 SEGMENTATION_FIELDS = (
-    "num_categories",
-    "category_names",
-    "category_parts",
-    "segmentation_token_size",
-    "segmentation_propagation_sizes",
-    "segmentation_hidden_sizes",
-    "segmentation_layers",
+    *("num_categories", "category_names", "category_parts", "segmentation_token_size"),
+    *("segmentation_propagation_sizes", "segmentation_hidden_sizes", "segmentation_layers"),
 )
 # Fields that a decoder of scenes is built from.
-DECODER_FIELDS = (
-    "decoder_depths",
-    "decoder_hidden_sizes",
-    "decoder_num_attention_heads",
-    "decoder_patch_sizes",
-)
-
-
+DECODER_FIELDS = ("decoder_depths", "decoder_hidden_sizes", "decoder_num_attention_heads", "decoder_patch_sizes")
 # Fields of their kind that a backbone may be loaded with.
 _LOADING_FIELDS = ("num_labels", "num_groups", "group_size", "group_sizes")
 # What is not compared as a value that has to be the same.
 _COMPARED_OTHERWISE = (
-    "architecture",
-    "encoder",
-    "head",
-    "id2label",
-    "revision",
-    "unsaved_modules",
-    "weights",
-    "weights_license",
+    *("architecture", "encoder", "head", "id2label", "revision", "unsaved_modules", "weights", "weights_license"),
 )
 # From the most exact to the least. Only a model whose weights are all exact enough has a digest of a precision.
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -73,19 +43,17 @@ _DIGEST_LENGTH = 32
 
 @torch.no_grad()
 def fingerprint(model: nn.Module, left_out: Iterable[str] = ()) -> dict[str, str]:
-    """Digests of the frozen weights of a backbone.
+    """Digests of the frozen weights of a backbone, by precision.
 
     All bytes of all weights and statistics count, with their names and shapes. There is one digest for each precision
     that the weights may be cast to, because a backbone that is loaded in bfloat16 is still the backbone that an
-    adapter was trained on in float32. What belongs to a task (head, class token) and what adapters added is left out;
-    of a module that an adapter brings a copy of, the original counts. Costs about a second for 100 million weights.
+    adapter was trained on in float32; there is none for weights that are quantised or not there ("meta"). What belongs
+    to a task (head, class token) and what adapters added is left out; of a module that an adapter brings a copy of,
+    the original counts. Costs about a second for 100 million weights.
 
     Args:
         model: The backbone, with or without adapters.
         left_out: Names of the modules that belong to the task, where the model does not declare them itself.
-
-    Returns:
-        Digests by precision; none for weights that are quantised or not there ("meta").
     """
     names = set(getattr(model, "task_module_names", None) or left_out) - pretrained_parts(model)
     # Integers among the buffers count things (the batches that a BatchNorm has seen), and change nothing.
@@ -102,15 +70,9 @@ def fingerprint(model: nn.Module, left_out: Iterable[str] = ()) -> dict[str, str
 def unsaved_fingerprints(
     model: nn.Module, modules_to_save: Collection[str], brought_by_others: Collection[str] = ()
 ) -> dict[str, dict[str, str]]:
-    """Digests of the modules of the task that no adapter brings.
+    """Digests by precision, by module, of the modules of the task that no adapter brings.
 
-    Args:
-        model: The backbone, with or without adapters.
-        modules_to_save: Modules that the adapter brings.
-        brought_by_others: Modules that another adapter is going to bring.
-
-    Returns:
-        Digests by precision, by module.
+    `modules_to_save` come with the adapter itself, those `brought_by_others` with another adapter.
     """
     digests = {
         part: _digests({name.partition(f"{part}.")[2]: tensor for name, tensor in tensors.items()})
@@ -128,12 +90,7 @@ def _digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def common_precision(expected: Mapping[str, str], got: Mapping[str, str]) -> str | None:
-    """The most exact precision that both of two fingerprints have a digest of; `None` if there is none.
-
-    Args:
-        expected: One fingerprint.
-        got: Another.
-    """
+    """The most exact precision that both of two fingerprints have a digest of; `None` if there is none."""
     return next((name for name in PRECISIONS if name in expected and name in got), None)
 
 
@@ -150,16 +107,10 @@ def _digest(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> str:
 def describe_backbone(
     model: nn.Module, modules_to_save: Collection[str] = (), brought_by_others: Collection[str] = ()
 ) -> dict[str, Any]:
-    """What an adapter remembers of its backbone.
+    """What an adapter remembers of its backbone: class, type and sizes, fingerprints of its weights, and the classes.
 
-    Args:
-        model: The backbone.
-        modules_to_save: Modules that the adapter brings. If a head is among them, the classes matter.
-        brought_by_others: Modules that another adapter is going to bring.
-
-    Returns:
-        Class, type and sizes of the backbone, the fingerprint of its weights (of those of task modules that no adapter
-        brings: each by itself), and the classes.
+    Task modules that neither the adapter (`modules_to_save`) nor another one brings have a fingerprint each. If a head
+    is among the former, the classes matter.
     """
     config = getattr(model, "config", None)
     description = {name: getattr(config, name, None) for name in BACKBONE_FIELDS}
@@ -191,17 +142,10 @@ def describe_backbone(
 def check_backbone(
     expected: dict[str, Any], description: dict[str, Any], name: str | None = None, revision: str | None = None
 ) -> None:
-    """Check that a backbone is the one that an adapter was made for.
+    """Check that a backbone is the one, called `name` in messages, that an adapter was made for.
 
-    Args:
-        expected: What the adapter remembers of its backbone.
-        description: What the backbone is, from [`describe_backbone`]. If it has the right weights, all that is known
-            of their fingerprint goes in here.
-        name: Name of the expected one, for the message.
-        revision: Its revision, for the message.
-
-    Raises:
-        ValueError: If the backbone is another.
+    `expected` is what the adapter remembers; `description` what the backbone is, from [`describe_backbone`]. If it has
+    the right weights, all that is known of their fingerprint goes in there.
     """
     base = f" ({name})" if name else ""
     if description.get("model_type") == expected.get("model_type"):
@@ -229,7 +173,7 @@ def check_backbone(
         )
     _check_unsaved_modules(expected, description, base)
     if precision is not None:
-        # A backbone that is loaded in half precision does not tell all about the weights.
+        # A backbone that is loaded in half precision does not show all digits of the weights.
         description["weights"] = {**own_weights, **weights}
 
 

@@ -129,11 +129,7 @@ def model_card(
 
 
 def read_adapter(folder: Path) -> AdapterFiles:
-    """Read what the files of a saved adapter say of it.
-
-    Raises:
-        ValueError: If the folder holds no sound adapter.
-    """
+    """Read what the files of a saved adapter say of it; a folder without a sound adapter is an error."""
     files = check_files(find_adapter(folder))
     if files.config is None or files.weights is None:
         raise ValueError(f"{folder} holds no complete adapter. Pass a folder that `save_adapter` or training wrote.")
@@ -195,6 +191,7 @@ def _run_values(fields: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str,
     """What the template needs from what training recorded."""
     run = runs[0] if runs else {}
     arguments, score = run.get("arguments", {}), run.get("score", "accuracy")
+    data = str(arguments.get("data") or "its data set")
     versions = run.get("versions") or {"peft": fields.get("peft_version")}
     try:
         versions = {"point_peft_hf": version("point-peft-hf"), **versions}
@@ -202,7 +199,8 @@ def _run_values(fields: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str,
         pass  # from a folder, without having been installed
     values = {
         "run": run,
-        "data": _data_name(run),
+        # Without the folders of the author.
+        "data": "procedural shapes" if data == "procedural" else Path(data).name,
         "recipe": _recipe(run),
         "votes": arguments.get("test_votes", 1),
         "versions": [f"{name} {value}" for name, value in versions.items() if value],
@@ -279,27 +277,12 @@ def _metadata(values: dict[str, Any], runs: list[dict[str, Any]], title: str, li
     )
 
 
-def _data_name(run: dict[str, Any]) -> str:
-    data = str(run.get("arguments", {}).get("data") or "its data set")
-    # The author's folders are nobody's business.
-    return "procedural shapes" if data == "procedural" else Path(data).name
-
-
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The interval of Wilson (1927) for a share.
-
-    Args:
-        share: The share that was observed, from 0 to 1.
-        count: Of how many.
-        z: Quantile of the normal distribution; 1.96 for 95 %.
-
-    Returns:
-        Its ends.
-    """
+    """The interval of Wilson (1927) for a share of `count`, at the quantile `z` of the normal distribution."""
     centre = share + z * z / (2 * count)
     spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     factor = 1 / (1 + z * z / count)

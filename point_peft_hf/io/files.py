@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,20 +76,10 @@ class AdapterFiles:
     problem: str | None = None
 
 
-# -- Finding ------------------------------------------------------------------------------------------------------
-
-
 def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None = None, **hub: Any) -> Path | None:
-    """Find a file in a folder or a repository, downloading it if need be.
+    """Find a file in a folder or a repository of the Hub, downloading it if need be; `None` if it is not there.
 
-    Args:
-        name: Folder, or repository of the Hub.
-        filename: Name of the file.
-        subfolder: Where in it.
-        **hub: `revision`, `token`, `cache_dir` and the like, for a repository.
-
-    Returns:
-        The file, or `None` if it is not there.
+    `hub` has `revision`, `token`, `cache_dir` and the like, for a repository.
 
     Raises:
         ConnectionError: If the Hub cannot be asked, and the cache does not know.
@@ -109,7 +100,7 @@ def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None =
         raise ConnectionError(
             f"Whether the repository {str(name)!r} has {path} could not be found out: the Hub cannot be reached (no "
             "connection, or offline mode), and the cache does not know. Try again with a connection; or pass the "
-            f"folder of an adapter, if that is what you meant: there is no folder {str(name)!r} here."
+            f"folder of an adapter, if you meant one: there is no folder {str(name)!r} here."
         ) from error
     except EntryNotFoundError:
         return None
@@ -121,18 +112,9 @@ def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None =
 
 
 def find_adapter(name: str | os.PathLike, *, subfolder: str | None = None, **hub: Any) -> AdapterFiles:
-    """Find the files of an adapter; all of a repository's come from one commit.
+    """Find the files of an adapter, arguments as for `find_file`; nothing is read yet.
 
-    Args:
-        name: Folder, or repository of the Hub.
-        subfolder: Where in it.
-        **hub: `revision`, `token`, `cache_dir` and the like, for a repository.
-
-    Returns:
-        Where the files are; nothing is read yet.
-
-    Raises:
-        ValueError: If the weights are a pickle, or if `name` cannot be a folder or repository.
+    All files of a repository come from one commit. Weights in a pickle are an error.
     """
     files = AdapterFiles(str(name), find_file(name, CONFIG_NAME, subfolder=subfolder, **hub))
     if files.config is None:
@@ -151,58 +133,36 @@ def find_adapter(name: str | os.PathLike, *, subfolder: str | None = None, **hub
     return files
 
 
-# -- Reading ------------------------------------------------------------------------------------------------------
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that must hold an object.
-
-    Raises:
-        ValueError: If it does not, or is too large or twice has the same key; with the name of the file.
-    """
+    """Read a JSON file that must hold an object; one that is too large or has a key twice is an error."""
     size = path.stat().st_size
     if size > _MAX_JSON_BYTES:
         raise ValueError(f"{path}: has {size:,} bytes, more than any such file needs. {AGAIN}")
-    return _parse_object(path, path.read_bytes())
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = next((key for key, count in Counter(key for key, _ in pairs).items() if count > 1), None)
+        if twice is not None:
+            raise ValueError(f"the key {twice!r} occurs twice")
+        return dict(pairs)
+
+    try:
+        parsed = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: is not valid JSON ({error}). {AGAIN}") from None
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{path}: must hold a JSON object, got {_short(parsed)}.")
+    return parsed
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Read and check the header of a safetensors file, without reading its tensors.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Type and shape of each tensor, by key.
-
-    Raises:
-        ValueError: If the header does not fit itself or the size of the file, with the name of the file.
-    """
+    """Read and check the header of a safetensors file, without reading its tensors: type and shape by key."""
     try:
         # It checks the whole header, but reads no tensor.
         with safe_open(path, framework="numpy") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
             return {key: TensorInfo(part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
     except (SafetensorError, OSError, OverflowError, ValueError) as error:
-        raise ValueError(f"{path}: is no sound safetensors file ({error}). {AGAIN}") from None
-
-
-def _parse_object(path: Path, content: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the key {twice!r} occurs twice")
-        return result
-
-    try:
-        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is no valid JSON ({error}). {AGAIN}") from None
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{path}: must hold a JSON object, got {_short(parsed)}.")
-    return parsed
+        raise ValueError(f"{path}: is not a sound safetensors file ({error}). {AGAIN}") from None
 
 
 def _short(value: Any) -> str:
@@ -210,16 +170,10 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-# -- Checksums ----------------------------------------------------------------------------------------------------
-
-
 def file_checksum(path: Path) -> str:
     """The sha256 of a file's bytes, as `sha256sum` prints it."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fields_checksum(fields: Mapping[str, Any]) -> str:
@@ -236,11 +190,8 @@ def checksums(folder: Path, fields: Mapping[str, Any]) -> dict[str, str]:
 def write_checksums(folder: str | os.PathLike) -> None:
     """Write the checksums of an adapter into its configuration, which is brought into one order as well.
 
-    A configuration without weights gets none: it is no adapter yet, and a file that a person writes.
-
-    Args:
-        folder: A folder with an `adapter_config.json` of one of this package's types, and the weights that belong to
-            it.
+    The folder has an `adapter_config.json` of one of this package's types, and the weights that belong to it. A
+    configuration without weights gets no checksums: it is not an adapter yet, and a person writes it.
     """
     folder = Path(folder)
     fields = read_json(folder / CONFIG_NAME)
@@ -259,20 +210,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-# -- Checking -----------------------------------------------------------------------------------------------------
-
-
 def check_files(files: AdapterFiles) -> AdapterFiles:
-    """Read configuration and header, and check all that can be checked without a model.
+    """Read configuration and header into `files`, and check all that can be checked without a model.
 
-    Args:
-        files: From [`find_adapter`].
-
-    Returns:
-        The same object, with `fields`, `tensors` and `problem` filled in.
-
-    Raises:
-        ValueError: If something does not fit, with the name of the file and of the key or field.
+    What does not fit is a ValueError with the name of the file and of the key or field.
     """
     if files.config is None:
         return files
@@ -292,11 +233,7 @@ def check_files(files: AdapterFiles) -> AdapterFiles:
 
 
 def check_unchanged(files: AdapterFiles) -> None:
-    """Check that nobody changed the fields of a configuration since it was saved.
-
-    Raises:
-        ValueError: If somebody did.
-    """
+    """Check that nobody changed the fields of a configuration since it was saved."""
     # After the fields themselves: what is wrong with one of them says more.
     expected = _expected_checksums(files).get(CONFIG_NAME)
     if expected is not None and expected != fields_checksum(files.fields):

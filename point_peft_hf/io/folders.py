@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .files import BACKBONE_NAME
 
-# A folder that is being written, beside the one whose place it takes.
+# A folder that is being written, next to the one whose place it takes.
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{8}")
 
 
@@ -28,19 +28,10 @@ def final_name(folder: str | os.PathLike) -> str:
 def replaced_folder(folder: str | os.PathLike, dropped: Sequence[str] = (BACKBONE_NAME,)) -> Iterator[Path]:
     """Write a folder as a whole or not at all.
 
-    What lies in the folder already and is not written again is taken over, without being copied where the file system
-    has hard links. A process that is killed between the two renamings at the end leaves the old folder beside the new
-    one, under the name ".<folder>.replaced"; the next call puts it back.
-
-    Args:
-        folder: The folder; it need not exist.
-        dropped: Names of files that are not taken over.
-
-    Yields:
-        An empty folder beside it, which takes its place when the block ends without an exception.
-
-    Raises:
-        ValueError: If there is a file of that name, or a folder that cannot be renamed.
+    Yields an empty folder next to it, which takes its place when the block ends without an exception. What is in the
+    old folder and not written again is taken over, except for the files `dropped`, without being copied where the file
+    system has hard links. A process that is killed between the two renamings at the end leaves the old folder next to
+    the new one, under the name ".<folder>.replaced"; the next call puts it back.
     """
     target = Path(folder).resolve()
     if target.exists() and not target.is_dir():
@@ -73,8 +64,7 @@ def replaced_folder(folder: str | os.PathLike, dropped: Sequence[str] = (BACKBON
 def recover_folder(folder: str | os.PathLike) -> None:
     """Clean up after processes that were killed in `replaced_folder`; no other may be in it at this time.
 
-    Args:
-        folder: The folder that they were replacing. It is put back if it was away, and what lies beside it is deleted.
+    The folder is put back if it was away, and its temporary neighbours are deleted.
     """
     target = Path(folder).resolve()
     _put_back(target)

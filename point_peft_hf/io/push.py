@@ -54,7 +54,7 @@ def push_adapter(
     """Push a saved adapter with all that is needed to predict with it, and a card that loads it from there.
 
     All files go in one commit, so that the repository never holds half an adapter; if nothing has changed, there is no
-    commit. Nothing else that lies in the folder is pushed, and no paths of this machine.
+    commit. Nothing else in the folder is pushed, and no paths of this machine.
 
     Args:
         folder: The folder of the adapter, from `save_adapter` or training.
@@ -90,7 +90,7 @@ def push_adapter(
         if subfolder and not _is_kept(api, repo_id, CARD_NAME, revision, None):
             overview = _overview(repo_id, present, prefix.strip("/"), license)
             operations.append(CommitOperationAdd(CARD_NAME, overview.encode()))
-        # What an earlier push left that this adapter has not would be told of it.
+        # Files of an earlier push that this adapter does not have do not describe it.
         stale = {prefix + name for name in (RECORD_NAME, BACKBONE_NAME, EXAMPLES_NAME) if name not in names} & present
         operations += [CommitOperationDelete(path) for path in sorted(stale)]
         message = commit_message or f"Push adapter{f' {subfolder}' if subfolder else ''}"
@@ -128,7 +128,7 @@ def _stage(folder: Path, staged: Path, backbone: str | None) -> Path:
 
 
 def _for_others(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without the folders of this machine, whose names may tell what is nobody else's business.
+    """A record without the folders of this machine, whose names may be private.
 
     The command line goes: its arguments are in the record as well, each under its name.
     """

@@ -68,10 +68,11 @@ def save_adapter(
         )
     with replaced_folder(folder, dropped=(BACKBONE_NAME, RECORD_NAME)) as new:
         _write_adapter(model, name, new)
-        before = Path(folder)
-        if record is None and (before / RECORD_NAME).is_file() and _is_same(before / WEIGHTS_NAME, new / WEIGHTS_NAME):
-            # What was recorded of other weights would be told of these.
-            shutil.copyfile(before / RECORD_NAME, new / RECORD_NAME)
+        old = {name: Path(folder) / name for name in (RECORD_NAME, WEIGHTS_NAME)}
+        # A record of other weights does not hold for these.
+        if record is None and all(file.is_file() for file in old.values()):
+            if filecmp.cmp(old[WEIGHTS_NAME], new / WEIGHTS_NAME, shallow=False):
+                shutil.copyfile(old[RECORD_NAME], new / RECORD_NAME)
         if processor is not None:
             processor.save_pretrained(new)
         if record is not None:
@@ -81,10 +82,6 @@ def save_adapter(
         read_header(new / WEIGHTS_NAME)
         read_json(new / CONFIG_NAME)
     return Path(folder)
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    return one.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 def _write_adapter(model: PeftModel, name: str, folder: Path) -> None:

@@ -21,15 +21,9 @@ _WAY_OUT = "Load the backbone that the adapter was made for, or download the ada
 
 
 def check_file(model: nn.Module, config: Any, adapter_name: str) -> None:
-    """Check that the file of an adapter holds what the adapter has, before its weights are read.
+    """Check that the file of an adapter has exactly what the adapter in the model has, before its weights are read.
 
-    Args:
-        model: The backbone, which carries the adapter.
-        config: Its configuration; nothing is checked if it does not come from a folder with weights.
-        adapter_name: Its name.
-
-    Raises:
-        ValueError: If it does not, with the names of keys and file.
+    Nothing is checked if the configuration does not come from a folder with weights.
     """
     files = config._files
     if not config.comes_with_weights:
@@ -45,14 +39,7 @@ def check_file(model: nn.Module, config: Any, adapter_name: str) -> None:
 def check_loaded(model: nn.Module, config: Any, adapter_name: str, state_dict: Mapping[str, torch.Tensor]) -> None:
     """Check that weights are those of an adapter, and undamaged if they come from a file.
 
-    Args:
-        model: The model that carries the adapter.
-        config: Its configuration.
-        adapter_name: Its name.
-        state_dict: The weights, in the names that they have in the model.
-
-    Raises:
-        ValueError: If not, with the names of keys and file.
+    The `state_dict` has the weights in the names that they have in the model.
     """
     files, config._files = config._files, None
     expected = {key: tensor for key, _, tensor in _adapter_tensors(model, adapter_name)}
@@ -65,16 +52,7 @@ def check_loaded(model: nn.Module, config: Any, adapter_name: str, state_dict: M
 
 
 def check_complete(model: nn.Module, adapter_name: str, files: AdapterFiles) -> None:
-    """Check that a file has exactly the weights of an adapter of PEFT's own types; PEFT itself only warns.
-
-    Args:
-        model: The model that carries the adapter.
-        adapter_name: Its name.
-        files: Its files.
-
-    Raises:
-        ValueError: If it has not, with the names of keys and file.
-    """
+    """Check that a file has exactly the weights of an adapter of PEFT's own types; PEFT itself only warns."""
     tensors = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     expected = {KEY_PREFIX + key.removeprefix(KEY_PREFIX): tensor for key, tensor in tensors.items()}
     got = {KEY_PREFIX + key.removeprefix(KEY_PREFIX): info for key, info in files.tensors.items()}
@@ -82,16 +60,7 @@ def check_complete(model: nn.Module, adapter_name: str, files: AdapterFiles) -> 
 
 
 def load_weights(model: nn.Module, adapter_name: str, files: AdapterFiles) -> None:
-    """Load the weights of an adapter that is attached to a backbone itself, not to a `PeftModel`.
-
-    Args:
-        model: The backbone.
-        adapter_name: Name of the adapter.
-        files: Its files.
-
-    Raises:
-        ValueError: If the file does not have exactly what the adapter has.
-    """
+    """Load the weights of an adapter that is attached to a backbone itself, not to a `PeftModel`."""
     config = model.peft_config[adapter_name]
     if hasattr(config, "comes_with_weights"):
         config._files = files
@@ -103,11 +72,7 @@ def load_weights(model: nn.Module, adapter_name: str, files: AdapterFiles) -> No
 
 
 def _adapter_tensors(model: nn.Module, adapter_name: str) -> Iterator[tuple[str, str | None, torch.Tensor]]:
-    """All tensors of an adapter in a model.
-
-    Yields:
-        Key in the model; key in a file, for the modules that the adapter brings; the tensor.
-    """
+    """All tensors of an adapter: key in the model; key in a file, for modules that the adapter brings; tensor."""
     state_dict = model.state_dict()
     prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name=adapter_name)
     for key, tensor in _filter_state_dict_by_key_prefixes(state_dict, prefixes).items():
@@ -121,7 +86,10 @@ def _adapter_tensors(model: nn.Module, adapter_name: str) -> Iterator[tuple[str,
 def _compare(where: str, expected: Mapping[str, Any], got: Mapping[str, Any], problem: str | None) -> None:
     missing, extra = sorted(set(expected) - set(got)), sorted(set(got) - set(expected))
     if missing or extra:
-        raise ValueError(_message(where, missing, extra, problem))
+        parts = [f"lacks {_listed(missing)}"] if missing else []
+        if extra:
+            parts.append(f"has {_listed(extra)}, which this adapter does not have")
+        raise ValueError(f"{where} {' and '.join(parts)}. {problem or _WAY_OUT}")
     shapes = [
         f"{key!r} has shape {tuple(tensor.shape)} instead of {tuple(expected[key].shape)}"
         for key, tensor in got.items()
@@ -137,15 +105,6 @@ def _compare(where: str, expected: Mapping[str, Any], got: Mapping[str, Any], pr
                 "the weights are loaded, or load the adapter with PeftModel.from_pretrained."
             )
         raise ValueError(f"{where}: {'; '.join(shapes[:3])}. {way_out}")
-
-
-def _message(where: str, missing: list[str], extra: list[str], problem: str | None) -> str:
-    parts = []
-    if missing:
-        parts.append(f"lacks {_listed(missing)}")
-    if extra:
-        parts.append(f"has {_listed(extra)}, which this adapter has no place for")
-    return f"{where} {' and '.join(parts)}. {problem or _WAY_OUT}"
 
 
 def _listed(keys: list[str]) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from ..io.card import wilson_interval
 from ..models.segmentation import IGNORE_INDEX
 from ..scenes import SceneSegmentationTask
 from ..scenes.metrics import SceneMetrics
@@ -168,7 +169,7 @@ def judge_classes(
     ]
     hits = predicted == labels
     calibration = _calibration(confidence, hits)
-    lower, upper = wilson_interval(int(hits.sum()), len(hits))
+    lower, upper = wilson_interval(float(hits.mean()), len(hits))
     summary = {
         "count": len(labels),
         "accuracy": float(hits.mean()),
@@ -179,23 +180,6 @@ def judge_classes(
         / len(labels),
     }
     return Evaluation(summary, classes, predictions, class_names, confusion, calibration)
-
-
-def wilson_interval(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """The interval of a share, which never leaves 0 to 1 (Wilson 1927).
-
-    Args:
-        hits: How many of them.
-        count: Of how many, at least 1.
-        z: Half its width in standard errors; 1.96 for 95 %.
-
-    Returns:
-        Its ends.
-    """
-    share, weight = hits / count, z * z / count
-    middle = (share + weight / 2) / (1 + weight)
-    half = z * math.sqrt(share * (1 - share) / count + weight / (4 * count)) / (1 + weight)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def _calibration(confidence: np.ndarray, hits: np.ndarray) -> list[dict[str, Any]]:

@@ -42,9 +42,13 @@ def save_cloud_image(
     """
     points = check_scene(points, [coloring])
     figure, axes = new_figure(8.0, 6.0)
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
     axes.set_title(title)
     if coloring.categories is None:
-        scale = _color_scale(coloring.values)
+        colormap = LinearSegmentedColormap.from_list("viridis_of_pages", list(VIRIDIS))
+        scale = ScalarMappable(Normalize(coloring.values.min(), coloring.values.max()), colormap)
         colors = scale.to_rgba(coloring.values)[:, :3]
         figure.colorbar(scale, ax=axes, label=textwrap.fill(coloring.label, 46), shrink=0.7)
     else:
@@ -121,12 +125,3 @@ def _draw_axes(axes: Any, rotation: np.ndarray) -> None:
         right, up = rotation[:2, axis]
         corner.plot([0, right], [0, up], color=INK, linewidth=1.4)
         corner.text(1.35 * right, 1.35 * up, name, ha="center", va="center", fontweight="bold")
-
-
-def _color_scale(values: np.ndarray) -> Any:
-    """The scale that pages use for numbers."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LinearSegmentedColormap, Normalize
-
-    colors = LinearSegmentedColormap.from_list("viridis_of_pages", list(VIRIDIS))
-    return ScalarMappable(Normalize(values.min(), values.max()), colors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def plot_learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]],
     scores = _score_names(histories)
     figure, axes = new_figure(9.6, 3.9, ncols=2)
     colors = category_colors(len(histories))
-    for color, dashes, (name, rows) in zip(colors, _cycle(_DASHES, len(histories)), histories.items(), strict=True):
+    for color, dashes, (name, rows) in zip(colors, cycle(_DASHES), histories.items(), strict=False):
         style = {"color": color, "linestyle": dashes, "marker": "o", "markersize": 4, "label": name}
         epochs = [row["epoch"] for row in rows]
         axes[0].plot(epochs, [row["loss"] for row in rows], **style)
@@ -99,7 +100,3 @@ def _score_names(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
             f"with {sorted(rows[0])}."
         )
     return common[0]
-
-
-def _cycle(values: Sequence[str], count: int) -> list[str]:
-    return [values[index % len(values)] for index in range(count)]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..extras import install_command
 from .figure import GRID, INK, add_legend, new_figure, save_figure
 from .palette import MARKER_SHAPES, category_colors
 
@@ -110,7 +111,7 @@ def _tsne(features: np.ndarray, seed: int) -> np.ndarray:
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise ImportError(
-            "t-SNE needs scikit-learn, which is not installed: pip install 'point-peft-hf[viz]'; or use method='pca'."
+            f"t-SNE needs scikit-learn, which is not installed: {install_command('viz')}; or use method='pca'."
         ) from error
     perplexity = min(30.0, (len(features) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)

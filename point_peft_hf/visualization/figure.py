@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..extras import install_command
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, GRID = "#1c1c1a", "#d4d4ce"
 DOTS_PER_INCH = 150
-# A legend of a picture has room for so many names; a page has for all.
+# Names that a legend of a picture has room for; a page has room for all.
 MAX_LEGEND_ENTRIES = 20
 _STYLE = {
     "font.size": 11,
@@ -36,25 +38,13 @@ def in_words(measure: str) -> str:
 
 
 def new_figure(width: float, height: float, **subplots: Any) -> tuple[Figure, Any]:
-    """A figure of its own, which no other code of the process sees, with its axes.
-
-    Args:
-        width: In inches.
-        height: In inches.
-        **subplots: Passed to matplotlib's `Figure.subplots`.
-
-    Returns:
-        The figure, and what `Figure.subplots` returns.
-
-    Raises:
-        ImportError: If matplotlib is not installed, with what to install.
-    """
+    """A figure of its own, in inches, which no other code of the process sees, and what `Figure.subplots` returns."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "Pictures need matplotlib, which is not installed: pip install 'point-peft-hf[viz]'. Interactive pages of "
+            f"Pictures need matplotlib, which is not installed: {install_command('viz')}. Interactive pages of "
             "clouds need nothing."
         ) from error
     with matplotlib.rc_context(_STYLE):
@@ -63,15 +53,7 @@ def new_figure(width: float, height: float, **subplots: Any) -> tuple[Figure, An
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
-    """Save a figure, with nothing cut off, and make the folders it goes to.
-
-    Args:
-        figure: The figure.
-        path: The file; its ending says the format.
-
-    Returns:
-        The file.
-    """
+    """Save a figure, with nothing cut off, in the format of the ending; the folders are made if need be."""
     import matplotlib
 
     path = Path(path)
@@ -82,14 +64,7 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> Path:
 
 
 def add_legend(axes: Any, handles: Sequence[Any], labels: Sequence[str], title: str | None = None) -> None:
-    """Add a legend beside axes, if there is anything to name.
-
-    Args:
-        axes: The axes.
-        handles: What is named.
-        labels: The names; those beyond `MAX_LEGEND_ENTRIES` are left out, which the title then says.
-        title: Title of the legend.
-    """
+    """Add a legend next to axes; it says how many names beyond `MAX_LEGEND_ENTRIES` it leaves out."""
     if not handles:
         return
     left_out = len(handles) - MAX_LEGEND_ENTRIES

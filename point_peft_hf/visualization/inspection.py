@@ -102,11 +102,7 @@ def _write_attention_out(twin: nn.Module, config: Any) -> None:
 
 
 class _Watch:
-    """What happens in a twin: the tokens of the last block, and what the adapters' layers have to show.
-
-    Args:
-        twin: The twin.
-    """
+    """What happens in a twin: the tokens of the last block, and what the layers of adapters have to show."""
 
     def __init__(self, twin: nn.Module):
         self.tokens = None

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .palette import VIRIDIS
-from .scene import Markers, PointColoring, check_scene
+from .scene import PointColoring, check_scene
 
 # The script of a page, in the order in which its parts need each other.
 SCRIPTS = ("scene.js", "drawing.js", "legend.js", "pointing.js", "page.js")
@@ -94,16 +94,15 @@ def _describe(coloring: PointColoring) -> dict[str, Any]:
         "categories": coloring.categories,
         "colors": coloring.colors,
         "shares": list(coloring.shares),
-        "markers": [_describe_markers(markers) for markers in coloring.markers],
-    }
-
-
-def _describe_markers(markers: Markers) -> dict[str, Any]:
-    return {
-        "name": markers.name,
-        "color": markers.color,
-        "onTop": markers.on_top,
-        "positions": _encode(markers.points, "<f4"),
+        "markers": [
+            {
+                "name": markers.name,
+                "color": markers.color,
+                "onTop": markers.on_top,
+                "positions": _encode(markers.points, "<f4"),
+            }
+            for markers in coloring.markers
+        ],
     }
 
 

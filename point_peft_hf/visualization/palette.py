@@ -1,4 +1,4 @@
-"""Colours that people with any kind of colour vision can tell apart."""
+"""Colours that people with any kind of colour vision can distinguish."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHADES = (0.0, -0.4, 0.45)
 def category_colors(count: int) -> list[str]:
     """Colours of categories.
 
-    The first 8 can be told apart whatever the colour vision; up to 24, neighbours in the list can.
+    Any colour vision distinguishes the first 8; up to 24, neighbours in the list.
 
     Args:
         count: Number of categories.
@@ -31,15 +31,7 @@ def category_colors(count: int) -> list[str]:
 
 
 def part_colors(count: int, own: Sequence[int] | None = None) -> list[str]:
-    """Colours of parts, where an object can have only some of them: these get the first colours.
-
-    Args:
-        count: Number of parts.
-        own: The parts that the object can have; default: all.
-
-    Returns:
-        Colours as "#rrggbb", one for each part.
-    """
+    """Colours of `count` parts as "#rrggbb"; the parts that an object can have, `own`, get the first colours."""
     own = list(range(count) if own is None else own)
     colors = category_colors(count)
     for part, color in zip([*own, *sorted(set(range(count)) - set(own))], category_colors(count), strict=True):
@@ -48,14 +40,7 @@ def part_colors(count: int, own: Sequence[int] | None = None) -> list[str]:
 
 
 def to_rgb(colors: Sequence[str]) -> np.ndarray:
-    """Colours as numbers.
-
-    Args:
-        colors: Colours as "#rrggbb".
-
-    Returns:
-        Red, green and blue from 0 to 1, of shape `(num_colors, 3)`.
-    """
+    """Give colours, "#rrggbb", as red, green and blue from 0 to 1, of shape `(num_colors, 3)`."""
     channels = [[int(color[start : start + 2], 16) for start in (1, 3, 5)] for color in colors]
     return np.array(channels, dtype=np.float64).reshape(-1, 3) / 255
 

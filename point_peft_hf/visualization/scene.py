@@ -98,18 +98,7 @@ class PointColoring:
 
 
 def check_points(points: np.ndarray, name: str = "The cloud") -> np.ndarray:
-    """Check coordinates.
-
-    Args:
-        points: Coordinates of shape `(num_points, 3)`.
-        name: What they are, for the message.
-
-    Returns:
-        The coordinates as float32.
-
-    Raises:
-        ValueError: If they are not of that shape, or not finite.
-    """
+    """Give coordinates of shape `(num_points, 3)` as float32; another shape, and NaN or infinity, are errors."""
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != 3 or points.dtype.kind not in "fiu" or len(points) == 0:
         raise ValueError(
@@ -126,18 +115,7 @@ def check_points(points: np.ndarray, name: str = "The cloud") -> np.ndarray:
 
 
 def check_scene(points: np.ndarray, colorings: Sequence[PointColoring]) -> np.ndarray:
-    """Check that colourings fit a cloud.
-
-    Args:
-        points: Coordinates of shape `(num_points, 3)`.
-        colorings: At least one.
-
-    Returns:
-        The coordinates as float32.
-
-    Raises:
-        ValueError: If they do not.
-    """
+    """Check that colourings, one or more, fit a cloud, whose coordinates it gives as float32."""
     points = check_points(points)
     if not colorings:
         raise ValueError("There is nothing to colour the cloud by. Pass at least one PointColoring.")

@@ -15,12 +15,6 @@ def make_twin(model: nn.Module) -> nn.Module:
     Modes, hooks and attributes of the twin can be changed: the model, which another thread may be running and which
     may be compiled, stays as it is. The weights are the same tensors. What is compiled in the model runs as it was
     written.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Its twin.
     """
     twins: dict[int, nn.Module] = {}
 

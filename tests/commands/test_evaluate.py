@@ -8,7 +8,7 @@ import pytest
 
 from point_peft_hf.data import write_point_cloud
 from point_peft_hf.training import finetune
-from point_peft_hf.training.evaluation import judge_classes, wilson_interval
+from point_peft_hf.training.evaluation import judge_classes
 
 NAMES = ("cup", "jug", "pan")
 
@@ -90,10 +90,3 @@ def test_measures_by_hand():
     assert [row["file"] for row in found.predictions] == ["z", "x", "y", "w"]
     assert [row["clouds"] for row in found.classes] == [2, 2, 0]
     assert np.isnan(found.classes[2]["accuracy"])
-
-
-def test_wilson_interval():
-    # Newcombe 1998, table I: 81 of 263.
-    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson_interval(0, 5)[0] == 0
-    assert wilson_interval(5, 5)[1] == 1

@@ -57,7 +57,7 @@ def test_an_adapter_without_its_data(point_peft, adapter, tmp_path, capsys):
 
 def test_without_matplotlib_there_is_a_page(point_peft, adapter, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SystemExit, match=r"error: Pictures need matplotlib.*point-peft-hf\[viz\]"):
+    with pytest.raises(SystemExit, match=r"error: Pictures need matplotlib.*pip install .*\[viz\]"):
         point_peft("visualize", "--adapter", adapter)
     assert capsys.readouterr().out.splitlines() == ["pictures/cloud.html"]
 

@@ -141,7 +141,7 @@ def test_select_and_keep_classes(clouds):
         ([0.0] * 6, NAMES, "labels must be integers"),
         (LABELS, ["chair", "lamp", "Chair"], "'chair' and 'Chair' differ by upper and lower case at most"),
         (LABELS, ["chair", "chair", "lamp"], "'chair' and 'chair' differ"),
-        (LABELS, [], "there is no class"),
+        (LABELS, [], "is empty; name at least one class"),
     ],
 )
 def test_unusable(clouds, labels, names, message):

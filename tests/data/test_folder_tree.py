@@ -54,7 +54,7 @@ def test_splits_by_other_names(scan, splits, above):
         (names_of("set_a/") + names_of("set_b/"), "are 'set_a' and 'set_b' classes, or splits of .* 'ball', 'box'"),
         (names_of("train/") + names_of("my_test_clouds_2/"), "is 'my_test_clouds_2' a split, as 'train' is"),
         (names_of("train/") + names_of("", 2, ("bus", "car")), "is 'train' the training split, or a class like 'bus'"),
-        (names_of("train/") + names_of("test/") + ["test/x.xyz"], "test: holds clouds beside the folders"),
+        (names_of("train/") + names_of("test/") + ["test/x.xyz"], "test: holds clouds next to the folders"),
         (["ball/train/0.xyz", "ball/test/0.xyz", "box/0.xyz"], "box: other classes have folders for their splits"),
         (["ball/train/0.xyz", "ball/test/0.xyz", "ball/x.xyz"], "ball: other .* and clouds"),
         (names_of("test/", classes=("ball",)) + names_of("train/") + names_of("training/"), "'train' and 'training'"),
@@ -78,7 +78,10 @@ def test_numbered_folders_of_classes(scan):
 def test_clouds_and_lists_that_are_not_used_are_named(scan):
     root = scan(*names_of("", 2), "stray.xyz")
     (root / "train.txt").write_text("ball/0.xyz\n")
-    with pytest.warns(UserWarning, match="belong to none"), pytest.warns(UserWarning, match=r"lists \['train.txt'\]"):
+    with (
+        pytest.warns(UserWarning, match="to no class"),
+        pytest.warns(UserWarning, match=r"lists \['train.txt'\]"),
+    ):
         load_dataset(root)
 
 
@@ -251,7 +254,7 @@ def test_clouds_in_one_place(scan, content, parts):
         (root / "ball/9.seg").write_text("0\n" * len(content.splitlines()))
     (root / "ball/9.xyz").write_text(content)
     options = {"parts": parts, "drop_invalid": "nan" in content}
-    with pytest.raises(PointCloudError, match=r"9.xyz: ((all|2000 of) its \d+ points lie in one place|holds 1 point)"):
+    with pytest.raises(PointCloudError, match=r"9.xyz: ((all|2000 of) its \d+ points are in one place|holds 1 point)"):
         load_dataset(root, **options)
     with pytest.warns(UserWarning, match=r"1 of 7 files are skipped:\n.*9.xyz"):
         splits = load_dataset(root, skip_bad_files=True, **options)

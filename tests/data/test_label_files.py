@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from point_peft_hf.data import PointCloudDataset, PointCloudError, load_dataset, read_labelled_cloud
-from point_peft_hf.data.label_files import find_label_file, read_label_file
+from point_peft_hf.data.part_files import find_label_file, read_label_file
 
 LABELS = np.arange(12) // 4
 
@@ -122,7 +122,7 @@ def test_labels_that_change_are_read_again(tmp_path, cloud):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (2048, "the label 2048 is no number of a part: .* up to 2047; number them anew"),
+        (2048, "the label 2048 is not the number of a part: .* up to 2047; number them anew"),
         (70000, "the label 70000 .* SemanticKITTI's labels .* labels & 0xFFFF"),
         (300 << 16, "label 19660800 is too large .*of a SemanticKITTI label the lower 16 bits are the class"),
         (2**24 + 1, "label 16777217 is too large"),
@@ -144,7 +144,7 @@ def test_highest_number_of_a_part(tmp_path, cloud):
     for index in range(2):
         put(tmp_path / f"chair/{index}.txt", np.c_[cloud, LABELS + 2045], "x y z label")
     assert load_dataset(tmp_path, parts=True, progress=False)["train"].num_parts == 2048
-    with pytest.raises(PointCloudError, match="class_parts: the label 4000 is no number of a part"):
+    with pytest.raises(PointCloudError, match="class_parts: the label 4000 is not the number of a part"):
         PointCloudDataset([cloud], [0], ["chair"], class_parts=[[0, 4000]])
 
 

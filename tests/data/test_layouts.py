@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from point_peft_hf.data import LAYOUTS, PointCloudError, few_shot_fold, load_dataset, read_few_shot_fold
-from point_peft_hf.data.layouts_hdf5 import SCANOBJECTNN_CLASSES
-from point_peft_hf.data.layouts_pickle import MODELNET40_CLASSES
+from point_peft_hf.data.layouts_releases import MODELNET40_CLASSES, SCANOBJECTNN_CLASSES
 
 
 def write_h5(path, clouds, labels, **more):
@@ -284,7 +283,9 @@ def test_shapenetpart_txt(tmp_path, rng):
             np.testing.assert_array_equal(item["part_labels"], tables[name.rpartition("/")[2]][:, 6])
     bad = tmp_path / "02691156" / "test156.txt"
     bad.write_text("1 2 3 0 0 1 0.5\n1 2 3 0 0 1 1\n")
-    with pytest.raises(PointCloudError, match="test156.txt: the last column must be the number of a part"):
+    with pytest.raises(
+        PointCloudError, match="test156.txt: labels must be whole numbers, got 0.5; is the last column the label"
+    ):
         load_dataset(tmp_path)
     bad.unlink()
     with pytest.raises(PointCloudError, match="(?s)test156.txt: no such file.*from: https://shapenet"):

@@ -81,7 +81,7 @@ def test_labels_of_points(tmp_path, write_arrays):
         ({"label": np.arange(6) + 0.5}, "labels must be integers"),
         ({"label": np.arange(6) - 1}, "label -1 of cloud 0 is out of range"),
         ({"label": np.arange(6) + 10**6}, "classes are numbered from 0 on, got 1000005"),
-        ({"pid": np.full((6, 20), 300 << 16)}, "label 19660800 is no number of a part"),
+        ({"pid": np.full((6, 20), 300 << 16)}, "label 19660800 is not the number of a part"),
         ({"coord": np.full((6, 20, 3), np.nan)}, "6 of 6 clouds have NaN .* drop_invalid=True such points"),
         ({"coord": np.ones((6, 20, 3))}, "6 of 6 clouds have all their points in one place"),
     ],

@@ -292,7 +292,7 @@ def test_glb_of_points(write):
         (glb(PLATE.astype("f4"), QUAD, nodes=[{"mesh": 0, "children": [0]}]), "no mesh"),
         (glb(PLATE.astype("f4"), QUAD, accessor={"count": 10**9}), "do not fit in 48 bytes"),
         (glb(PLATE.astype("f4"), QUAD, accessor={"type": "VEC2"}), "of type 'VEC2' instead of VEC3"),
-        (glb(PLATE.astype("f4"), QUAD, buffers=[{"uri": "a.bin", "byteLength": 60}]), "lie in another file"),
+        (glb(PLATE.astype("f4"), QUAD, buffers=[{"uri": "a.bin", "byteLength": 60}]), "its data are in another file"),
         (glb(PLATE.astype("f4"), QUAD, mode=1), "holds no mesh"),
         (glb(PLATE.astype("f4"), QUAD) + b"more", "promises .* bytes, the file has"),
     ],

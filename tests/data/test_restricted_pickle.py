@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from point_peft_hf.data import PointCloudError
-from point_peft_hf.data.layouts_pickle import read_dat
+from point_peft_hf.data.layouts_releases import read_dat
 from point_peft_hf.data.restricted_pickle import _load, load_restricted_pickle
 
 

@@ -166,7 +166,7 @@ def test_bin(tmp_path, columns):
     np.testing.assert_array_equal(read_point_cloud(tmp_path / "a.bin", num_columns=columns), rows[:, :3])
     with pytest.raises(PointCloudError, match="num_columns=4 for KITTI .*, 5 for nuScenes .* fit .3, 4, 5"):
         read_point_cloud(tmp_path / "a.bin")
-    with pytest.raises(PointCloudError, match="no whole number of points of 7 float32"):
+    with pytest.raises(PointCloudError, match="not a whole number of points of 7 float32"):
         read_point_cloud(tmp_path / "a.bin", num_columns=7)
     with pytest.raises(ValueError, match="num_columns is for .bin files, and at least 3, got 2"):
         read_point_cloud(tmp_path / "a.bin", num_columns=2)

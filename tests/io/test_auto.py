@@ -174,7 +174,7 @@ def test_unknown_types_and_broken_json(adapter):
     with pytest.raises(ValueError, match=rf"{CONFIG}: `peft_type` is 'TELEPATHY'"):
         AutoPointPeftModel.from_pretrained(adapter)
     for text, words in (
-        ("{", "no valid JSON"),
+        ("{", "not valid JSON"),
         ("[1]", "must hold a JSON object"),
         ('{"a": 1, "a": 2}', "occurs twice"),
     ):

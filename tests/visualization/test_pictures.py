@@ -101,7 +101,7 @@ def test_drawing_is_imported_only_to_draw():
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"point-peft-hf\[viz\]"):
+    with pytest.raises(ImportError, match=r"pip install .*\[viz\]"):
         plot_learning_curves({"lora": HISTORY}, tmp_path / "curves.png")
 
 

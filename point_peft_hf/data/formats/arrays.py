@@ -6,9 +6,12 @@ import os
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,17 +46,7 @@ def read_npy(path: Path) -> tuple[np.ndarray, None]:
 
 
 def load_npy(path: Path) -> np.ndarray:
-    """Open the array of an .npy file, mapped into memory.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The array.
-
-    Raises:
-        PointCloudError: If the file is broken, holds Python objects, or more than one array.
-    """
+    """Open the only array of an .npy file, mapped into memory; Python objects and further arrays are errors."""
     _check_signature(path, b"\x93NUMPY")
     try:
         # Mapped first, as that compares the size of the file with the header before any memory is taken.
@@ -69,104 +62,66 @@ def load_npy(path: Path) -> np.ndarray:
     return array
 
 
-def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read an .npz file: its only array, the one named points, xyz, coord or the like, or vertices with faces."""
-    with _Archive(path) as arrays:
-        return _read_arrays(arrays.names, arrays.load, path, ".npz file")
+def read_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read an .npz or .h5 file of one cloud: its only array, the one named points, xyz, coord or the like.
 
-
-def read_h5(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read an .h5 file of one cloud, as `read_npz`; a file of many clouds is a data set, for `load_dataset`."""
-    with open_h5(path) as file:
-        return _read_arrays(_h5_names(file), lambda name: read_h5_array(file, name, path), path, ".h5 file")
+    With an array of faces that one holds vertices. A file of many clouds is a data set, for `load_dataset`.
+    """
+    with open_arrays(path) as arrays:
+        return _read_cloud(arrays, path)
 
 
 def read_array_labels(path: Path) -> np.ndarray:
-    """Read the labels in an .npz or .h5 file of one cloud: the array, or the field of the cloud, named as labels are.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Array of shape `(num_points,)`.
-
-    Raises:
-        PointCloudError: If there is none, more than one, or it is of another shape.
-    """
-    if path.suffix.lower() == ".npz":
-        with _Archive(path) as arrays:
-            return _read_labels(arrays.names, arrays.load, path)
-    with open_h5(path) as file:
-        return _read_labels(_h5_names(file), lambda name: read_h5_array(file, name, path), path)
+    """Read the labels, `(num_points,)`, of an .npz or .h5 file: the array, or field of the cloud, of such a name."""
+    with open_arrays(path) as arrays:
+        return _read_labels(arrays, path)
 
 
 def named_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read all arrays of an .npz or .h5 file of one cloud; the columns of a single structured one by their names.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The arrays by name.
-
-    Raises:
-        PointCloudError: If it is broken, or an array is not of numbers.
-    """
-    if path.suffix.lower() == ".npz":
-        with _Archive(path) as archive:
-            arrays = {name: archive.load(name) for name in archive.names}
-    else:
-        with open_h5(path) as file:
-            arrays = {name: read_h5_array(file, name, path) for name in _h5_names(file)}
+    """Read all arrays of an .npz or .h5 file of one cloud; the columns of a single structured one by their names."""
+    with open_arrays(path) as file:
+        arrays = {name: file.load(name) for name in file.names}
     if len(arrays) == 1:
         array = next(iter(arrays.values()))
         return {name: array[name] for name in array.dtype.names} if array.dtype.names else {"points": array}
     return arrays
 
 
+@dataclass(frozen=True)
+class Arrays:
+    """The arrays of an open file: their names, and functions of a name that give the shape and the array."""
+
+    names: list[str]
+    shape: Callable[[str], tuple[int, ...]]
+    load: Callable[[str], np.ndarray]
+
+
+@contextmanager
+def open_arrays(path: Path) -> Iterator[Arrays]:
+    """Open an .npz or .h5 file, whose arrays are then read one by one; one that cannot be read is an error."""
+    if path.suffix.lower() != ".npz":
+        with open_h5(path) as h5:
+            names = [name for name in h5 if isinstance(h5.get(name, getlink=True), _h5py().HardLink)]
+            names = [name for name in names if hasattr(h5[name], "shape")]
+            yield Arrays(names, lambda name: h5[name].shape or (), lambda name: read_h5_array(h5, name, path))
+        return
+    _check_signature(path, b"PK")
+
+    def attempt(read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except (*_BROKEN, OSError) as error:
+            raise PointCloudError(f"{path}: not a readable .npz file: {_reason(error)}") from None
+
+    with attempt(lambda: np.load(path, allow_pickle=False)) as npz:
+        arrays = {name: partial(attempt, partial(npz.__getitem__, name)) for name in npz.files}
+        yield Arrays(list(arrays), lambda name: np.shape(arrays[name]()), lambda name: arrays[name]())
+
+
 def field_labels(array: np.ndarray, path: Path) -> np.ndarray:
-    """Give the labels of an array with named fields.
-
-    Args:
-        array: The array.
-        path: Its file, for messages.
-
-    Returns:
-        Array of shape `(num_points,)`.
-
-    Raises:
-        PointCloudError: If no field is named as labels are, or more than one.
-    """
+    """Give the labels, `(num_points,)`, of an array with named fields; an error if it is not clear which they are."""
     names = list(array.dtype.names)
-    return np.ravel(array[names[pick_label(names, find_labels(names), path, "field")]])
-
-
-class _Archive:
-    """The arrays of an .npz file, as a context manager."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> _Archive:
-        _check_signature(self.path, b"PK")
-        try:
-            self._file = np.load(self.path, allow_pickle=False)
-        except (*_BROKEN, OSError) as error:
-            raise self._broken(error) from None
-        self.names = list(self._file.files)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def load(self, name: str) -> np.ndarray:
-        try:
-            return self._file[name]
-        except (*_BROKEN, OSError) as error:
-            raise self._broken(error) from None
-
-    def _broken(self, error: BaseException) -> PointCloudError:
-        return PointCloudError(f"{self.path}: not a readable .npz file: {_reason(error)}")
+    return np.ravel(array[names[pick_label(names, "field")]])
 
 
 def _check_signature(path: Path, signature: bytes) -> None:
@@ -189,17 +144,7 @@ def _h5py():
 
 
 def open_h5(path: Path) -> h5py.File:
-    """Open an .h5 file for reading.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The open file, a context manager.
-
-    Raises:
-        PointCloudError: If there is no such file or it is not HDF5.
-    """
+    """Open an .h5 file for reading, a context manager; it is an error if it is missing or not HDF5."""
     h5py = _h5py()
     if not Path(path).is_file():
         raise PointCloudError(f"{path}: no such file")
@@ -209,25 +154,8 @@ def open_h5(path: Path) -> h5py.File:
         raise PointCloudError(f"{path}: not a readable HDF5 file, or truncated: {first_sentence(error)}") from None
 
 
-def _h5_names(file: h5py.File) -> list[str]:
-    names = [name for name in file if isinstance(file.get(name, getlink=True), _h5py().HardLink)]
-    return [name for name in names if hasattr(file[name], "shape")]
-
-
 def read_h5_array(file: h5py.File, name: str, path: Path) -> np.ndarray:
-    """Read an array of an open .h5 file, if all of it is stored in that file.
-
-    Args:
-        file: The open file.
-        name: Name of the array at the top of the file.
-        path: Its path, for messages.
-
-    Returns:
-        The array.
-
-    Raises:
-        PointCloudError: If there is no such array, it lies in another file, or it cannot be read.
-    """
+    """Read an array of an open .h5 file by its name, if all of it is stored in that file."""
     if name not in file:
         raise PointCloudError(f"{path}: has no array {name!r}; it has {sorted(file)}")
     # Links, virtual arrays and external storage could read any other file of this machine into the data.
@@ -254,10 +182,9 @@ def _by_name(names: Sequence[str], wanted: Sequence[str]) -> str | None:
     return next((lower[name] for name in wanted if name in lower), None)
 
 
-def _read_arrays(
-    names: list[str], load: Callable[[str], np.ndarray], path: Path, what: str
-) -> tuple[np.ndarray, np.ndarray | None]:
+def _read_cloud(arrays: Arrays, path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Read the cloud or the mesh among named arrays."""
+    names, load = arrays.names, arrays.load
     of_space = _by_name(names, _OF_SPACE)
     if of_space is not None:
         raise PointCloudError(
@@ -274,7 +201,8 @@ def _read_arrays(
         return _cloud(np.stack(columns, axis=1), path, "x, y and z"), None
     if chosen is None:
         raise PointCloudError(
-            f"{path}: cannot tell which array of this {what} is the cloud: it has {sorted(names)}; name it 'points'"
+            f"{path}: cannot tell which array of this {path.suffix} file is the cloud: it has {sorted(names)}; name "
+            "it 'points'"
         )
     points = _cloud(load(chosen), path, f"array {chosen!r}")
     faces = _by_name(names, _FACE_NAMES)
@@ -297,9 +225,9 @@ def _faces(array: np.ndarray, path: Path, name: str) -> np.ndarray:
     return array
 
 
-def _read_labels(names: list[str], load: Callable[[str], np.ndarray], path: Path) -> np.ndarray:
-    places = find_labels(names)
-    if not places:
+def _read_labels(arrays: Arrays, path: Path) -> np.ndarray:
+    names, load = arrays.names, arrays.load
+    if not find_labels(names):
         chosen = _by_name(names, _NAMES) or (names[0] if len(names) == 1 else None)
         array = load(chosen) if chosen is not None else None
         if array is not None and array.dtype.names is not None:
@@ -307,7 +235,7 @@ def _read_labels(names: list[str], load: Callable[[str], np.ndarray], path: Path
         raise PointCloudError(
             f"{path}: has no array named {', '.join(LABEL_NAMES[:6])} or the like; it has {sorted(names)}"
         )
-    labels = np.asarray(load(names[pick_label(names, places, path, "array")]))
+    labels = np.asarray(load(names[pick_label(names, "array")]))
     if labels.ndim == 2 and 1 in labels.shape:
         labels = labels.reshape(-1)
     if labels.ndim != 1:
@@ -317,7 +245,7 @@ def _read_labels(names: list[str], load: Callable[[str], np.ndarray], path: Path
 
 def _cloud(array: np.ndarray, path: Path, what: str) -> np.ndarray:
     """Check that an array is one cloud, and take its coordinates."""
-    if not isinstance(array, np.ndarray):  # a file in an archive that is no array
+    if not isinstance(array, np.ndarray):  # a file in an archive that is not an array
         raise PointCloudError(f"{path}: {what} is not an array of numbers")
     if array.dtype.names is not None:
         array = _from_fields(array, path, what)
@@ -352,7 +280,7 @@ def _from_fields(array: np.ndarray, path: Path, what: str) -> np.ndarray:
 
 
 def looks_transposed(shape: tuple[int, ...]) -> bool:
-    """Tell whether an array may have one row a channel and one column a point: it has more columns than rows.
+    """Return whether an array may have one row a channel and one column a point: it has more columns than rows.
 
     Two rows cannot be coordinates, and up to 7 columns are common for a cloud, however few points it has.
     """
@@ -360,15 +288,7 @@ def looks_transposed(shape: tuple[int, ...]) -> bool:
 
 
 def check_not_transposed(shape: tuple[int, ...], what: str) -> None:
-    """Refuse a cloud for which `looks_transposed` holds.
-
-    Args:
-        shape: Its shape.
-        what: What it is, for the message.
-
-    Raises:
-        PointCloudError: If it may be transposed.
-    """
+    """Refuse the shape of a cloud for which `looks_transposed` holds; the message starts with `what`."""
     if looks_transposed(shape):
         raise PointCloudError(
             f"{what} must be of shape (num_points, 3 or more), got {shape}: it looks transposed; save array.T for "

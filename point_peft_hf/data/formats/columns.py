@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from ..errors import PointCloudError, shorten
 
@@ -52,13 +51,9 @@ def clean_name(name: str) -> str:
 
 
 def find_axes(names: Sequence[str]) -> list[int] | None:
-    """Find the coordinates among names, as `clean_name` gives them.
+    """Find the places of x, y and z among names of columns, as `clean_name` gives them.
 
-    Args:
-        names: The names of the columns.
-
-    Returns:
-        The places of x, y and z; None when they are not named, or not by one name each.
+    None when they are not named, or not by one name each.
     """
     names = list(names)
     for axes in _AXES:
@@ -96,7 +91,7 @@ def _find_triple(names: Sequence[str], pattern: re.Pattern, letters: str) -> lis
 
 
 def means_columns(names: Sequence[str]) -> bool:
-    """Tell whether words are names of columns rather than a sentence: coordinates, or enough of the usual others."""
+    """Return whether words are names of columns, not a sentence: coordinates, or enough of the usual others."""
     known = sum(bool(_OTHERS.fullmatch(name)) for name in names)
     return find_axes(names) is not None or known >= max(2, len(names) / 3)
 
@@ -106,29 +101,20 @@ def find_labels(names: Sequence[str]) -> list[int]:
     return [place for place, name in enumerate(names) if clean_name(name) in LABEL_NAMES]
 
 
-def pick_label(names: Sequence[str], places: Sequence[int], path: Path, what: str) -> int:
-    """Choose the only one of some columns that can hold the labels.
+def pick_label(names: Sequence[str], what: str) -> int:
+    """Give the place of the only name that is one of labels; none or several are an error.
 
-    Args:
-        names: Names of all columns.
-        places: Those that are called as labels are, from `find_labels`.
-        path: The file, for messages.
-        what: What a column is in it, for messages.
-
-    Returns:
-        The place of the labels.
-
-    Raises:
-        PointCloudError: If there is none, or more than one.
+    `what` says what a column is in its file, for the error.
     """
+    places = find_labels(names)
     if not places:
         raise PointCloudError(
-            f"{path}: no {what} is named as labels are ({', '.join(LABEL_NAMES[:6])}, class, classification, "
+            f"no {what} is named as labels are ({', '.join(LABEL_NAMES[:6])}, class, classification, "
             f"segmentation, semantic, ...); it has {shorten(list(names), 200)}"
         )
     if len(places) > 1:
         raise PointCloudError(
-            f"{path}: cannot tell which {what} holds the labels, {' or '.join(names[place] for place in places)}; "
-            "keep one of them, or write the labels to a .seg file beside the cloud"
+            f"cannot tell which {what} holds the labels, {' or '.join(names[place] for place in places)}; "
+            "keep one of them, or write the labels to a .seg file next to the cloud"
         )
     return places[0]

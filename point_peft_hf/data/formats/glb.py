@@ -22,16 +22,9 @@ _MAX_VERTICES = 100_000_000  # one mesh may stand in a scene many times
 
 
 def read_glb(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read a .glb file.
+    """Read a .glb file, also with quantised coordinates (KHR_mesh_quantization), as vertices and triangles or None.
 
-    Args:
-        path: The file. Coordinates may be quantised (KHR_mesh_quantization).
-
-    Returns:
-        Vertices of shape `(num_vertices, 3)`, and triangles of shape `(num_triangles, 3)` or None.
-
-    Raises:
-        PointCloudError: If the file is broken, its meshes are compressed or in another file, or there is none.
+    Compressed meshes, and those in another file, are errors.
     """
     try:
         scene = _Scene(*_read_chunks(path.read_bytes()))
@@ -64,12 +57,7 @@ def _read_chunks(data: bytes) -> tuple[dict, bytes]:
 
 
 class _Scene:
-    """The scene of a file that is to be read once.
-
-    Args:
-        content: The JSON chunk.
-        binary: The binary chunk.
-    """
+    """The scene of a file that is to be read once, given its JSON and its binary chunk."""
 
     def __init__(self, content: dict, binary: bytes):
         self.content, self.binary = content, binary
@@ -171,7 +159,7 @@ class _Scene:
         view = self.content["bufferViews"][part["bufferView"]]
         buffer = self.content["buffers"][view["buffer"]]
         if view["buffer"] != 0 or "uri" in buffer:
-            raise PointCloudError("its data lie in another file; export everything into one .glb file")
+            raise PointCloudError("its data are in another file; export everything into one .glb file")
         offset, length = view.get("byteOffset", 0), view["byteLength"]
         if offset < 0 or length < 0 or offset + length > len(self.binary):
             raise PointCloudError(f"{length} bytes at {offset} go beyond its {len(self.binary)} bytes of data")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import PointCloudError, shorten
 from .columns import Pick
-from .encoding import split_lines, to_utf8
-from .rows import parse_rows
+from .rows import parse_rows, split_lines, to_utf8
 
 _TYPES = {
     **{("F", 4): "<f4", ("F", 8): "<f8"},
@@ -25,61 +25,49 @@ _MAX_COUNT = 1 << 16
 @dataclass
 class _Header:
     fields: list[str]
-    types: list[np.dtype]
-    counts: list[int]
+    dtype: np.dtype  # of a point, with the place of a field for its name
     num_points: int
     encoding: str
     body: int  # offset of the data in the file
     num_lines: int
-    extra: list[int] = field(default_factory=list)  # fields that are read beside x, y and z
+    extra: list[int] = dataclasses.field(default_factory=list)  # fields that are read as well as x, y and z
 
     @property
     def wanted(self) -> list[int]:
         return [*(self.fields.index(axis) for axis in "xyz"), *self.extra]
 
     @property
-    def point_bytes(self) -> int:
-        return sum(dtype.itemsize * count for dtype, count in zip(self.types, self.counts, strict=True))
+    def counts(self) -> list[int]:
+        return [self.dtype[place].shape[0] for place in range(len(self.fields))]
 
 
 def read_pcd(path: Path, pick: Pick | None = None) -> tuple[np.ndarray, None]:
-    """Read a .pcd file.
+    """Read the points of a .pcd file in its type, those that the sensor did not measure (NaN) included.
 
-    Args:
-        path: The file, DATA ascii, binary or binary_compressed.
-        pick: Chooses, among the names of the fields of one number, those that are read after x, y and z.
-
-    Returns:
-        Points of shape `(num_points, 3 + number of picked fields)` in the type of the file, and None. Points that the
-        sensor did not measure (NaN) are among them.
-
-    Raises:
-        PointCloudError: If the header is broken, x, y or z are missing, or the data are shorter or longer than it
-            promises.
+    `pick` chooses, among the names of the fields of one number, those that become columns after x, y and z.
     """
     data = to_utf8(path.read_bytes())
     if b"\n" not in data[:_MAX_HEADER]:
         data = data.replace(b"\r", b"\n")
-    header = _read_header(data, path)
+    header = _read_header(data)
     if pick is not None:
         # A field of several numbers has no name here, so that it is not picked.
-        header.extra = pick(
-            [name if count == 1 else "" for name, count in zip(header.fields, header.counts, strict=True)]
-        )
+        names = zip(header.fields, header.counts, strict=True)
+        header.extra = pick([name if count == 1 else "" for name, count in names])
     if header.encoding == "ascii":
-        return _read_ascii(data, header, path), None
+        return _read_ascii(data, header), None
     if header.encoding == "binary":
-        return _read_binary(data, header, path), None
-    return _read_compressed(data, header, path), None
+        return _read_binary(data, header), None
+    return _read_compressed(data, header), None
 
 
-def _read_header(data: bytes, path: Path) -> _Header:
+def _read_header(data: bytes) -> _Header:
     values: dict[str, list[str]] = {}
     offset, number = 0, 0
     while "DATA" not in values:
         end = data.find(b"\n", offset, _MAX_HEADER)
         if end < 0:
-            raise PointCloudError(f"{path}: the header of a .pcd file ends with a DATA line, none found; truncated?")
+            raise PointCloudError("the header of a .pcd file ends with a DATA line, none found; truncated?")
         words = data[offset:end].decode("latin-1").split()
         offset, number = end + 1, number + 1
         if words and not words[0].startswith("#"):
@@ -88,119 +76,103 @@ def _read_header(data: bytes, path: Path) -> _Header:
         values.setdefault("FIELDS", values.pop("COLUMNS"))
     missing = [key for key in ("FIELDS", "SIZE", "TYPE") if key not in values]
     if missing:
-        raise PointCloudError(f"{path}: the header has no {', '.join(missing)}; it has {sorted(values)}")
+        raise PointCloudError(f"the header has no {', '.join(missing)}; it has {sorted(values)}")
     fields = [name.lower() for name in values["FIELDS"]]
     kinds, sizes = values["TYPE"], values["SIZE"]
     counts = values.get("COUNT", ["1"] * len(fields))
     if not len(fields) == len(kinds) == len(sizes) == len(counts):
         raise PointCloudError(
-            f"{path}: FIELDS, SIZE, TYPE and COUNT must be of one length, got "
+            f"FIELDS, SIZE, TYPE and COUNT must be of one length, got "
             f"{len(fields)}, {len(sizes)}, {len(kinds)} and {len(counts)}"
         )
     try:
         types = [np.dtype(_TYPES[kind.upper(), int(size)]) for kind, size in zip(kinds, sizes, strict=True)]
         counts = [int(count) for count in counts]
-        area = _area(values) if "WIDTH" in values else None
+        area = None
+        if "WIDTH" in values:
+            area = int(values["WIDTH"][0]) * int(values.get("HEIGHT", ["1"])[0])
         num_points = int(values["POINTS"][0]) if "POINTS" in values else area or 0
     except (KeyError, ValueError, IndexError):
         raise PointCloudError(
-            f"{path}: header that cannot be read: SIZE {shorten(sizes)}, TYPE {shorten(kinds)}, COUNT "
+            f"header that cannot be read: SIZE {shorten(sizes)}, TYPE {shorten(kinds)}, COUNT "
             f"{shorten(counts)}, POINTS {shorten(values.get('POINTS'))}"
         ) from None
     if num_points < 0 or any(not 0 <= count <= _MAX_COUNT for count in counts):
-        raise PointCloudError(f"{path}: POINTS and COUNT cannot be {num_points} and {counts}")
+        raise PointCloudError(f"POINTS and COUNT cannot be {num_points} and {counts}")
     if area is not None and area != num_points:
         raise PointCloudError(
-            f"{path}: cannot tell how many points it holds: POINTS says {num_points}, WIDTH and HEIGHT say {area}"
+            f"cannot tell how many points it holds: POINTS says {num_points}, WIDTH and HEIGHT say {area}"
         )
     for axis in "xyz":
         if axis not in fields or counts[fields.index(axis)] != 1:
-            raise PointCloudError(f"{path}: needs the fields x, y and z, one number each; it has {shorten(fields)}")
+            raise PointCloudError(f"needs the fields x, y and z, one number each; it has {shorten(fields)}")
     encoding = (values["DATA"] or [""])[0].lower()
     if encoding not in ("ascii", "binary", "binary_compressed"):
-        raise PointCloudError(f"{path}: DATA must be ascii, binary or binary_compressed, got {shorten(encoding)}")
-    return _Header(fields, types, counts, num_points, encoding, offset, number)
+        raise PointCloudError(f"DATA must be ascii, binary or binary_compressed, got {shorten(encoding)}")
+    dtype = np.dtype([(str(place), *item) for place, item in enumerate(zip(types, zip(counts), strict=True))])
+    return _Header(fields, dtype, num_points, encoding, offset, number)
 
 
-def _area(values: dict[str, list[str]]) -> int:
-    return int(values["WIDTH"][0]) * int(values.get("HEIGHT", ["1"])[0])
+def _truncated(header: _Header, found: str) -> PointCloudError:
+    return PointCloudError(f"the header promises {header.num_points} points, the file holds {found}; truncated?")
 
 
-def _truncated(path: Path, header: _Header, found: str) -> PointCloudError:
-    return PointCloudError(
-        f"{path}: the header promises {header.num_points} points, the file holds {found}; truncated?"
-    )
-
-
-def _check_end(path: Path, header: _Header, rest: bytes) -> None:
+def _check_end(header: _Header, rest: bytes) -> None:
     if rest.strip(b"\0\r\n \x1a"):
         raise PointCloudError(
-            f"{path}: {len(rest)} bytes follow the {header.num_points} points of {header.point_bytes} bytes that its "
+            f"{len(rest)} bytes follow the {header.num_points} points of {header.dtype.itemsize} bytes that its "
             "header promises; POINTS or SIZE may be wrong"
         )
 
 
-def _read_ascii(data: bytes, header: _Header, path: Path) -> np.ndarray:
+def _read_ascii(data: bytes, header: _Header) -> np.ndarray:
     lines = [line for line in split_lines(data[header.body :].decode("latin-1")) if line.strip()]
     if len(lines) < header.num_points:
-        raise _truncated(path, header, f"{len(lines)} rows")
+        raise _truncated(header, f"{len(lines)} rows")
     if len(lines) > header.num_points:
-        raise PointCloudError(f"{path}: the header promises {header.num_points} points, {len(lines)} rows follow")
+        raise PointCloudError(f"the header promises {header.num_points} points, {len(lines)} rows follow")
     starts = np.cumsum([0, *header.counts])
-    return parse_rows(lines, [int(starts[place]) for place in header.wanted], path, header.num_lines + 1)
+    return parse_rows(lines, [int(starts[place]) for place in header.wanted], header.num_lines + 1)
 
 
-def _read_binary(data: bytes, header: _Header, path: Path) -> np.ndarray:
+def _read_binary(data: bytes, header: _Header) -> np.ndarray:
     available = len(data) - header.body
-    if header.num_points * header.point_bytes > available:
-        raise _truncated(path, header, f"{available} bytes, of {header.point_bytes} a point")
-    dtype = np.dtype(
-        [
-            (str(index), kind, (count,))
-            for index, (kind, count) in enumerate(zip(header.types, header.counts, strict=True))
-        ]
-    )
-    rows = np.frombuffer(data, dtype, header.num_points, header.body)
-    _check_end(path, header, data[header.body + rows.nbytes :])
+    if header.num_points * header.dtype.itemsize > available:
+        raise _truncated(header, f"{available} bytes, of {header.dtype.itemsize} a point")
+    rows = np.frombuffer(data, header.dtype, header.num_points, header.body)
+    _check_end(header, data[header.body + rows.nbytes :])
     return np.stack([rows[str(place)][:, 0] for place in header.wanted], axis=1)
 
 
-def _read_compressed(data: bytes, header: _Header, path: Path) -> np.ndarray:
+def _read_compressed(data: bytes, header: _Header) -> np.ndarray:
     if len(data) < header.body + 8:
-        raise _truncated(path, header, "no sizes of the compressed data")
+        raise _truncated(header, "no sizes of the compressed data")
     compressed_size, size = struct.unpack_from("<II", data, header.body)
     compressed = data[header.body + 8 : header.body + 8 + compressed_size]
     if len(compressed) < compressed_size:
-        raise _truncated(path, header, f"{len(compressed)} of {compressed_size} compressed bytes")
-    if size < header.num_points * header.point_bytes:
-        raise _truncated(path, header, f"{size} bytes, of {header.point_bytes} a point")
-    _check_end(path, header, data[header.body + 8 + compressed_size :])
+        raise _truncated(header, f"{len(compressed)} of {compressed_size} compressed bytes")
+    if size < header.num_points * header.dtype.itemsize:
+        raise _truncated(header, f"{size} bytes, of {header.dtype.itemsize} a point")
+    _check_end(header, data[header.body + 8 + compressed_size :])
     try:
         plain = lzf_decompress(compressed, size)
     except ValueError as error:
-        raise PointCloudError(f"{path}: the compressed data are broken: {error}") from None
+        raise PointCloudError(f"the compressed data are broken: {error}") from None
     # Compressed clouds are stored field by field, so that similar bytes are neighbours.
     offset, columns = 0, {}
-    for place, (dtype, count) in enumerate(zip(header.types, header.counts, strict=True)):
+    for place in range(len(header.fields)):
+        dtype = header.dtype[place]
         if place in header.wanted:
-            columns[place] = np.frombuffer(plain, dtype, header.num_points, offset)
-        offset += dtype.itemsize * count * header.num_points
-    _check_end(path, header, plain[offset:])
+            columns[place] = np.frombuffer(plain, dtype.base, header.num_points, offset)
+        offset += dtype.itemsize * header.num_points
+    _check_end(header, plain[offset:])
     return np.stack([columns[place] for place in header.wanted], axis=1)
 
 
 def lzf_decompress(data: bytes, size: int) -> bytes:
-    """Decompress LZF, the format of Marc Lehmann's LibLZF.
+    """Decompress LZF, the format of Marc Lehmann's LibLZF, to `size` bytes; a ValueError if the data do not give that.
 
-    Args:
-        data: Compressed bytes: runs of literals (control byte below 32) and copies of earlier output.
-        size: Number of bytes that must come out.
-
-    Returns:
-        The bytes.
-
-    Raises:
-        ValueError: If the data end within a run, point before their start, or give another number of bytes.
+    The data are runs of literals (control byte below 32) and copies of earlier output.
     """
     output = bytearray()
     position, end = 0, len(data)

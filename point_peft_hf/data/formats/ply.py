@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +12,8 @@ import numpy as np
 
 from ..errors import PointCloudError, shorten
 from .columns import Pick
-from .encoding import split_lines, to_utf8
 from .polygons import strip_to_triangles, triangulate
-from .rows import parse_rows
+from .rows import parse_rows, split_lines, to_utf8
 
 _TYPES = {
     **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
@@ -43,17 +42,13 @@ class _Element:
     name: str
     count: int
     properties: list[_Property] = field(default_factory=list)
-    extra: list[int] = field(default_factory=list)  # columns that are read beside x, y and z
+    extra: list[int] = field(default_factory=list)  # columns that are read as well as x, y and z
 
     @property
     def vertex_columns(self) -> list[int | None]:
         names = [item.name.lower() for item in self.properties]
         columns = [names.index(axis) if axis in names else None for axis in "xyz"]
         return [*columns, *self.extra]
-
-    @property
-    def has_lists(self) -> bool:
-        return any(item.count_type for item in self.properties)
 
     @property
     def corners(self) -> int | None:
@@ -66,52 +61,59 @@ class _Element:
 
 
 def read_ply(path: Path, pick: Pick | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read a .ply file.
+    """Read a .ply file, ascii or binary: points or vertices, and triangles `(num_triangles, 3)` or None.
 
-    Args:
-        path: The file: ascii, binary little endian or binary big endian.
-        pick: Chooses, among the names of the vertex properties, those that are read after x, y and z.
-
-    Returns:
-        Points or vertices of shape `(num_points, 3 + number of picked properties)`; and triangles of shape
-        `(num_triangles, 3)` or None.
-
-    Raises:
-        PointCloudError: If the header is broken, x, y or z are missing, a picked property is a list, or the data are
-            shorter or longer than it promises.
+    `pick` chooses, among the names of the vertex properties, those that become columns after x, y and z.
     """
     data = path.read_bytes()
     if data[:3].lower() != b"ply":
         data = to_utf8(data)
-    kind, elements, body, line = _read_header(data, path)
+    kind, elements, body, line = _read_header(data)
     vertex = next((element for element in elements if element.name == "vertex"), None)
     columns = [None] if vertex is None else vertex.vertex_columns
     if None in columns:
         found = {element.name: [item.name for item in element.properties] for element in elements}
-        raise PointCloudError(f"{path}: no element 'vertex' with properties x, y and z; its header has {found}")
+        raise PointCloudError(f"no element 'vertex' with properties x, y and z; its header has {found}")
     if pick is not None:
         vertex.extra = pick([item.name for item in vertex.properties])
     lists = [item.name for item in map(vertex.properties.__getitem__, vertex.vertex_columns) if item.count_type]
     if lists:
-        raise PointCloudError(f"{path}: the properties must be one number each, got lists: {', '.join(lists)}")
+        raise PointCloudError(f"the properties must be one number each, got lists: {', '.join(lists)}")
     for element in elements:
         if element.name == "face" and element.count and element.corners is None:
             found = [item.name for item in element.properties]
-            raise PointCloudError(f"{path}: its faces have no list of vertex_indices; their properties are {found}")
-    if kind == "ascii":
-        return _read_ascii(data[body:], elements, path, line)
-    return _read_binary(data, body, elements, "<" if kind == "binary_little_endian" else ">", path)
+            raise PointCloudError(f"its faces have no list of vertex_indices; their properties are {found}")
+    order = "<" if kind == "binary_little_endian" else ">"
+    content = _Text(data[body:], line) if kind == "ascii" else _Binary(data, body, order)
+    points, surfaces = None, []
+    for element in elements:
+        is_vertex = element is vertex
+        corners = [] if element.corners is None else [element.corners]
+        columns = content.read(element, vertex.vertex_columns if is_vertex else corners)
+        if is_vertex:
+            points = columns
+        elif corners and element.count:
+            surfaces.append((element, columns))
+    content.check_end()
+    faces = [np.empty((0, 3), dtype=np.int64)]
+    for element, lists in surfaces:
+        if "strip" in element.name:
+            faces += [strip_to_triangles(strip) for strip in lists]
+        else:
+            faces.append(triangulate(lists, points[:, :3]))
+    faces = np.concatenate(faces)
+    return points, faces if len(faces) else None
 
 
-def _read_header(data: bytes, path: Path) -> tuple[str, list[_Element], int, int]:
+def _read_header(data: bytes) -> tuple[str, list[_Element], int, int]:
     """Read the header; gives the format, the elements, and where the body starts: its offset and its line."""
     if data[:3].lower() != b"ply":
-        raise PointCloudError(f"{path}: a .ply file starts with 'ply', this one with {shorten(data[:12])}")
+        raise PointCloudError(f"a .ply file starts with 'ply', this one with {shorten(data[:12])}")
     break_at = 3 + len(data[3:8]) - len(data[3:8].lstrip(b" \t"))
     mark = next((mark for mark in (b"\r\n", b"\r", b"\n") if data.startswith(mark, break_at)), b"\n")
     end = _END_HEADER.search(data, 0, _MAX_HEADER)
     if end is None:
-        raise PointCloudError(f"{path}: the header has no 'end_header'; truncated?")
+        raise PointCloudError("the header has no 'end_header'; truncated?")
     offset = data.find(mark, end.end())
     offset = len(data) if offset < 0 else offset + len(mark)
     lines = data[: end.start()].decode("latin-1").split(mark.decode())
@@ -136,182 +138,143 @@ def _read_header(data: bytes, path: Path) -> tuple[str, list[_Element], int, int
             if keyword == "element" and elements[-1].count < 0:
                 raise ValueError("negative count")
         except (ValueError, IndexError, KeyError):
-            raise PointCloudError(f"{path}: line {number} of the header cannot be read: {shorten(line)}") from None
+            raise PointCloudError(f"line {number} of the header cannot be read: {shorten(line)}") from None
     if kind not in ("ascii", "binary_little_endian", "binary_big_endian"):
-        raise PointCloudError(f"{path}: format must be ascii, binary_little_endian or binary_big_endian, got {kind!r}")
+        raise PointCloudError(f"format must be ascii, binary_little_endian or binary_big_endian, got {kind!r}")
     return kind, elements, offset, len(lines) + 1
 
 
-def _truncated(path: Path, element: _Element, found: int | str) -> PointCloudError:
+def _truncated(element: _Element, found: int | str) -> PointCloudError:
     return PointCloudError(
-        f"{path}: the header promises {element.count} of element {element.name!r}, the file holds {found}; truncated?"
+        f"the header promises {element.count} of element {element.name!r}, the file holds {found}; truncated?"
     )
 
 
-def _to_triangles(element: _Element, lists: list | np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Make triangles of the lists of an element, as soon as the vertices are known."""
-    if "strip" in element.name:
-        strips = [strip_to_triangles(strip) for strip in lists]
-        return lambda vertices: np.concatenate(strips) if strips else np.empty((0, 3), dtype=np.int64)
-    return lambda vertices: triangulate(lists, vertices)
+class _Text:
+    """The body of an ascii file, read element by element."""
 
+    def __init__(self, body: bytes, line: int):
+        self.lines = [line for line in split_lines(body.decode("latin-1")) if line.strip()]
+        self.start, self.first_line = 0, line
 
-def _result(points: np.ndarray, surfaces: list[Callable]) -> tuple[np.ndarray, np.ndarray | None]:
-    faces = [make(points[:, :3]) for make in surfaces]
-    faces = np.concatenate(faces) if faces else np.empty((0, 3), dtype=np.int64)
-    return points, faces if len(faces) else None
-
-
-def _read_ascii(
-    body: bytes, elements: list[_Element], path: Path, first_line: int
-) -> tuple[np.ndarray, np.ndarray | None]:
-    lines = [line for line in split_lines(body.decode("latin-1")) if line.strip()]
-    points, surfaces, start = None, [], 0
-    for element in elements:
-        rows = lines[start : start + element.count]
+    def read(self, element: _Element, wanted: list[int]) -> np.ndarray | list[list[int]]:
+        """Read some columns of numbers, of shape `(count, num_wanted)`, or the lists of a column of lists."""
+        rows = self.lines[self.start : self.start + element.count]
         if len(rows) < element.count:
-            raise _truncated(path, element, len(rows))
-        line = first_line + start
-        start += element.count
-        if element.name == "vertex" and points is None:
-            columns = element.vertex_columns
-            if any(item.count_type for item in element.properties[: max(columns)]):
-                rows = [" ".join(_flat_row(row, element, columns, path, line + i)) for i, row in enumerate(rows)]
-                columns = range(len(columns))
-            points = parse_rows(rows, columns, path, line)
-        elif element.corners is not None and rows:
-            surfaces.append(_to_triangles(element, _read_lists_of_text(rows, element, path, line)))
-    if start < len(lines):
-        raise PointCloudError(
-            f"{path}: its header promises {start} lines of data, {len(lines)} follow; is a count in the header wrong?"
-        )
-    return _result(points, surfaces)
+            raise _truncated(element, len(rows))
+        line = self.first_line + self.start
+        self.start += element.count
+        if not wanted or not rows:
+            return np.empty((0, len(wanted)))
+        is_list = element.properties[wanted[0]].count_type is not None
+        if not any(item.count_type for item in element.properties[: max(wanted)]):
+            if not is_list:
+                return parse_rows(rows, wanted, line)
+            place = wanted[0]
+            if all(row.split(None, place + 1)[place : place + 1] == ["3"] for row in rows):
+                return parse_rows(rows, range(place + 1, place + 4), line, dtype=np.int64)
+        found = [self._values(row, element, wanted, line + offset) for offset, row in enumerate(rows)]
+        if not is_list:
+            return parse_rows([" ".join(word for (word,) in values) for values in found], range(len(wanted)), line)
+        return [values[0] for values in found]
 
-
-def _flat_row(row: str, element: _Element, columns: list[int], path: Path, number: int) -> list[str]:
-    """Give the values of some columns of a row with lists in it."""
-    words, values = row.split(), []
-    place = 0
-    for item in element.properties:
-        try:
-            length = 1 + int(words[place]) if item.count_type else 1
-            values.append(words[place])
-        except (ValueError, IndexError):
-            length = 0
-        if length < 1 or place + length > len(words):
-            raise PointCloudError(f"{path}: line {number}: expected {item.name!r} there, got {shorten(row.strip())}")
-        place += length
-    return [values[column] for column in columns]
-
-
-def _read_lists_of_text(rows: list[str], element: _Element, path: Path, first_line: int) -> np.ndarray | list:
-    """Read the lists of vertex indices of an ascii file."""
-    corners = element.corners
-    if not any(item.count_type for item in element.properties[:corners]):
-        if all(row.split(None, corners + 1)[corners : corners + 1] == ["3"] for row in rows):
-            return parse_rows(rows, range(corners + 1, corners + 4), path, first_line, dtype=np.int64)
-    lists = []
-    for offset, row in enumerate(rows):
-        words, place = row.split(), 0
-        try:
-            for item in element.properties[:corners]:
-                place += 1 + (int(words[place]) if item.count_type else 0)
-            length = int(words[place])
-            found = [int(word) for word in words[place + 1 : place + 1 + length]]
-        except (ValueError, IndexError):
-            length, found = 0, [0]
-        if len(found) != length or place < 0:
-            raise PointCloudError(
-                f"{path}: line {first_line + offset}: expected a face, its number of corners and as many vertex "
-                f"numbers, got {shorten(row.strip())}"
-            )
-        lists.append(found)
-    return lists
-
-
-def _read_binary(
-    data: bytes, offset: int, elements: list[_Element], order: str, path: Path
-) -> tuple[np.ndarray, np.ndarray | None]:
-    points, surfaces = None, []
-    for element in elements:
-        if not element.has_lists:
-            dtype = np.dtype([(f"{i}", order + item.type) for i, item in enumerate(element.properties)])
-            size = dtype.itemsize * element.count
-            if offset + size > len(data):
-                raise _truncated(path, element, (len(data) - offset) // max(dtype.itemsize, 1))
-            if element.name == "vertex" and points is None:
-                rows = np.frombuffer(data, dtype, element.count, offset)
-                points = np.stack([rows[str(column)] for column in element.vertex_columns], axis=1)
-                points = points.astype(points.dtype.newbyteorder("="))
-            offset += size
-            continue
-        uniform = _read_uniform_lists(data, offset, element, order)
-        if uniform is not None:
-            lists, offset = uniform
-            surfaces.append(_to_triangles(element, lists))
-            continue
-        wanted = element.vertex_columns if element.name == "vertex" else [element.corners]
-        columns, offset = _read_lists(data, offset, element, order, path, wanted)
-        if element.name == "vertex" and points is None:
-            points = np.array(columns, dtype=np.float64).T
-        elif element.corners is not None:
-            surfaces.append(_to_triangles(element, columns[0]))
-    if data[offset:].strip(b"\0\r\n \x1a"):
-        raise PointCloudError(
-            f"{path}: {len(data) - offset} bytes follow what its header promises; it may have written other types, "
-            "such as doubles declared as float, or a count in the header is wrong"
-        )
-    return _result(points, surfaces)
-
-
-def _read_uniform_lists(data: bytes, offset: int, element: _Element, order: str) -> tuple[np.ndarray, int] | None:
-    """Read faces that all have as many corners as the first one, at once; None when that is not how they are."""
-    column = element.corners
-    lists = [item for item in element.properties if item.count_type]
-    if column is None or "strip" in element.name or len(lists) != 1 or element.count == 0:
-        return None
-    before = sum(np.dtype(item.type).itemsize for item in element.properties[:column])
-    count_type = np.dtype(order + element.properties[column].count_type)
-    if offset + before + count_type.itemsize > len(data):
-        return None
-    corners = int(np.frombuffer(data, count_type, 1, offset + before)[0])
-    if not 0 < corners < 256:
-        return None
-    fields: list[tuple] = []
-    for index, item in enumerate(element.properties):
-        if item.count_type:
-            fields += [("count", count_type), ("corners", order + item.type, (corners,))]
-        else:
-            fields.append((str(index), order + item.type))
-    dtype = np.dtype(fields)
-    if offset + dtype.itemsize * element.count > len(data):
-        return None
-    rows = np.frombuffer(data, dtype, element.count, offset)
-    if not np.all(rows["count"] == corners):
-        return None
-    return rows["corners"], offset + dtype.itemsize * element.count
-
-
-def _read_lists(
-    data: bytes, offset: int, element: _Element, order: str, path: Path, wanted: list[int | None]
-) -> tuple[list[list], int]:
-    """Read an element with lists of any length, value by value."""
-    columns: list[list] = [[] for _ in wanted]
-    for row in range(element.count):
-        for index, item in enumerate(element.properties):
-            length = 1
+    def _values(self, row: str, element: _Element, wanted: list[int], line: int) -> list[list]:
+        """Give the values of some columns of a row with lists in it: a word each, or the numbers of a list."""
+        words, place, values = row.split(), 0, {}
+        for index, item in enumerate(element.properties[: max(wanted) + 1]):
             try:
-                if item.count_type:
-                    count_format = order + _STRUCT[item.count_type]
-                    length = int(struct.unpack_from(count_format, data, offset)[0])
-                    offset += struct.calcsize(count_format)
-                size = np.dtype(item.type).itemsize * length
-                if length < 0 or offset + size > len(data):
-                    raise struct.error
-                if index in wanted:
-                    values = struct.unpack_from(f"{order}{length}{_STRUCT[item.type]}", data, offset)
-                    columns[wanted.index(index)].append(list(values) if item.count_type else values[0])
-            except (struct.error, ValueError, OverflowError):
-                raise _truncated(path, element, row) from None
-            offset += size
-    return columns, offset
+                length = int(words[place]) if item.count_type else 1
+                place += item.count_type is not None
+                found = words[place : place + length]
+                values[index] = list(map(int, found)) if item.count_type and index in wanted else found
+            except (ValueError, IndexError):
+                length = -1
+            if length < 0 or len(values[index]) != length:
+                what = "a face, its number of corners and as many vertex numbers" if item.count_type else item.name
+                raise PointCloudError(f"line {line}: expected {what}, got {shorten(row.strip())}")
+            place += length
+        return [values[index] for index in wanted]
+
+    def check_end(self) -> None:
+        if self.start < len(self.lines):
+            raise PointCloudError(
+                f"its header promises {self.start} lines of data, {len(self.lines)} follow; is a count in the header "
+                "wrong?"
+            )
+
+
+class _Binary:
+    """The body of a binary file, read element by element."""
+
+    def __init__(self, data: bytes, offset: int, order: str):
+        self.data, self.offset, self.order = data, offset, order
+
+    def read(self, element: _Element, wanted: list[int]) -> np.ndarray | list[list[int]]:
+        """Read as `_Text.read`."""
+        dtype = self._row_type(element)
+        size = dtype.itemsize * element.count if dtype is not None else 0
+        available = len(self.data) - self.offset
+        lists = [f"count {index}" for index, item in enumerate(element.properties) if item.count_type]
+        if not lists and size > available:
+            raise _truncated(element, available // max(dtype.itemsize, 1))
+        if dtype is not None and size <= available:
+            rows = np.frombuffer(self.data, dtype, element.count, self.offset)
+            if all((rows[name] == rows[name][:1]).all() for name in lists):
+                self.offset += size
+                columns = [rows[str(index)] for index in wanted]
+                if not wanted or columns[0].ndim == 2:
+                    return columns[0] if wanted else rows
+                columns = np.stack(columns, axis=1)
+                return columns.astype(columns.dtype.newbyteorder("="))
+        columns = self._values(element, wanted)
+        is_list = wanted and element.properties[wanted[0]].count_type
+        return columns[0] if is_list else np.array(columns, dtype=np.float64).T
+
+    def _row_type(self, element: _Element) -> np.dtype | None:
+        """Give the type of the rows if their lists are as long as those of the first one; None if that is broken."""
+        fields, place = [], self.offset
+        for index, item in enumerate(element.properties):
+            shape = ()
+            if item.count_type:
+                count = np.dtype(self.order + item.count_type)
+                if place + count.itemsize > len(self.data) or count.kind not in "iu":
+                    return None
+                shape = (int(np.frombuffer(self.data, count, 1, place)[0]),)
+                if not 0 <= shape[0] < 256:
+                    return None
+                fields.append((f"count {index}", count))
+                place += count.itemsize
+            fields.append((str(index), self.order + item.type, shape))
+            place += np.dtype(item.type).itemsize * math.prod(shape)
+        return np.dtype(fields)
+
+    def _values(self, element: _Element, wanted: list[int]) -> list[list]:
+        """Read an element with lists of any length, value by value."""
+        columns: list[list] = [[] for _ in wanted]
+        data, offset = self.data, self.offset
+        for row in range(element.count):
+            for index, item in enumerate(element.properties):
+                length = 1
+                try:
+                    if item.count_type:
+                        count_format = self.order + _STRUCT[item.count_type]
+                        length = int(struct.unpack_from(count_format, data, offset)[0])
+                        offset += struct.calcsize(count_format)
+                    size = np.dtype(item.type).itemsize * length
+                    if length < 0 or offset + size > len(data):
+                        raise struct.error
+                    if index in wanted:
+                        values = struct.unpack_from(f"{self.order}{length}{_STRUCT[item.type]}", data, offset)
+                        columns[wanted.index(index)].append(list(values) if item.count_type else values[0])
+                except (struct.error, ValueError, OverflowError):
+                    raise _truncated(element, row) from None
+                offset += size
+        self.offset = offset
+        return columns
+
+    def check_end(self) -> None:
+        if self.data[self.offset :].strip(b"\0\r\n \x1a"):
+            raise PointCloudError(
+                f"{len(self.data) - self.offset} bytes follow what its header promises; it may have written other "
+                "types, such as doubles declared as float, or a count in the header is wrong"
+            )

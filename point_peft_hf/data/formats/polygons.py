@@ -1,4 +1,4 @@
-"""Polygons cut into triangles."""
+"""Polygons cut into triangles, and uniform samples of the surface of a mesh."""
 
 from __future__ import annotations
 
@@ -15,16 +15,8 @@ _MAX_CONCAVE_CORNERS = 2000
 def triangulate(polygons: Sequence[Sequence[int]] | np.ndarray, vertices: np.ndarray) -> np.ndarray:
     """Cut polygons into triangles that cover them: convex ones into fans, others by cutting off ears.
 
-    Args:
-        polygons: Vertex indices of each polygon; those with fewer than 3 corners are left out. Or an array of shape
-            `(num_polygons, num_corners)`.
-        vertices: Coordinates of shape `(num_vertices, 3)`.
-
-    Returns:
-        Vertex indices, int64, of shape `(num_triangles, 3)`.
-
-    Raises:
-        PointCloudError: If an index names no vertex, or a concave polygon has more than 2,000 corners.
+    Polygons are vertex indices, in lists or an array of shape `(num_polygons, num_corners)`; those with fewer than 3
+    corners are left out. Returns vertex indices, int64, of shape `(num_triangles, 3)`.
     """
     if isinstance(polygons, np.ndarray):
         groups = [polygons.astype(np.int64)]
@@ -38,14 +30,7 @@ def triangulate(polygons: Sequence[Sequence[int]] | np.ndarray, vertices: np.nda
 
 
 def strip_to_triangles(strip: Sequence[int]) -> np.ndarray:
-    """Cut triangle strips into triangles; -1 starts a new strip.
-
-    Args:
-        strip: Vertex indices.
-
-    Returns:
-        Vertex indices, int64, of shape `(num_triangles, 3)`.
-    """
+    """Cut triangle strips, vertex indices in which -1 starts a new strip, into triangles `(num_triangles, 3)`."""
     indices = np.asarray(strip, dtype=np.int64)
     if len(indices) < 3:
         return np.empty((0, 3), dtype=np.int64)
@@ -54,15 +39,7 @@ def strip_to_triangles(strip: Sequence[int]) -> np.ndarray:
 
 
 def check_indices(faces: np.ndarray, num_vertices: int) -> None:
-    """Refuse faces that name vertices which do not exist.
-
-    Args:
-        faces: Vertex indices of any shape.
-        num_vertices: How many there are.
-
-    Raises:
-        PointCloudError: If an index is below 0 or too high.
-    """
+    """Refuse faces, vertex indices of any shape, that name vertices which do not exist."""
     if faces.size and (faces.min() < 0 or faces.max() >= num_vertices):
         bad = int(faces.min()) if faces.min() < 0 else int(faces.max())
         raise PointCloudError(f"a face names vertex {bad}, and the file has {num_vertices} vertices")
@@ -90,15 +67,7 @@ def _cut(polygons: np.ndarray, vertices: np.ndarray) -> np.ndarray:
 
 
 def _turns(polygons: np.ndarray, vertices: np.ndarray) -> np.ndarray:
-    """Give for each corner how far the outline turns there: above 0 to the inside, below 0 where it is reflex.
-
-    Args:
-        polygons: Vertex indices of shape `(num_polygons, num_corners)`.
-        vertices: Coordinates of shape `(num_vertices, 3)`.
-
-    Returns:
-        Array of shape `(num_polygons, num_corners)`.
-    """
+    """Give how far outlines turn at each corner, `(num_polygons, num_corners)`: below 0 where it is reflex."""
     outline = vertices[polygons] - vertices[polygons[:, :1]]  # (num_polygons, num_corners, 3)
     after = np.roll(outline, -1, axis=1)
     normal = np.cross(outline, after).sum(axis=1)  # Newell's, twice the area long
@@ -141,7 +110,7 @@ def _flatten(outline: np.ndarray) -> np.ndarray:
 
 
 def _is_ear(flat: np.ndarray, ear: list[int], left: list[int]) -> bool:
-    """Tell whether a corner with its neighbours holds none of the other corners that are left."""
+    """Return whether a corner with its neighbours holds none of the other corners that are left."""
     before, tip, after = flat[ear]
     if _area(before, tip, after) < 0:
         return False
@@ -155,3 +124,26 @@ def _area(first: np.ndarray, second: np.ndarray, third: np.ndarray) -> np.ndarra
     """Give twice the signed areas of triangles in the plane."""
     side, other = second - first, third - first
     return side[0] * other[..., 1] - side[1] * other[..., 0]
+
+
+def sample_surface(
+    vertices: np.ndarray, faces: np.ndarray, num_points: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Draw points uniformly on the surface of a mesh: `(num_points, 3)`, float64, in the unit of the vertices.
+
+    Vertices are of shape `(num_vertices, 3)`, faces vertex indices of shape `(num_triangles, 3)`.
+    """
+    check_indices(faces, len(vertices))
+    vertices = vertices.astype(np.float64, copy=False)
+    corner = vertices[faces[:, 0]]
+    first, second = vertices[faces[:, 1]] - corner, vertices[faces[:, 2]] - corner
+    cumulative = np.cumsum(np.linalg.norm(np.cross(first, second), axis=1))
+    if not cumulative[-1] > 0 or not np.isfinite(cumulative[-1]):
+        raise PointCloudError(f"its {len(faces)} faces have no area, so that no point can be drawn on them")
+    chosen = np.searchsorted(cumulative, generator.random(num_points) * cumulative[-1], side="right")
+    chosen = np.minimum(chosen, len(faces) - 1)
+    weights = generator.random((num_points, 2))
+    # Fold the unit square onto the triangle, which keeps the density uniform.
+    outside = weights.sum(axis=1) > 1
+    weights[outside] = 1 - weights[outside]
+    return corner[chosen] + weights[:, :1] * first[chosen] + weights[:, 1:] * second[chosen]

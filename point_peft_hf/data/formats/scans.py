@@ -24,18 +24,9 @@ _HEADER = 227  # bytes of the header of the first version
 
 
 def read_las(path: Path, labels: bool = False) -> tuple[np.ndarray, None]:
-    """Read a .las or .laz file: coordinates scaled and shifted as its header says, in its unit.
+    """Read a .las or .laz file: coordinates scaled and shifted as its header says, in its unit, float64.
 
-    Args:
-        path: The file.
-        labels: Also read the classification.
-
-    Returns:
-        Points of shape `(num_points, 3)`, with labels `(num_points, 4)`, float64; and None.
-
-    Raises:
-        PointCloudError: If the file is broken, or holds fewer or more points than its header says.
-        ImportError: If laspy, or lazrs for a .laz file, is not installed.
+    The points are of shape `(num_points, 3)`, or `(num_points, 4)` with the classification as `labels`.
     """
     parts = [
         np.vstack([chunk.x, chunk.y, chunk.z, *([chunk.classification] if labels else [])]).T
@@ -52,15 +43,7 @@ def read_las(path: Path, labels: bool = False) -> tuple[np.ndarray, None]:
 def read_las_chunks(path: Path) -> Iterator[ScaleAwarePointRecord]:
     """Read a .las or .laz file piece by piece, so that memory does not grow with the number of its points.
 
-    Args:
-        path: The file.
-
-    Yields:
-        Points as laspy gives them, with `x`, `y`, `z` in the unit of the file and all other dimensions.
-
-    Raises:
-        PointCloudError: If the file is broken, or holds fewer or more points than its header says.
-        ImportError: If laspy, or lazrs for a .laz file, is not installed.
+    Yields points as laspy gives them, with `x`, `y`, `z` in the unit of the file and all other dimensions.
     """
     laspy = import_optional("laspy", "Reading .las and .laz files")
     if path.suffix.lower() == ".laz" and not laspy.LazBackend.detect_available():
@@ -162,18 +145,7 @@ def _count_layers(records: bytes, num_records: int) -> int:
 
 
 def read_e57(path: Path) -> tuple[np.ndarray, None]:
-    """Read all scans of an .e57 file, each in its place.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Points of shape `(num_points, 3)`, float64; and None.
-
-    Raises:
-        PointCloudError: If the file is broken or holds no scan with coordinates.
-        ImportError: If pye57 is not installed.
-    """
+    """Read all scans of an .e57 file, each in its place: points of shape `(num_points, 3)`, float64."""
     with open(path, "rb") as file:
         if file.read(8) != b"ASTM-E57":
             raise PointCloudError(f"{path}: not a readable .e57 file: it does not start with ASTM-E57")
@@ -197,28 +169,23 @@ def read_e57(path: Path) -> tuple[np.ndarray, None]:
 
 
 def read_bin(path: Path, num_columns: int | None = None) -> tuple[np.ndarray, None]:
-    """Read a .bin file, float32 numbers without a header.
-
-    Args:
-        path: The file.
-        num_columns: How many numbers a point has, x, y, z first.
-
-    Returns:
-        Points of shape `(num_points, 3)`, float32; and None.
-
-    Raises:
-        PointCloudError: If the number is not given, or does not divide what the file holds.
-    """
-    size = path.stat().st_size
+    """Read a .bin file, float32 numbers without a header, `num_columns` a point, of which x, y, z come first."""
     if num_columns is None:
+        size = path.stat().st_size
         fitting = [columns for columns in (3, 4, 5, 6) if size % (4 * columns) == 0]
         raise PointCloudError(
             f"{path}: a .bin file does not say how many numbers a point has: give num_columns=4 for KITTI (x, y, z, "
             f"reflectance), 5 for nuScenes (ring as well); its {size} bytes fit {fitting or 'none of 3 to 6'}"
         )
+    return read_floats(path, num_columns)[:, :3].astype(np.float32), None
+
+
+def read_floats(path: Path, num_columns: int) -> np.ndarray:
+    """Read the float32 numbers of a .bin file, of shape `(num_points, num_columns)`."""
+    size = path.stat().st_size
     if size % (4 * num_columns):
         raise PointCloudError(
-            f"{path}: its {size} bytes are no whole number of points of {num_columns} float32 numbers; truncated, or "
-            "another number of columns?"
+            f"{path}: its {size} bytes are not a whole number of points of {num_columns} float32 numbers; truncated, "
+            "or another number of columns?"
         )
-    return np.fromfile(path, dtype="<f4").reshape(-1, num_columns)[:, :3].astype(np.float32), None
+    return np.fromfile(path, dtype="<f4").reshape(-1, num_columns)

@@ -8,15 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..errors import PointCloudError, shorten
 from .arrays import check_not_transposed
 from .columns import clean_name, find_axes, means_columns
-from .encoding import find_encoding, read_text_lines
-from .rows import is_number, parse_number, thousands_or_decimals
+from .rows import find_encoding, is_number, parse_number, read_text_lines, thousands_or_decimals
 
+TEXT_SUFFIXES = (".xyz", ".txt", ".csv", ".pts", ".asc")
 _COMMENTS = ("#", "//")
 _DELIMITERS = (";", "\t", ",", "|")
 _UNIT = re.compile(r"(?<=[^\s,;|\"'])\s*(\[[^\]]*\]|\([^)]*\))")
@@ -76,37 +77,28 @@ class _Plan:
 
 
 def read_table(path: Path) -> np.ndarray:
-    """Read all the columns of numbers of a text file.
+    """Read all the columns of numbers of a text file: `(num_points, num_columns)`, float64, NaN for missing values.
 
     A first line with the number of points (.pts, also of several blocks) and a line with the names of the columns,
     commented or not, are understood, as are comments after `#` or `//`; commas, semicolons, bars, tabs or blanks
-    between the numbers; quoted numbers; and decimal commas.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Array of shape `(num_points, num_columns)`, float64, x, y, z first when the file names its columns. Missing
-        values are NaN.
-
-    Raises:
-        PointCloudError: If a line cannot be read as numbers, rows differ in length, there are fewer or more rows than
-            the file says, or a header does not name the coordinates or does not fit the rows.
+    between the numbers; quoted numbers; and decimal commas. When the file names its columns, x, y, z come first.
+    Fewer or more rows than it says, rows of different lengths, and names that do not fit the rows are errors.
     """
     head = read_text_lines(path, _HEAD)
-    table = None
     try:
-        plan = _make_plan(head, path)
-        table = _parse_fast(path, plan)
+        plan = _make_plan(head)
+        with open(path, "rb") as file:
+            encoding = find_encoding(file.read(1024))
+        table = _load(path, plan, skiprows=plan.first, encoding=encoding)
     except ValueError:
         # Other comments, other numbers, several blocks, or an error that needs its line named: at leisure.
         lines = read_text_lines(path)
-        plan = _make_plan(lines, path)
-        table = np.concatenate([_parse_rows(block, plan, path) for block in _blocks(lines, plan, path)])
+        plan = _make_plan(lines)
+        table = np.concatenate([_parse_rows(block, plan) for block in _blocks(lines, plan)])
     else:
         if plan.promised is not None and plan.promised != len(table):
-            raise _broken_promise(path, plan.promised, len(table))
-    check_not_transposed(table.shape, f"{path}: its table")
+            raise _broken_promise(plan.promised, len(table))
+    check_not_transposed(table.shape, "its table")
     return table
 
 
@@ -117,35 +109,35 @@ def read_text(path: Path) -> tuple[np.ndarray, None]:
 
 def read_column_names(path: Path) -> list[str] | None:
     """Read the names of the columns that `read_table` gives, in lower case; None when the file does not name them."""
-    return _make_plan(read_text_lines(path, _HEAD), path).names
+    return _make_plan(read_text_lines(path, _HEAD)).names
 
 
 def holds_rows(path: Path) -> bool:
-    """Tell by the first row of a text file whether it can be a cloud."""
+    """Return whether a text file can be a cloud, by its first row."""
     try:
         lines = read_text_lines(path, _HEAD)
-        plan = _make_plan(lines, path)
+        plan = _make_plan(lines)
     except (PointCloudError, OSError):
         return False
     return _bad_row(_cut(lines[plan.first], plan.delimiter), plan) is None
 
 
-def _broken_promise(path: Path, promised: int, found: int) -> PointCloudError:
-    return PointCloudError(f"{path}: its first line promises {promised} points, {found} follow")
+def _broken_promise(promised: int, found: int) -> PointCloudError:
+    return PointCloudError(f"its first line promises {promised} points, {found} follow")
 
 
 def _is_row(line: str) -> bool:
     return bool(line.strip()) and not line.lstrip().startswith(_COMMENTS)
 
 
-def _make_plan(lines: list[str], path: Path) -> _Plan:
+def _make_plan(lines: list[str]) -> _Plan:
     """Look at the first lines of a text file."""
     excel = _EXCEL.fullmatch(lines[0]) if lines else None
     forced = excel[1] if excel else None
     numbers = (i for i in range(1 if excel else 0, len(lines)) if _is_row(lines[i]))
     ahead = list(islice(numbers, 3))
     if not ahead:
-        raise PointCloudError(f"{path}: holds no row of numbers, only comments and blank lines; is it complete?")
+        raise PointCloudError("holds no row of numbers, only comments and blank lines; is it complete?")
     promised = None
     tokens = _split(lines[ahead[0]], forced)[1]
     if len(tokens) == 1 and tokens[0].isdecimal() and len(ahead) > 1 and len(_split(lines[ahead[1]], forced)[1]) >= 3:
@@ -153,14 +145,14 @@ def _make_plan(lines: list[str], path: Path) -> _Plan:
         ahead.pop(0)
     rows = [_split(lines[i], forced) for i in ahead[:2]]
     others = (_split(lines[i], forced)[1] for i in chain(ahead[1:], islice(numbers, _LOOK_AHEAD)))
-    named = _is_header(rows[0][1], others, path, rows[0][0])
+    named = _is_header(rows[0][1], others, rows[0][0])
     if named and len(rows) == 1:
-        raise PointCloudError(f"{path}: holds a header, {shorten(lines[ahead[0]])}, and no row of numbers")
+        raise PointCloudError(f"holds a header, {shorten(lines[ahead[0]])}, and no row of numbers")
     first = ahead[1] if named else ahead[0]
     delimiter, tokens = rows[1] if named else rows[0]
     if len(tokens) < 3:
         raise PointCloudError(
-            f"{path}: line {first + 1}: a point needs 3 numbers (x y z), got {len(tokens)} columns: "
+            f"line {first + 1}: a point needs 3 numbers (x y z), got {len(tokens)} columns: "
             f"{shorten(lines[first].strip())}"
         )
     if named:
@@ -168,19 +160,19 @@ def _make_plan(lines: list[str], path: Path) -> _Plan:
         if names is None:
             found = _split_names(lines[ahead[0]], _find_delimiter(lines[ahead[0]]))
             raise PointCloudError(
-                f"{path}: its header has {len(found)} names, {shorten(found, 200)}, and its first row {len(tokens)} "
+                f"its header has {len(found)} names, {shorten(found, 200)}, and its first row {len(tokens)} "
                 "columns, so that the names do not say which column is which; write one name a column"
             )
     else:
-        names = _commented_names(lines[: ahead[0]], tokens, delimiter, path)
-    columns = _column_order(names, tokens, path)
+        names = _commented_names(lines[: ahead[0]], tokens, delimiter)
+    columns = _column_order(names, tokens)
     if names is not None:
         names = [names[column] for column in columns]
     return _Plan(first, columns, delimiter, len(tokens), promised, names)
 
 
-def _is_header(first: list[str], others: Iterator[list[str]], path: Path, delimiter: str | None) -> bool:
-    """Tell whether the first row names the columns; an error where it can be names as well as a point."""
+def _is_header(first: list[str], others: Iterator[list[str]], delimiter: str | None) -> bool:
+    """Return whether the first row names the columns; an error where it can be names as well as a point."""
     words = [place for place, token in enumerate(first) if token and not is_number(token)]
     if words:
         if len(words) == sum(map(bool, first)):
@@ -203,7 +195,7 @@ def _is_header(first: list[str], others: Iterator[list[str]], path: Path, delimi
     if not fractions and (start == 1 or delimiter is None):
         return False  # one row of whole numbers of many
     raise PointCloudError(
-        f"{path}: its first row, {shorten(' '.join(first))}, can be the names of columns, as pandas writes them, or a "
+        f"its first row, {shorten(' '.join(first))}, can be the names of columns, as pandas writes them, or a "
         f"point; delete it, or write it with a decimal point, {filled[0]}.0 and so on"
     )
 
@@ -228,7 +220,7 @@ def _fit_names(line: str, tokens: list[str], delimiter: str | None) -> list[str]
     return None
 
 
-def _commented_names(lines: list[str], tokens: list[str], delimiter: str | None, path: Path) -> list[str] | None:
+def _commented_names(lines: list[str], tokens: list[str], delimiter: str | None) -> list[str] | None:
     """Find the names of the columns in the comments before the first row."""
     for line in reversed(lines):
         if not line.lstrip().startswith(_COMMENTS):
@@ -244,19 +236,19 @@ def _commented_names(lines: list[str], tokens: list[str], delimiter: str | None,
             return ["x", "y", "z"] + [""] * (len(tokens) - 3)
         if {"x", "y", "z"} <= set(words):
             raise PointCloudError(
-                f"{path}: the comment {shorten(line.strip(), 100)} names {len(words)} columns, and the first row has "
+                f"the comment {shorten(line.strip(), 100)} names {len(words)} columns, and the first row has "
                 f"{len(tokens)}; write one name a column, or delete the comment if x, y, z come first"
             )
     return None
 
 
-def _column_order(names: list[str] | None, tokens: list[str], path: Path) -> list[int]:
+def _column_order(names: list[str] | None, tokens: list[str]) -> list[int]:
     """Choose the columns: x, y, z by name where there are names, then the other columns of numbers, in order."""
     first = [0, 1, 2] if names is None else find_axes(names)
     if first is None:
         degrees = any(name.startswith(("lat", "lon")) for name in names)
         raise PointCloudError(
-            f"{path}: cannot tell which columns are the coordinates; name them x, y and z in its header, which "
+            f"cannot tell which columns are the coordinates; name them x, y and z in its header, which "
             f"has {shorten(names, 200)}"
             + ("; degrees have to be projected to metres before, for example with pyproj" if degrees else "")
         )
@@ -264,26 +256,17 @@ def _column_order(names: list[str] | None, tokens: list[str], path: Path) -> lis
     return first + [column for column in numeric if column not in first]
 
 
-def _parse_fast(path: Path, plan: _Plan) -> np.ndarray:
-    """Parse a whole file with numpy; ValueError for whatever that does not understand."""
+def _load(source: Path | list[str], plan: _Plan, **options: Any) -> np.ndarray:
+    """Parse rows with numpy; ValueError for whatever that does not understand."""
     everything = len(plan.columns) == plan.width  # then numpy checks that each row has that many
-    with open(path, "rb") as file:
-        encoding = find_encoding(file.read(1024))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        table = np.loadtxt(
-            path,
-            delimiter=plan.delimiter,
-            skiprows=plan.first,
-            usecols=None if everything else tuple(plan.columns),
-            ndmin=2,
-            encoding=encoding,
-        )
-    in_order = plan.columns == list(range(len(plan.columns)))
-    return table[:, plan.columns] if everything and not in_order else table
+        columns = None if everything else tuple(plan.columns)
+        table = np.loadtxt(source, delimiter=plan.delimiter, usecols=columns, ndmin=2, **options)
+    return table[:, plan.columns] if everything and plan.columns != sorted(plan.columns) else table
 
 
-def _blocks(lines: list[str], plan: _Plan, path: Path) -> Iterator[list[tuple[int, str]]]:
+def _blocks(lines: list[str], plan: _Plan) -> Iterator[list[tuple[int, str]]]:
     """Give the rows without comments, with the numbers of their lines; one list for each block of a .pts."""
     rows = [
         (number, re.split(r"#(?!(?:QNAN|SNAN|IND|INF|NAN))|//", lines[number - 1], flags=re.IGNORECASE)[0])
@@ -298,41 +281,31 @@ def _blocks(lines: list[str], plan: _Plan, path: Path) -> Iterator[list[tuple[in
         end = min(start + promised, len(rows))
         following = rows[end][1].strip() if end < len(rows) else None
         if end - start < promised or (following is not None and not following.isdecimal()):
-            raise _broken_promise(path, promised, (end if following is None else len(rows)) - start)
+            raise _broken_promise(promised, (end if following is None else len(rows)) - start)
         yield rows[start:end]
         if following is None:
             return
         start, promised = end + 1, int(following[:20])
 
 
-def _parse_rows(rows: list[tuple[int, str]], plan: _Plan, path: Path) -> np.ndarray:
+def _parse_rows(rows: list[tuple[int, str]], plan: _Plan) -> np.ndarray:
     """Parse the rows of a text file, one by one as far as numpy does not understand them."""
-    everything = len(plan.columns) == plan.width
+    table = np.empty((len(rows), len(plan.columns)))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            table = np.loadtxt(
-                [row for _, row in rows],
-                delimiter=plan.delimiter,
-                usecols=None if everything else tuple(plan.columns),
-                ndmin=2,
-                comments=None,
-            )
-        return table[:, plan.columns].reshape(-1, len(plan.columns)) if everything else table
+        return _load([row for _, row in rows], plan, comments=None) if rows else table
     except ValueError:
         pass
-    table = np.empty((len(rows), len(plan.columns)))
     with_comma: list[str] = []
     for place, (number, row) in enumerate(rows):
         tokens = _cut(row, plan.delimiter)
         reason = _bad_row(tokens, plan)
         if reason:
-            raise PointCloudError(f"{path}: line {number}: {reason}")
+            raise PointCloudError(f"line {number}: {reason}")
         chosen = [tokens[column] for column in plan.columns]
         with_comma += [token for token in chosen if "," in token]
         table[place] = [parse_number(token) for token in chosen]
     if with_comma:
-        thousands_or_decimals(with_comma, path)
+        thousands_or_decimals(with_comma)
     return table
 
 

@@ -29,7 +29,7 @@ class SceneAugmentation:
         color_noise: Standard deviation of noise of each colour, as a share of the range.
         drop_colors: Chance that a scene loses its colours, so that the model learns to do without.
         drop_normals: Chance that a scene loses its normals.
-        max_voxels: Cut out the so many voxels that are nearest to a random one; `None` for whole scenes.
+        max_voxels: Number of voxels to cut out, the nearest to a random one; `None` for whole scenes.
     """
 
     rotation: float = np.pi
@@ -94,16 +94,9 @@ class SceneAugmentation:
 
 
 def crop(scene: Scene, generator: np.random.Generator, max_voxels: int, voxel_size: float) -> Scene:
-    """Cut out the voxels of a scene that are nearest to a random one.
+    """Cut out the voxels of a scene that are nearest to a random one, `max_voxels` at most, with one point each.
 
-    Args:
-        scene: The scene.
-        generator: Source of randomness.
-        max_voxels: How many voxels stay at most.
-        voxel_size: Edge of a voxel in metres.
-
-    Returns:
-        The first point of each voxel that stays; the scene itself if it has no more than so many voxels.
+    A scene that has no more voxels stays as it is.
     """
     _, first, _ = voxelize(scene.points, voxel_size, scene.name)
     if len(first) <= max_voxels:

@@ -52,17 +52,10 @@ class SceneClasses:
 
 
 def given_names(names: Sequence[str] | Mapping[int, str] | None, root: Path) -> dict[int, str] | None:
-    """Collect the names of classes that a user or a file gives.
+    """Collect the names of classes, by number, that a user or a file gives; None if there are none.
 
-    Args:
-        names: By number; or one after the other, from 0 on; `None` to look for `classes.txt`.
-        root: Folder of the data set: `classes.txt` in it has one name a line, from 0 on, or lines of number and name.
-
-    Returns:
-        The names by number; `None` if there are none.
-
-    Raises:
-        PointCloudError: If a name or number is given twice.
+    They are by number, or one after the other, from 0 on; or None to look for `classes.txt` in `root`, which has one
+    name a line, from 0 on, or lines of number and name.
     """
     where = "class_names"
     if names is None:
@@ -91,30 +84,17 @@ def names_of_objects(found: Collection[str]) -> tuple[str, ...]:
 
 
 def number_of(name: str, numbers: Mapping[str, int]) -> int:
-    """Give the number of the class that an object is of, -100 if it is of none."""
+    """Give the number of the class of an object, -100 if it is of none."""
     return numbers.get(name, numbers.get(_JOINED.get(name, name), UNLABELLED))
 
 
 def find_classes_of_labels(
     occurring: Collection[int], names: Mapping[int, str] | None, ignored: Collection[int], is_las: bool, root: Path
 ) -> SceneClasses:
-    """Find out which numbers in files are classes.
+    """Find out which of the numbers that occur in files are classes, with the names of `given_names`.
 
     No class are the numbers in `ignored`, and without a name of their own 255, the usual byte for "none", and in .las
     and .laz files 0, "never classified".
-
-    Args:
-        occurring: The numbers that occur, 0 or above.
-        names: What `given_names` gives.
-        ignored: Numbers that are no class, as the user says.
-        is_las: Whether they come from .las or .laz files.
-        root: Folder of the data set, for messages.
-
-    Returns:
-        The classes.
-
-    Raises:
-        PointCloudError: If a number has no name where there are names, or there are fewer than two classes.
     """
     left_out = {*ignored, *({0} if is_las else ()), _BYTE} - (set(names or ()) - set(ignored))
     values = sorted(set(names) - left_out if names else set(occurring) - left_out)

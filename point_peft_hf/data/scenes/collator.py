@@ -15,7 +15,7 @@ from .scene import Scene
 
 
 class Epoch(Protocol):
-    """What says which draw is under way, as [`~point_peft_hf.training.batches.EpochSampler`]."""
+    """Gives the seed and the epoch of a draw, as [`~point_peft_hf.training.batches.EpochSampler`] does."""
 
     seed: int
     epoch: int

@@ -21,36 +21,14 @@ from .tiles import cut_tiles
 _COLORS, _NORMALS, _LABEL, _TILE, _WIDTH = slice(3, 6), slice(6, 9), 9, 10, 11
 
 
-def read_rows(
-    path: Path,
-    *,
-    grid_size: float,
-    max_voxels: int,
-    overlap: float | None,
-    drop_invalid: bool,
-    columns: str | None,
-    label_name: str | None,
-    class_names: tuple[str, ...] | None,
-) -> np.ndarray:
-    """Read a scene for the cache, cut into tiles if it is large.
+def read_rows(path: Path, *, grid_size: float, max_voxels: int, overlap: float | None, **reading: Any) -> np.ndarray:
+    """Read a scene for the cache, cut into tiles if it is large; arguments as for `cut_tiles` and `read_scene`.
 
-    Args:
-        path: The file or folder.
-        grid_size: As in `cut_tiles`.
-        max_voxels: As in `cut_tiles`.
-        overlap: As in `cut_tiles`.
-        drop_invalid: As in `read_scene`.
-        columns: As in `read_scene`.
-        label_name: As in `read_scene`.
-        class_names: As in `read_scene`.
-
-    Returns:
-        Array of shape `(num_rows, 11)`, float32: x, y, z, red, green, blue, normal, the number of the label in the
-        file and of the tile; tile by tile. A point around the core of a tile comes without its label: each label is
-        there once.
+    Returns an array of shape `(num_rows, 11)`, float32: x, y, z, red, green, blue, normal, the number of the label in
+    the file and of the tile; tile by tile. A point around the core of a tile comes without its label: each label is
+    there once.
     """
-    options = {"columns": columns, "label_name": label_name, "class_names": class_names}
-    scene = read_scene(path, drop_invalid=drop_invalid, **options)
+    scene = read_scene(path, **reading)
 
     def tiles():
         return cut_tiles(scene.points, grid_size, max_voxels, overlap, scene.name)
@@ -76,9 +54,7 @@ def read_rows(
 class ScenePieces(Sequence):
     """The tiles of parsed scenes, one after the other, with how often each label occurs in them.
 
-    Args:
-        clouds: What `read_rows` gives of each scene, as `open_files` opens it.
-        names: What messages call each scene.
+    Each of the `clouds` is what `read_rows` gives of a scene; `names` is what messages call the scenes.
     """
 
     def __init__(self, clouds: Sequence, names: Sequence[str]):

@@ -13,10 +13,10 @@ import numpy as np
 
 from ..errors import PointCloudError, shorten
 from ..folder_tree import CloudFinder, subfolders
-from ..label_files import find_label_file
 from ..names import find_splits, printable, read_lines
+from ..part_files import find_label_file
 from ..readers import READERS
-from ..sources import FileOptions, LoadOptions, open_files
+from ..sources import LoadOptions, open_files
 from .classes import NAMES_FILE, SceneClasses, find_classes_of_labels, given_names, names_of_objects
 from .dataset import SceneDataset, ScenePieces, read_rows
 from .reading import is_room, object_files
@@ -63,7 +63,7 @@ def load_scenes(
 
     The classes are named, in this order, by `class_names`, by `classes.txt` in `root`, by the files of objects in the
     layout of S3DIS, and by the standard of .las files. Labels below 0, 255 without a name, and 0 without a name in
-    .las files are no class.
+    .las files are not classes.
 
     Args:
         root: The folder.
@@ -73,7 +73,7 @@ def load_scenes(
         columns: As in `read_scene`.
         label_name: As in `read_scene`.
         class_names: Names of the classes, from number 0 on or by their number in the files.
-        ignore_labels: Numbers in the files that are no class.
+        ignore_labels: Numbers in the files that are not classes.
         drop_invalid: As in `read_scene`.
         skip_bad_files: Leave out scenes that cannot be read, with a warning that names them, instead of failing.
         cache_dir: As in [`~point_peft_hf.data.load_dataset`].
@@ -89,7 +89,7 @@ def load_scenes(
     root = Path(root)
     if not root.is_dir():
         raise PointCloudError(f"{root}: no such folder of scenes")
-    files = FileOptions(cache_dir, skip_bad_files, num_workers, progress)
+    files = LoadOptions(cache_dir=cache_dir, skip_bad_files=skip_bad_files, num_workers=num_workers, progress=progress)
     splits = _find_scenes(root, files)
     names = given_names(class_names, root)
     rooms = [path for paths in splits.values() for path in paths if path.is_dir()]
@@ -106,7 +106,7 @@ def load_scenes(
     )
     pieces = {}
     for split, paths in splits.items():
-        clouds, kept = open_files(paths, root, reader, files, beside=_labels_beside)
+        clouds, kept = open_files(paths, root, reader, files, find_labels=_newest_labels)
         pieces[split] = ScenePieces(clouds, [str(paths[number]) for number in kept])
     occurring = {value for part in pieces.values() for counts in part.counts for value in counts if value >= 0}
     is_las = any(path.suffix.lower() in (".las", ".laz") for paths in splits.values() for path in paths)
@@ -118,8 +118,8 @@ def load_scenes(
     if {"validation", "test"} <= set(datasets) and not datasets["test"].class_counts.any():
         # As of ScanNet, whose labels of the test are kept by its authors.
         warnings.warn(
-            f"{root}: the test split has no labels; the validation split is tested on instead, and is no longer there "
-            "to choose an epoch by",
+            f"{root}: the test split has no labels; the validation split is tested on instead, and no longer chooses "
+            "the epoch",
             stacklevel=2,
         )
         datasets["test"] = datasets.pop("validation")
@@ -167,7 +167,7 @@ def _with_labels(dataset: SceneDataset, split: str, root: Path) -> SceneDataset:
     if not labelled.any():
         raise PointCloudError(
             f"{root}: no point of the {split} split has a label of a class; are there labels in the files, or files "
-            "of labels beside them?"
+            "of labels next to them?"
         )
     if not labelled.all():
         warnings.warn(
@@ -178,7 +178,7 @@ def _with_labels(dataset: SceneDataset, split: str, root: Path) -> SceneDataset:
     return dataset if labelled.all() else dataset.select(np.flatnonzero(labelled))
 
 
-def _labels_beside(path: Path) -> Path | None:
+def _newest_labels(path: Path) -> Path | None:
     """Give the file whose change changes the labels of a scene; of the objects of a room, the newest."""
     if path.is_dir():
         return max((file for _, file in object_files(path)), key=lambda file: file.stat().st_mtime_ns)
@@ -200,11 +200,11 @@ def _names_of_rooms(rooms: Sequence[Path], root: Path, names: Mapping[int, str] 
     return given
 
 
-def _find_scenes(root: Path, options: FileOptions) -> dict[str, list[Path]]:
+def _find_scenes(root: Path, options: LoadOptions) -> dict[str, list[Path]]:
     """List the scenes of each split; of one split, `train`, where the folder does not cut them."""
     folders = subfolders(root)
     places = find_splits(folders)
-    finder = CloudFinder(root, LoadOptions(files=options), SCENE_ENDINGS)
+    finder = CloudFinder(root, options, SCENE_ENDINGS)
     listed = {split: names for split, words in _LISTS.items() if (names := _read_list(root, words)) is not None}
     if places:
         splits = {split: _scenes_in(folder, split, finder, root) for split, folder in places.items()}

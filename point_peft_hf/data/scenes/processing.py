@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoFeatureExtractor, AutoProcessor, BatchFeature, FeatureExtractionMixin, PreTrainedConfig
+from transformers import BatchFeature, PreTrainedConfig
 
 from ..errors import PointCloudError
 from ..part_files import UNLABELLED
-from ..processing import FOREIGN_KEYS
+from ..processing import StoredProcessor
 from .reading import read_scene
 from .scene import Scene
 from .voxels import voxelize
@@ -32,7 +32,7 @@ PUBLISHED_PREPARATION: dict[str, dict[str, Any]] = {
 }
 
 
-class SceneProcessor(FeatureExtractionMixin):
+class SceneProcessor(StoredProcessor):
     """Turn scenes into the voxels that a model takes, in the way stored in its `preprocessor_config.json`.
 
     A scene is shifted and scaled, and the first point of each voxel is kept. What comes out for a scene does not
@@ -63,36 +63,25 @@ class SceneProcessor(FeatureExtractionMixin):
         scale: float = 1.0,
         **kwargs: Any,
     ):
-        unknown = sorted(set(kwargs) - set(FOREIGN_KEYS))
-        if unknown:
-            raise ValueError(
-                f"SceneProcessor has no field {', '.join(unknown)}; its fields are grid_size, feature_names, "
-                "optional_features, color_scale, shift and scale"
-            )
-        super().__init__(**{key: value for key, value in kwargs.items() if key == "auto_map"})
+        names, optional = list(feature_names), list(optional_features)
+        fields = {
+            "grid_size": grid_size,
+            "feature_names": names,
+            "optional_features": optional,
+            "color_scale": color_scale,
+            "shift": shift,
+            "scale": scale,
+        }
+        super().__init__(fields, {"shift": _SHIFTS, "color_scale": _COLOR_SCALES}, kwargs)
         for name, value in (("grid_size", grid_size), ("scale", scale)):
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be a number above 0, got {value!r}")
-        for name, value, allowed in (("shift", shift, _SHIFTS), ("color_scale", color_scale, _COLOR_SCALES)):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        names, optional = list(feature_names), list(optional_features)
         if not names or len(set(names)) < len(names) or not set(names) <= set(_FEATURES):
             raise ValueError(f"feature_names must be one or more of {', '.join(_FEATURES)}, each once, got {names}")
         if not set(optional) <= {"colors", "normals"}:
             raise ValueError(f"optional_features can be colors and normals, got {optional}")
-        self.grid_size = float(grid_size)
-        self.feature_names = names
-        self.optional_features = optional
-        self.color_scale = color_scale
-        self.shift = shift
-        self.scale = float(scale)
+        self.grid_size, self.scale = float(grid_size), float(scale)
         self._said: set[str] = set()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the fields as a dictionary, with the class names that the Auto classes look for."""
-        fields = {name: value for name, value in super().to_dict().items() if not name.startswith("_")}
-        return {**fields, "processor_class": type(self).__name__}
 
     @property
     def voxel_size(self) -> float:
@@ -175,8 +164,8 @@ class SceneProcessor(FeatureExtractionMixin):
             far = float(np.abs(points).max())
             if far * np.finfo(np.float32).eps > self.voxel_size / 2:
                 raise PointCloudError(
-                    f"{scene.name}: its coordinates go up to {far:.6g}, where float32 cannot tell the voxels of "
-                    f"{self.voxel_size:g} apart; with shift 'none' coordinates are relative to the vehicle: shift "
+                    f"{scene.name}: its coordinates go up to {far:.6g}, where float32 cannot separate voxels of "
+                    f"{self.voxel_size:g}; with shift 'none' coordinates are relative to the vehicle: shift "
                     "them, or use shift 'center'"
                 )
         elif self.shift == "center":
@@ -187,7 +176,7 @@ class SceneProcessor(FeatureExtractionMixin):
             radius = np.sqrt((points**2).sum(axis=1).max())
             if not radius > 0:
                 raise PointCloudError(
-                    f"{scene.name}: all its points lie in one place, so it cannot be scaled to the unit sphere"
+                    f"{scene.name}: all its points are in one place, so it cannot be scaled to the unit sphere"
                 )
             points = points / radius
         return (points * self.scale if self.scale != 1 else points).astype(np.float32, copy=False)
@@ -228,34 +217,21 @@ class SceneProcessor(FeatureExtractionMixin):
 def pack(
     prepared: Sequence[Mapping[str, np.ndarray]], *, return_inverse: bool = False, as_tensors: bool = True
 ) -> BatchFeature:
-    """Pack what [`SceneProcessor.prepare`] gives of some scenes into one batch.
+    """Pack what [`SceneProcessor.prepare`] gives of some scenes into a batch, as [`SceneProcessor.__call__`].
 
-    Args:
-        prepared: The arrays of each scene.
-        return_inverse: Keep `inverse`, counted over the batch.
-        as_tensors: Give tensors, not arrays.
-
-    Returns:
-        As [`SceneProcessor.__call__`].
+    With `return_inverse` it keeps `inverse`, counted over the batch.
     """
     sizes = [len(arrays["coordinates"]) for arrays in prepared]
-    starts = np.cumsum([0, *sizes])
     data = {
         name: np.concatenate([arrays[name] for arrays in prepared])
         for name in ("coordinates", "grid_coordinates", "features")
     }
     data["batch_index"] = np.repeat(np.arange(len(sizes)), sizes)
+    pairs = list(zip(prepared, sizes, np.cumsum([0, *sizes[:-1]]), strict=True))
     if any("labels" in arrays for arrays in prepared):
-        data["labels"] = np.concatenate(
-            [
-                arrays.get("labels", np.full(size, UNLABELLED, dtype=np.int64))
-                for arrays, size in zip(prepared, sizes, strict=True)
-            ]
-        )
+        data["labels"] = np.concatenate([part.get("labels", np.full(size, UNLABELLED)) for part, size, _ in pairs])
     if return_inverse:
-        data["inverse"] = np.concatenate(
-            [arrays["inverse"] + start for arrays, start in zip(prepared, starts, strict=False)]
-        )
+        data["inverse"] = np.concatenate([part["inverse"] + start for part, _, start in pairs])
     return BatchFeature({name: torch.from_numpy(array) for name, array in data.items()} if as_tensors else data)
 
 
@@ -265,5 +241,4 @@ def register_scene_processor(config_class: type[PreTrainedConfig]) -> None:
     Args:
         config_class: Configuration class of the models.
     """
-    AutoProcessor.register(config_class, SceneProcessor, exist_ok=True)
-    AutoFeatureExtractor.register(config_class, SceneProcessor, exist_ok=True)
+    SceneProcessor.register(config_class)

@@ -16,16 +16,15 @@ from ..formats.arrays import load_npy, named_arrays
 from ..formats.columns import clean_name, find_axes, find_colors, find_labels, find_normals
 from ..formats.pcd import read_pcd
 from ..formats.ply import read_ply
-from ..formats.scans import read_las_chunks
-from ..formats.text import read_column_names, read_table
-from ..label_files import find_label_file, read_label_file
+from ..formats.scans import read_floats, read_las_chunks
+from ..formats.text import TEXT_SUFFIXES, read_column_names, read_table
 from ..names import COORDINATES
+from ..part_files import find_label_file, read_label_file
 from ..readers import choose_reader, errors_of
 from .classes import number_of
 from .scene import Scene, unpack_colors
 
 ANNOTATIONS = "annotations"
-_TEXT = (".xyz", ".txt", ".csv", ".pts", ".asc")
 _COLOR_FILES = ("color", "colors", "colour", "colours", "rgb")
 _NORMAL_FILES = ("normal", "normals")
 _INSTANCE = re.compile(r"(.+?)_\d+")
@@ -46,6 +45,11 @@ class SceneFormat:
     columns: str | None = None
     label_name: str | None = None
     class_names: tuple[str, ...] | None = None
+
+    @property
+    def declared(self) -> list[str] | None:
+        """The words of `columns`."""
+        return None if self.columns is None else self.columns.replace(",", " ").lower().split()
 
 
 def is_room(folder: Path) -> bool:
@@ -105,8 +109,8 @@ def read_scene(
 
 def _read_file(path: Path, how: SceneFormat, labels: bool) -> dict[str, np.ndarray]:
     suffix = path.suffix.lower()
-    beside = find_label_file(path) if labels and how.label_name is None else None
-    inside = labels and beside is None
+    label_file = find_label_file(path) if labels and how.label_name is None else None
+    inside = labels and label_file is None
     if suffix in (".las", ".laz"):
         parts = _read_las(path, how, inside)
     elif suffix in (".ply", ".pcd"):
@@ -115,8 +119,8 @@ def _read_file(path: Path, how: SceneFormat, labels: bool) -> dict[str, np.ndarr
         parts = _of_arrays(named_arrays(path), path, how, inside)
     else:
         parts = _read_table(path, how, inside)
-    if beside is not None:
-        parts["labels"] = read_label_file(beside)
+    if label_file is not None:
+        parts["labels"] = read_label_file(label_file)
     return parts
 
 
@@ -169,15 +173,19 @@ def _read_properties(path: Path, how: SceneFormat, labels: bool) -> dict[str, np
 
 def _read_table(path: Path, how: SceneFormat, labels: bool) -> dict[str, np.ndarray]:
     """Read text files, .npy files and .bin files: rows of numbers."""
-    suffix, names = path.suffix.lower(), None
-    declared = None if how.columns is None else how.columns.replace(",", " ").lower().split()
+    suffix, names, declared = path.suffix.lower(), None, how.declared
     if suffix == ".bin":
-        table = _read_bin(path, declared)
+        if declared is None:
+            raise PointCloudError(
+                f"{path}: a .bin file does not say what its numbers are; declare them, as in columns='x y z "
+                "intensity' (KITTI) or columns='x y z red green blue'"
+            )
+        table = read_floats(path, len(declared))
     elif suffix == ".npy":
         table = load_npy(path)
         if table.dtype.names is not None:
             return _of_arrays({name: table[name] for name in table.dtype.names}, path, how, labels)
-    elif suffix in _TEXT:
+    elif suffix in TEXT_SUFFIXES:
         names, table = read_column_names(path), read_table(path)
         if names is not None and any(names[3:]) and declared is not None:
             raise PointCloudError(
@@ -206,21 +214,6 @@ def _read_table(path: Path, how: SceneFormat, labels: bool) -> dict[str, np.ndar
     for role, places in roles.items():
         parts[role] = table[:, places[0]] if role == "labels" else table[:, places]
     return parts
-
-
-def _read_bin(path: Path, declared: list[str] | None) -> np.ndarray:
-    size = path.stat().st_size
-    if declared is None:
-        raise PointCloudError(
-            f"{path}: a .bin file does not say what its numbers are; declare them, as in columns='x y z intensity' "
-            "(KITTI) or columns='x y z red green blue'"
-        )
-    if size % (4 * len(declared)):
-        raise PointCloudError(
-            f"{path}: its {size} bytes are no whole number of points of {len(declared)} float32 numbers; truncated, "
-            "or other columns than those declared?"
-        )
-    return np.fromfile(path, dtype="<f4").reshape(-1, len(declared))
 
 
 def _of_arrays(arrays: dict[str, np.ndarray], path: Path, how: SceneFormat, labels: bool) -> dict[str, np.ndarray]:
@@ -327,30 +320,16 @@ def _read_folder(folder: Path, how: SceneFormat, labels: bool) -> dict[str, np.n
             if name in files:
                 parts[role] = load_npy(files[name])
     if labels and how.label_name is not None:
-        parts["labels"] = read_label_file(files[_key(how.label_name, files, folder)])
-    elif labels and (beside := find_label_file(files[found[0]])) is not None:
-        parts["labels"] = read_label_file(beside)
+        if how.label_name.lower() not in files:
+            raise PointCloudError(f"{folder}: has no {how.label_name}.npy for the labels; it has {sorted(files)}")
+        parts["labels"] = read_label_file(files[how.label_name.lower()])
+    elif labels and (label_file := find_label_file(files[found[0]])) is not None:
+        parts["labels"] = read_label_file(label_file)
     return parts
 
 
-def _key(name: str, files: dict[str, Path], folder: Path) -> str:
-    if name.lower() not in files:
-        raise PointCloudError(f"{folder}: has no {name}.npy for the labels; it has {sorted(files)}")
-    return name.lower()
-
-
 def object_files(room: Path) -> list[tuple[str, Path]]:
-    """List the objects of a room in the layout of S3DIS.
-
-    Args:
-        room: Folder of the room.
-
-    Returns:
-        The class and the file of each object, in order of their names: `chair_2.txt` is of the class chair.
-
-    Raises:
-        PointCloudError: If there is none.
-    """
+    """List class and file of each object of a room in the layout of S3DIS: `chair_2.txt` is of the class chair."""
     folder = next(entry for entry in subfolders(room) if entry.name.lower() == ANNOTATIONS)
     files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".txt" and file.name[0] != "."]
     if not files:
@@ -376,7 +355,7 @@ def _read_room(room: Path, how: SceneFormat, labels: bool, drop_invalid: bool) -
         tables.append(table)
         classes.append(np.full(len(table), number_of(name, numbers) if labels else -1))
     table = np.concatenate(tables)
-    columns = (how.columns or "x y z red green blue").replace(",", " ").lower().split()
+    columns = how.declared or ["x", "y", "z", "red", "green", "blue"]
     axes = find_axes(columns)
     roles = _find_roles(columns, room, how, False, "column")
     parts = {"points": table[:, axes], **{role: table[:, places] for role, places in roles.items()}}

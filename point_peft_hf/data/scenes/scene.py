@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import PointCloudError
 from ..formats.arrays import looks_transposed
 from ..part_files import UNLABELLED
-from ..readers import shift_to_float32
+from ..readers import as_array, check_size, finite_rows, shift_to_float32
 
 # Parsed scenes are kept in float32, which has all whole numbers up to here.
 MAX_LABEL = 2**24
@@ -66,7 +66,7 @@ class Scene:
             points: Coordinates of shape `(num_points, 3)`, array or tensor.
             colors: Red, green and blue of shape `(num_points, 3)`, as `color_bytes` takes them.
             normals: Normals of shape `(num_points, 3)`; they are scaled to length 1.
-            labels: Whole numbers of shape `(num_points,)`; any number below 0 is no label.
+            labels: Whole numbers of shape `(num_points,)`; any number below 0 means none.
             origin: What the points are relative to, of shape `(3,)`.
             name: What messages call it.
             drop_invalid: Leave out points with NaN or infinite numbers instead of refusing the scene.
@@ -88,9 +88,7 @@ class Scene:
                     f"{name}: {key} must be of shape {shape}, one for each of the {count} points, got {array.shape}"
                 )
         arrays = _drop_invalid(arrays, name, drop_invalid)
-        if len(arrays["points"]) < least:
-            left = len(arrays["points"])
-            raise PointCloudError(f"{name}: holds {left} point{'s' * (left != 1)}; a scene has at least {least}")
+        check_size(len(arrays["points"]), name, "a scene", least)
         if "colors" in arrays:
             arrays["colors"] = color_bytes(arrays["colors"], name)
         if "labels" in arrays:
@@ -135,7 +133,7 @@ class Scene:
 
 
 def _as_array(value: Any, key: str, name: str) -> np.ndarray:
-    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    array = as_array(value)
     if array.dtype.kind not in "fiu":
         raise PointCloudError(f"{name}: {key} must be numbers, got {array.dtype}")
     if key == "points" and (array.ndim != 2 or array.shape[1] != 3):
@@ -148,32 +146,17 @@ def _as_array(value: Any, key: str, name: str) -> np.ndarray:
 def _drop_invalid(arrays: dict[str, np.ndarray], name: str, drop: bool) -> dict[str, np.ndarray]:
     keep = np.ones(len(arrays["points"]), dtype=bool)
     for key, array in arrays.items():
-        if array.dtype.kind != "f" or np.isfinite(array).all():
-            continue
-        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-        if not drop:
-            what = {"points": "coordinates", "colors": "colours"}.get(key, key)
-            raise PointCloudError(
-                f"{name}: {int((~finite).sum())} of {len(array)} points have NaN or infinite {what}, the first is "
-                f"number {int((~finite).argmax())} (counted from 0); drop_invalid=True (--drop_invalid) leaves them "
-                "out"
-            )
-        keep &= finite
+        what = {"points": "coordinates", "colors": "colours"}.get(key, key)
+        finite = finite_rows(array, name, drop, what=what)
+        if isinstance(finite, np.ndarray):
+            keep &= finite
     return arrays if keep.all() else {key: array[keep] for key, array in arrays.items()}
 
 
 def color_bytes(colors: np.ndarray, name: str) -> np.ndarray:
-    """Give colours as bytes, whichever of the usual ranges they have.
+    """Give colours as uint8, whichever of the usual ranges they have; an error if that is not clear.
 
-    Args:
-        colors: Red, green and blue: whole numbers from 0 to 255, numbers from 0 to 1, or 16 bits as uint16.
-        name: What messages call them.
-
-    Returns:
-        The colours from 0 to 255, uint8, of the same shape.
-
-    Raises:
-        PointCloudError: If they are out of range, or do not say which range they have.
+    The ranges are whole numbers from 0 to 255, numbers from 0 to 1, and 16 bits as uint16.
     """
     low, high = (float(colors.min()), float(colors.max())) if colors.size else (0.0, 0.0)
     if colors.dtype == np.uint8:
@@ -196,13 +179,9 @@ def color_bytes(colors: np.ndarray, name: str) -> np.ndarray:
 
 
 def unpack_colors(packed: np.ndarray) -> np.ndarray:
-    """Unpack colours that the Point Cloud Library keeps in the bits of one number.
+    """Unpack colours that the Point Cloud Library keeps in the bits of one number; uint8, of shape `(num_points, 3)`.
 
-    Args:
-        packed: Of shape `(num_points,)`: whole numbers, or the same bits read as float32, which are tiny numbers then.
-
-    Returns:
-        Red, green and blue, uint8, of shape `(num_points, 3)`.
+    The numbers, `(num_points,)`, are whole ones, or the same bits read as float32, which are tiny numbers then.
     """
     if packed.dtype.kind == "f" and np.abs(packed).max(initial=0) < _TINY:
         bits = packed.astype(np.float32).view(np.uint32)
@@ -212,18 +191,7 @@ def unpack_colors(packed: np.ndarray) -> np.ndarray:
 
 
 def whole_labels(labels: np.ndarray, name: str) -> np.ndarray:
-    """Give labels as int64, -100 where a number is below 0.
-
-    Args:
-        labels: Whole numbers of any type.
-        name: What messages call them.
-
-    Returns:
-        The labels, of the same shape.
-
-    Raises:
-        PointCloudError: If a number is no whole one, or too large.
-    """
+    """Give whole numbers of any type as int64, -100 for those below 0; other numbers are errors."""
     whole = labels if labels.dtype.kind in "iu" else np.round(labels)
     if (whole != labels).any():
         wrong = labels[whole != labels][0]

@@ -14,23 +14,15 @@ _CHUNK = 1 << 20
 
 
 def voxelize(coordinates: np.ndarray, grid_size: float, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sort points into voxels, and choose the first point of each.
+    """Sort points into voxels, and choose the first point of each; a side may have 65,536 cells.
 
     The division is done in float64, so that points on the border of two voxels fall where the published code puts
     them under NumPy 2.
-
-    Args:
-        coordinates: Coordinates of shape `(num_points, 3)`.
-        grid_size: Edge of a voxel, in the unit of the coordinates.
-        name: What messages call the scene.
 
     Returns:
         Grid coordinates of the voxels of shape `(num_voxels, 3)`, int64, from 0 on, in ascending order of x, y, z;
         the number of the first point of each voxel, of shape `(num_voxels,)`; and the voxel of each point, of shape
         `(num_points,)`.
-
-    Raises:
-        PointCloudError: If the scene has more than 65,536 cells along an axis.
     """
     _check_cells(coordinates, grid_size, name)
     grid = np.floor(coordinates.astype(np.float64) / grid_size).astype(np.int64)
@@ -58,19 +50,9 @@ def _check_cells(coordinates: np.ndarray, grid_size: float, name: str) -> None:
 
 
 def occupied_cells(points: np.ndarray, low: np.ndarray, grid_size: float, name: str) -> np.ndarray:
-    """Find the cells of a scan that have points in them, piece by piece: memory goes with the cells.
+    """Find the cells of a scan that have points in them, piece by piece, so that memory grows with the cells.
 
-    Args:
-        points: Coordinates of shape `(num_points, 3)`.
-        low: Lowest corner of the grid, of shape `(3,)`.
-        grid_size: Edge of a cell.
-        name: What messages call the scan.
-
-    Returns:
-        Cells of shape `(num_cells, 3)`, int32, from `low` on.
-
-    Raises:
-        PointCloudError: If the scan is too large for the grid.
+    Returns cells of shape `(num_cells, 3)`, int32, counted from the lowest corner `low`, of shape `(3,)`.
     """
     extent = float((points.max(axis=0).astype(np.float64) - low).max())
     if extent / grid_size >= _MAX_SCAN_CELLS:

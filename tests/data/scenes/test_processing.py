@@ -58,7 +58,7 @@ def test_preparation_of_utonia(scene):
     np.testing.assert_allclose(np.ptp(half.numpy(), axis=0), np.ptp(scene.points, axis=0) / 2, rtol=1e-5)
     outdoors = SceneProcessor(0.01, ["coordinates"], shift="none")(scene, return_inverse=True)
     np.testing.assert_allclose(outdoors["coordinates"][outdoors["inverse"]], scene.points, atol=1e-6)
-    with pytest.raises(PointCloudError, match="float32 cannot tell the voxels of 0.01 apart"):
+    with pytest.raises(PointCloudError, match="float32 cannot separate voxels of 0.01"):
         SceneProcessor(0.01, ["coordinates"], shift="none")(scene.points + np.array([450_000.0, 0, 0]))
     single = SceneProcessor(0.01, ["coordinates"], shift="unit_sphere")(scene)["coordinates"]
     assert float(single.norm(dim=1).max()) == pytest.approx(1, abs=1e-5)

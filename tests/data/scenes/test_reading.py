@@ -181,7 +181,7 @@ def test_bin_needs_its_columns(tmp_path):
     np.testing.assert_array_equal(read_scene(tmp_path / "a.bin", columns="x y z red green blue").colors, COLORS)
     with pytest.raises(PointCloudError, match="declare them, as in columns='x y z intensity'"):
         read_scene(tmp_path / "a.bin")
-    with pytest.raises(PointCloudError, match="no whole number of points of 7 float32"):
+    with pytest.raises(PointCloudError, match="not a whole number of points of 7 float32"):
         read_scene(tmp_path / "a.bin", columns="x y z a b c d")
 
 
