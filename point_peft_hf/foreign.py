@@ -29,12 +29,7 @@ _NAMES = ("norm1", "attn", "norm2", "mlp")
 
 
 class SlottedActivation(nn.Module):
-    """The activation inside of a feed-forward network, after a slot for the layer in front of it.
-
-    Args:
-        activation: The activation, without parameters.
-        slot: The slot.
-    """
+    """The activation inside of a feed-forward network, after a slot for the layer in front of it."""
 
     def __init__(self, activation: nn.Module, slot: LayerSlot):
         super().__init__()
@@ -141,11 +136,7 @@ class SlottedBlock(nn.Module):
 
 
 def frozen_view(module: nn.Module) -> nn.Module:
-    """A module as it was pre-trained, in eval mode: the same weights, no adapters. The module itself does not change.
-
-    Args:
-        module: The module.
-    """
+    """A module as it was pre-trained, in eval mode: the same weights, no adapters. The module itself does not change."""
     module = original(module)
     if isinstance(module, SlottedActivation):
         return frozen_view(module.activation)

@@ -269,11 +269,6 @@ class BranchSlot(BlockSlot):
     `forward(output, inputs, tokens, drop_path) -> (update, tokens)`: `output` is what the branch made of `inputs`
     (after the norm), `tokens.features` the residual stream. A layer that adds to `output` before it calls its base
     layer is inside of stochastic depth; what it adds to the result is outside.
-
-    Args:
-        stage: The stage of the block.
-        layer_index: Number of the block.
-        branch: "attention" or "ffn".
     """
 
     def __init__(self, stage: Stage, layer_index: int, branch: str):
@@ -303,11 +298,6 @@ class PatchAttentionSlot(VoxelSlot):
     """After the attention within patches, before its output projection: `forward(output, query, voxels) -> output`.
 
     `output` and `query` are of shape `(N, num_heads, head_size)`, the query before any rotation and not scaled.
-
-    Args:
-        stage: The stage of the block.
-        layer_index: Number of the block.
-        num_heads: Attention heads of the block.
     """
 
     def __init__(self, stage: Stage, layer_index: int, num_heads: int):

@@ -94,16 +94,8 @@ def choose_class(
 ) -> tuple[type[BackbonePreTrainedModel], dict[str, torch.Size]]:
     """Choose the class that a checkpoint has all parts of.
 
-    Args:
-        model_type: The model type.
-        converted: The checkpoint.
-        name: Name of the file, for messages.
-
     Returns:
         The class, and the shapes of its tensors.
-
-    Raises:
-        ValueError: If the checkpoint does not have the whole class, or has more inside of the encoder.
     """
     model_class, expected = _choose_class(model_type, converted)
     check_shapes({key: tensor for key, tensor in converted.tensors.items() if key in expected}, expected, name)

@@ -78,12 +78,6 @@ def infer_sizes(model_type: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[
     Args:
         model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
         shapes: Shapes by research name.
-
-    Returns:
-        Fields of the configuration.
-
-    Raises:
-        ValueError: If tensors that must be there are missing.
     """
     reader = {"point_m2ae": _infer_point_m2ae, "point_gpt": _infer_point_gpt}.get(model_type, _infer_single_stage)
     try:
@@ -206,9 +200,6 @@ def published_settings(model_type: str, sizes: Mapping[str, Any], name: str = ""
         model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
         sizes: What the tensors tell; a classifier of 15 classes is taken for one of ScanObjectNN.
         name: Name of the file or repository; "scanobjectnn", "shapenetpart", "4k" and "8k" in it are understood.
-
-    Returns:
-        Fields of the configuration.
     """
     # Only the last part: folders further up may be called anything.
     parts = [part for part in re.split(r"[/\\]", name.lower()) if part and part != "model.safetensors"]
@@ -244,15 +235,7 @@ def _settings(model_type: str, sizes: Mapping[str, Any], name: str, is_scan: boo
 
 
 def read_options(path: str | Path, what: str) -> dict[str, Any]:
-    """Read the JSON object in a file.
-
-    Args:
-        path: The file.
-        what: What the object should have, for the message.
-
-    Raises:
-        ValueError: If there is no such file, or it is no JSON object.
-    """
+    """Read the JSON object in a file."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"There is no configuration file {str(path)!r}. Leave it out for the published settings.")
@@ -274,12 +257,6 @@ def read_config_file(path: str | Path, model_type: str) -> dict[str, Any]:
         path: A JSON file: fields of the configuration class, or a configuration in the names of the research
             repositories ("trans_dim", "num_heads", "num_group", ...), of which only what is needed is taken.
         model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
-
-    Returns:
-        Fields of the configuration.
-
-    Raises:
-        ValueError: If there is no such file, if it is no JSON object, or is for another model type.
     """
     fields = read_options(path, "the fields of the model")
     if fields.get("model_type", model_type) != model_type:
@@ -307,9 +284,6 @@ def backbone_fields(settings: Mapping[str, Any], model_type: str, config_class: 
             configuration class.
         model_type: The model type.
         config_class: The configuration class.
-
-    Returns:
-        Fields of the configuration.
     """
     own = {*config_class.__dataclass_fields__, "num_labels"} - {*PreTrainedConfig.__dataclass_fields__, "model_type"}
     known = {**{name: name for name in own}, **_research_fields(model_type)}

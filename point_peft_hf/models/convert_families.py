@@ -78,9 +78,6 @@ FAMILIES = (
 def recognize_family(names: Iterable[str]) -> tuple[Family, str] | None:
     """Recognise a checkpoint that is not that of a plain backbone.
 
-    Args:
-        names: Research names of its tensors.
-
     Returns:
         The family, and the name that gave it away; `None` if the file belongs to none of them.
     """

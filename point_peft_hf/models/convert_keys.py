@@ -83,14 +83,7 @@ _STATE = r"(?P<kind>weight|bias|running_mean|running_var|num_batches_tracked)"
 
 
 def check_model_type(model_type: str) -> None:
-    """Check that there is such a model type.
-
-    Args:
-        model_type: The model type.
-
-    Raises:
-        ValueError: If not.
-    """
+    """Check that there is such a model type."""
     if model_type not in MODEL_NAMES:
         raise ValueError(f"`model_type` must be one of {', '.join(map(repr, MODEL_NAMES))}, got {model_type!r}.")
 
@@ -120,14 +113,8 @@ def guess_model_type(keys: Iterable[str]) -> str | None:
 def research_names(keys: Iterable[str]) -> dict[str, str]:
     """Bring the names in a file to those of the research repositories, without prefix.
 
-    Args:
-        keys: Names in the file.
-
     Returns:
         By name in the file, the name to look up. Names that belong to no known layout stay as they are.
-
-    Raises:
-        ValueError: If the file has several encoders.
     """
     names, wrapper = _wrapped_names(keys)
     return {key: _without_wrapper(name, wrapper) for key, name in names.items()}
@@ -136,15 +123,9 @@ def research_names(keys: Iterable[str]) -> dict[str, str]:
 def encoder_keys(keys: Iterable[str]) -> tuple[set[str], set[str]]:
     """Which tensors of a file stand inside of its encoder.
 
-    Args:
-        keys: Names in the file.
-
     Returns:
         The names in the file of what is inside; and, of a file that has a prefix around its encoder, of what stands
         outside under a name of the encoder, so that it is unclear whether it belongs to it.
-
-    Raises:
-        ValueError: If the file has several encoders.
     """
     names, wrapper = _wrapped_names(keys)
     inside, unclear = set(), set()
@@ -382,13 +363,7 @@ def _point_gpt(has_segmentation_head: bool) -> list[_Rule]:
 
 
 def conversion_rules(model_type: str, num_stages: int = 1, has_segmentation_head: bool = False) -> list[_Rule]:
-    """Rules from research names to the names of a model here, pre-training and classification alike.
-
-    Args:
-        model_type: The model type.
-        num_stages: Number of stages of a Point-M2AE.
-        has_segmentation_head: Whether a PointGPT has a head for part segmentation.
-    """
+    """Rules from research names to the names of a model here, pre-training and classification alike."""
     if model_type == "point_m2ae":
         return _point_m2ae(num_stages)
     if model_type == "point_gpt":
@@ -414,12 +389,6 @@ def converted_tensors(
     name: str, targets: list[str], tensor: torch.Tensor, from_torch_pointcloud: bool
 ) -> dict[str, torch.Tensor]:
     """The tensors here that a published tensor becomes.
-
-    Args:
-        name: Its research name.
-        targets: Names here.
-        tensor: The published tensor.
-        from_torch_pointcloud: Whether it is from a file of torch-pointcloud.
 
     Returns:
         Tensors by name: convolutions of kernel size 1 as linear layers, fused projections in their parts.

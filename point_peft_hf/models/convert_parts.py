@@ -54,15 +54,9 @@ def convert_segmentation_head(
 ) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, ...]]]:
     """Convert a published segmentation head.
 
-    Args:
-        tensors: Tensors by research name, those of the encoder among them.
-
     Returns:
         Tensors by name here, and by name here the research names that they were made of; none if there is no such
         head.
-
-    Raises:
-        ValueError: If the head is incomplete, has more than the published one, or its layers do not fit together.
     """
     if not has_segmentation_head(tensors):
         return {}, {}

@@ -91,14 +91,8 @@ def is_of_family(keys: Iterable[str]) -> bool:
 def research_names(keys: Iterable[str]) -> dict[str, str]:
     """Bring the names in a file to those of the research repositories, without prefix.
 
-    Args:
-        keys: Names in the file.
-
     Returns:
         By name in the file, the name to look up. What stands outside of the model keeps its name.
-
-    Raises:
-        ValueError: If the file has several models, and it is unclear which is meant.
     """
     keys = list(keys)
     if is_torch_pointcloud(keys):

@@ -129,10 +129,6 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
 
     Returns:
         Tensors by name, on the CPU; where the format allows it, they are read from the disk when they are used.
-
-    Raises:
-        ValueError: If there is no such file, if it is damaged, if it holds objects that only running code could
-            restore, if it has no tensors, or several state dicts.
     """
     path = Path(path)
     if not path.is_file():
@@ -230,13 +226,6 @@ def convert_tensors(
             features; default: if it fits the backbone.
         arguments: Of a ptv3, the arguments of the published model, from [`read_arguments`].
         variant: Of a ptv3, one of `convert_ptv3.VARIANTS`.
-
-    Returns:
-        The tensors and the configuration.
-
-    Raises:
-        ValueError: If nothing in the file belongs to such a model, if the file is of another model or of a method on
-            such a model, if its encoder cannot be recognised, or if its tensors contradict `config_fields`.
     """
     check_model_type(model_type)
     if model_type == "ptv3":
@@ -290,17 +279,8 @@ def rename_tensors(
 ) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, ...]]]:
     """Rename, split and reshape the tensors that are known, and leave out the others outside of the encoder.
 
-    Args:
-        tensors: Tensors by name in the file.
-        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
-        num_stages: Number of stages of a Point-M2AE.
-        name: Name of the file or repository, for messages.
-
     Returns:
         Tensors by name here, and by name here the names in the file that they were made of.
-
-    Raises:
-        ValueError: If a tensor inside of the encoder is not known, if two are the same, or if one cannot be a weight.
     """
     if model_type == "ptv3":
         return rename_ptv3(tensors, name)[:2]

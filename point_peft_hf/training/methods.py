@@ -195,11 +195,7 @@ def find_method(name: str) -> Method:
 
 
 def _import(module_name: str, method: str, class_name: str) -> Any:
-    """The object of that name in a module.
-
-    Raises:
-        ValueError: If there is no such module or object, or the module fails.
-    """
+    """The object of that name in a module."""
     try:
         module = importlib.import_module(module_name)
     except Exception as error:

@@ -65,17 +65,7 @@ def share_weights(models: Sequence[nn.Module]) -> int:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The ends of paths, as long as it takes to tell them apart.
-
-    Args:
-        paths: Folders or repositories.
-
-    Returns:
-        A name for each.
-
-    Raises:
-        ValueError: If there is no path, or one is given twice.
-    """
+    """The ends of paths, as long as it takes to tell them apart."""
     parts = [Path(path).parts for path in paths]
     if not parts or len(set(parts)) < len(parts):
         raise ValueError(f"Give one or more adapters, each once; got {list(paths)}.")

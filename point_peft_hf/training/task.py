@@ -196,22 +196,7 @@ def cut_splits(
     max_test_clouds: int | None,
     seed: int,
 ) -> tuple[PointCloudDataset, PointCloudDataset, PointCloudDataset]:
-    """Limit the splits of a data set, and cut a validation split from the training split where it has none.
-
-    Args:
-        splits: The splits.
-        data: What to call the data set in messages.
-        validation_fraction: As in [`load_task`].
-        max_train_clouds: As in [`load_task`].
-        max_test_clouds: As in [`load_task`].
-        seed: Seed of the cuts.
-
-    Returns:
-        Training, validation and test split.
-
-    Raises:
-        ValueError: If one of them is empty.
-    """
+    """Limit the splits of a data set, and cut a validation split from the training split where it has none."""
     train = _limit(splits["train"], max_train_clouds, seed)
     test = _limit(splits["test"], max_test_clouds, seed)
     if "validation" in splits:

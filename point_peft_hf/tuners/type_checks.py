@@ -11,14 +11,7 @@ from typing import Any
 
 
 def check_types(config: Any) -> None:
-    """Check the types of all fields of a dataclass. A whole number is a number, but a truth value is not.
-
-    Args:
-        config: The dataclass.
-
-    Raises:
-        ValueError: If one has another type or is not finite, with its name and the value got.
-    """
+    """Check the types of all fields of a dataclass. A whole number is a number, but a truth value is not."""
     declared = _declared_types(type(config))
     for field in fields(config):
         value = getattr(config, field.name)

@@ -9,12 +9,6 @@ from ...layers import FreezableBatchNorm1d, TaskModule
 class ClassificationHead(TaskModule):
     """(Linear - BatchNorm - ReLU - Dropout) twice, then Linear: the head of Point-MAE and Point-M2AE.
 
-    Args:
-        in_size: Width of the pooled features.
-        hidden_size: Width of the two hidden layers.
-        num_labels: Number of classes.
-        dropout: Dropout rate behind the hidden layers.
-
     Shapes:
         - input: `(batch_size, in_size)`
         - output: `(batch_size, num_labels)`
@@ -39,12 +33,6 @@ class ClassificationHead(TaskModule):
 
 class ShallowClassificationHead(TaskModule):
     """Linear - ReLU - Dropout - Linear: the head of Point-BERT.
-
-    Args:
-        in_size: Width of the pooled features.
-        hidden_size: Width of the hidden layer.
-        num_labels: Number of classes.
-        dropout: Dropout rate behind the hidden layer.
 
     Shapes:
         - input: `(batch_size, in_size)`

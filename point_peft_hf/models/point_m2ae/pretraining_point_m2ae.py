@@ -22,11 +22,7 @@ from .modeling_point_m2ae import PointM2AEModel, PointM2AEPreTrainedModel
 
 
 class ResidualPointLayer(nn.Module):
-    """GELU(x + Norm(Linear(GELU(Norm(Linear(x)))))).
-
-    Args:
-        hidden_size: Width of the tokens.
-    """
+    """GELU(x + Norm(Linear(GELU(Norm(Linear(x))))))."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -42,13 +38,7 @@ class ResidualPointLayer(nn.Module):
 
 
 class TokenPropagation(nn.Module):
-    """Upsample tokens from their 3 nearest neighbours, and fuse them with what the finer stage knows.
-
-    Args:
-        coarse_size: Width of the coarse tokens.
-        fine_size: Width of the fine tokens.
-        depth: Number of residual layers behind the fusion.
-    """
+    """Upsample tokens from their 3 nearest neighbours, and fuse them with what the finer stage knows."""
 
     def __init__(self, coarse_size: int, fine_size: int, depth: int):
         super().__init__()

@@ -92,9 +92,6 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
 
         Returns:
             Groups relative to their centre, of shape `(batch_size, num_groups, group_size, 3)`, and the centres.
-
-        Raises:
-            ValueError: If the clouds are no float tensor of that shape, not finite or too small.
         """
         config = self.config
         num_groups, group_size = num_groups or config.num_groups, group_size or config.group_size

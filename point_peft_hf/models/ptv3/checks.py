@@ -23,9 +23,6 @@ def check_voxels(
 
     Returns:
         The same, coordinates in float32 at least, cells and numbers of clouds in int64.
-
-    Raises:
-        ValueError: If they do not fit, with what to do.
     """
     count = len(coordinates)
     for name, tensor, width in (
@@ -74,12 +71,6 @@ def check_labels(labels: torch.Tensor, logits: torch.Tensor, config) -> torch.Te
         labels: Of shape `(N,)`, -100 for none.
         logits: Of shape `(N, num_labels)`.
         config: Configuration of the model.
-
-    Returns:
-        The labels in int64, where the logits are.
-
-    Raises:
-        ValueError: If they do not fit.
     """
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"`labels` must have shape ({len(logits)},), one a voxel, got {tuple(labels.shape)}.")

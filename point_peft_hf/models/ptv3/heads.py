@@ -18,10 +18,6 @@ class SemanticHead(TaskModule):
 
     The features of the stages are not put side by side, which would need more memory than the rest of the model: each
     stage has its own columns of the weight, and the scores are what goes back to the finer voxels.
-
-    Args:
-        sizes: Widths of the features.
-        num_labels: Number of classes.
     """
 
     def __init__(self, sizes: Sequence[int], num_labels: int):
@@ -48,14 +44,7 @@ class SemanticHead(TaskModule):
 
 
 class SceneClassificationHead(TaskModule):
-    """(Linear - BatchNorm - ReLU - Dropout) twice, then Linear.
-
-    Args:
-        in_size: Width of the pooled features.
-        hidden_sizes: Widths of the two hidden layers.
-        num_labels: Number of classes.
-        dropout: Dropout rate behind the hidden layers.
-    """
+    """(Linear - BatchNorm - ReLU - Dropout) twice, then Linear."""
 
     def __init__(self, in_size: int, hidden_sizes: Sequence[int], num_labels: int, dropout: float):
         super().__init__()

@@ -21,14 +21,7 @@ _BATCH_NORM = {"eps": 1e-3, "momentum": 0.01}
 
 
 class SubmanifoldConv(nn.Module):
-    """A convolution over occupied voxels; see [`~point_peft_hf.ops.submanifold_conv`].
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Cells along each axis.
-        bias: Whether there is a bias.
-    """
+    """A convolution over occupied voxels; see [`~point_peft_hf.ops.submanifold_conv`]."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True):
         super().__init__()
@@ -48,12 +41,7 @@ class SubmanifoldConv(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A factor for each channel.
-
-    Args:
-        size: Number of channels.
-        initial: What they start at.
-    """
+    """A factor for each channel."""
 
     def __init__(self, size: int, initial: float):
         super().__init__()
@@ -66,13 +54,7 @@ class LayerScale(nn.Module):
 
 
 class VoxelMLP(SlottedModule):
-    """The feed-forward network.
-
-    Args:
-        config: Configuration.
-        stage: The stage.
-        layer_index: Number of the block.
-    """
+    """The feed-forward network."""
 
     def __init__(self, config, stage: Stage, layer_index: int):
         super().__init__()
@@ -97,15 +79,7 @@ class VoxelMLP(SlottedModule):
 
 
 class PointTransformerV3Layer(SlottedModule, GradientCheckpointingLayer):
-    """A block: position encoding by convolution, attention within patches, feed-forward network.
-
-    Args:
-        config: Configuration.
-        stage: The stage.
-        num_heads: Attention heads.
-        layer_index: Number of the block, counted over all stages.
-        drop_path_rate: Stochastic depth; it drops single voxels.
-    """
+    """A block: position encoding by convolution, attention within patches, feed-forward network."""
 
     def __init__(self, config, stage: Stage, num_heads: int, layer_index: int, drop_path_rate: float):
         super().__init__()
@@ -164,11 +138,7 @@ def build_norm(config, size: int) -> nn.Module:
 
 
 class Stem(nn.Module):
-    """Features of the input -> features of the first stage.
-
-    Args:
-        config: Configuration.
-    """
+    """Features of the input -> features of the first stage."""
 
     def __init__(self, config):
         super().__init__()
@@ -188,13 +158,7 @@ class Stem(nn.Module):
 
 
 class Pooling(nn.Module):
-    """Features of voxels -> those of the voxels that they are joined to.
-
-    Args:
-        config: Configuration.
-        in_size: Width of the stage before.
-        out_size: Width of the stage.
-    """
+    """Features of voxels -> those of the voxels that they are joined to."""
 
     def __init__(self, config, in_size: int, out_size: int):
         super().__init__()
@@ -207,14 +171,7 @@ class Pooling(nn.Module):
 
 
 class Unpooling(nn.Module):
-    """Features of a stage and of the one after it -> those of a stage of the decoder.
-
-    Args:
-        config: Configuration.
-        in_size: Width of the coarser stage.
-        skip_size: Width of the stage in the encoder.
-        out_size: Width of the result.
-    """
+    """Features of a stage and of the one after it -> those of a stage of the decoder."""
 
     def __init__(self, config, in_size: int, skip_size: int, out_size: int):
         super().__init__()

@@ -102,11 +102,7 @@ class EncoderStage(nn.Module):
 
 
 class Decoder(TaskModule):
-    """From the last stage back to the voxels of the input.
-
-    Args:
-        config: Configuration.
-    """
+    """From the last stage back to the voxels of the input."""
 
     def __init__(self, config: PointTransformerV3Config):
         super().__init__()

@@ -38,11 +38,6 @@ class ReConPreTrainedModel(PointPreTrainedModel):
 class ContrastAttention(nn.Module):
     """Multi-head attention of the three tokens to the patch tokens.
 
-    Args:
-        config: Configuration.
-        hidden_size: Width of the tokens.
-        num_heads: Number of attention heads.
-
     Shapes:
         - queries: `(batch_size, 3, hidden_size)`
         - patches: `(batch_size, sequence_length, hidden_size)`
@@ -66,12 +61,7 @@ class ContrastAttention(nn.Module):
 
 
 class ContrastMLP(nn.Module):
-    """Feed-forward network of the three tokens.
-
-    Args:
-        config: Configuration.
-        hidden_size: Width of the tokens.
-    """
+    """Feed-forward network of the three tokens."""
 
     def __init__(self, config: ReConConfig, hidden_size: int):
         super().__init__()

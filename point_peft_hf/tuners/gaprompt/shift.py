@@ -43,10 +43,6 @@ class NormedLinear(FreezableBatchNorm1d):
     """Linear, BatchNorm, ReLU.
 
     One flat module: PEFT expects one name behind the adapter's name in a state dict.
-
-    Args:
-        in_size: Width of the input.
-        out_size: Width of the output.
     """
 
     def __init__(self, in_size: int, out_size: int):

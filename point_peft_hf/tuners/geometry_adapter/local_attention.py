@@ -20,11 +20,6 @@ class LocalAttention(nn.Module):
     """Self-attention inside a neighbourhood, in a narrow space; no residual connection of its own.
 
     The scores are scaled by the inner width, not by that of a head, as in the published code.
-
-    Args:
-        hidden_size: Width of the tokens.
-        inner_size: Width of queries, keys and values.
-        num_heads: Number of heads.
     """
 
     def __init__(self, hidden_size: int, inner_size: int, num_heads: int):

@@ -19,12 +19,7 @@ _POSITION_STD = 0.02
 
 
 class PromptPosition(nn.Module):
-    """A position embedding; a buffer, if it is not trained.
-
-    Args:
-        size: Its width.
-        is_trained: Whether it is trained.
-    """
+    """A position embedding; a buffer, if it is not trained."""
 
     def __init__(self, size: int, is_trained: bool):
         super().__init__()
@@ -167,11 +162,7 @@ class ReadoutLayer(SlotLayer):
 
 
 def prompt_layers(config: IDPTConfig, stage: Stage) -> list[int]:
-    """Numbers of the blocks of a stage that a prompt is made in front of.
-
-    Raises:
-        ValueError: If the configuration names others than the last stage has.
-    """
+    """Numbers of the blocks of a stage that a prompt is made in front of."""
     if not stage.is_last:
         return []
     if config.prompt_layers is None:

@@ -27,19 +27,7 @@ _STATE = "weight|bias|running_mean|running_var|num_batches_tracked"
 def read_published(
     tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], model_type: str
 ) -> PublishedAdapter:
-    """Read the adapter out of a published file, of classification or of part segmentation.
-
-    Args:
-        tensors: Tensors by their names in the file.
-        settings: Options by their published names: `prompt_layer`, `cls_type`, `knn`.
-        model_type: The model type of the backbone.
-
-    Returns:
-        The adapter, and what is left of the file.
-
-    Raises:
-        ValueError: If the file is not one of IDPT, or it is unclear what its head reads.
-    """
+    """Read the adapter out of a published file, of classification or of part segmentation."""
     blocks = {int(match[1]) for name in tensors if (match := re.match(r"blocks\.dgcnn_cls(\d+)\.", name))}
     if blocks:
         return _read_part_segmentation(tensors, sorted(blocks), model_type)

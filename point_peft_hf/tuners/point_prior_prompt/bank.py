@@ -176,11 +176,7 @@ def select_entries(bank: PointPriorBank, config: PromptOptions) -> PointPriorBan
 
 
 def check_bank(bank: PointPriorBank, hidden_size: int, config: PromptOptions) -> None:
-    """Check that a bank fits an adapter.
-
-    Raises:
-        ValueError: If it does not.
-    """
+    """Check that a bank fits an adapter."""
     features = bank.features
     if features.ndim != 2 or features.shape[1] != hidden_size:
         raise ValueError(
@@ -241,16 +237,7 @@ def backbone_fingerprint(model: nn.Module, config: PromptOptions | None = None) 
 
 
 def check_same_backbone(expected: dict[str, str] | None, got: dict[str, str] | None, subject: str) -> None:
-    """Check two fingerprints against each other, as far as both are known.
-
-    Args:
-        expected: The one that is remembered.
-        got: That of the backbone at hand.
-        subject: What remembers it, for the message.
-
-    Raises:
-        ValueError: If they differ.
-    """
+    """Check two fingerprints against each other, as far as both are known."""
     precision = common_precision(expected or {}, got or {})
     if precision is not None and expected[precision] != got[precision]:
         raise ValueError(

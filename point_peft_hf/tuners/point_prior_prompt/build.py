@@ -161,16 +161,9 @@ def _adapter_config(model: nn.Module, adapter_name: str | None, query: str | Non
 def query_features(model: nn.Module, query: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """What gives the features that a bank holds and is asked with.
 
-    Args:
-        model: A backbone, or a `PeftModel` around one.
-        query: "encoder" or "tokens".
-
     Returns:
         A function from clouds of shape `(batch_size, num_points, 3)` to features of shape `(batch_size, hidden_size)`,
         without gradient.
-
-    Raises:
-        ValueError: If there is no such query, or the backbone cannot answer it.
     """
     if query == "encoder":
         return model.frozen_features
@@ -232,10 +225,6 @@ class _Batches:
     """Batches of clouds with their positions in the data set, each cloud once, shared out between processes.
 
     The clouds of a batch do not depend on the number of processes, so neither do their features.
-
-    Args:
-        dataloader: What the user passed.
-        accelerator: Accelerate's, or `None` for this process alone.
     """
 
     def __init__(self, dataloader: Iterable[Mapping[str, Any]], accelerator: Accelerator | None):
@@ -299,11 +288,7 @@ class _Batches:
         return [_points_of(self.dataloader.collate_fn([self.dataloader.dataset[index]]))[0] for index in ends]
 
     def batches(self, done: frozenset[int]) -> Iterator[tuple[list[int], Mapping[str, Any]]]:
-        """The batches of this process that are not done yet.
-
-        Args:
-            done: Positions of the clouds whose features are known.
-        """
+        """The batches of this process that are not done yet."""
         if self.indices is None:
             yield from self._of_iterable(done)
             return

@@ -78,11 +78,7 @@ class PromptOptions:
         return self.retrieved_count
 
     def resolve_prompt_depth(self, has_stages: bool) -> None:
-        """Put a number of blocks for "auto".
-
-        Args:
-            has_stages: Whether the backbone has several stages.
-        """
+        """Put a number of blocks for "auto"."""
         if self.prompt_depth == "auto":
             self.prompt_depth = None if has_stages else 6
 

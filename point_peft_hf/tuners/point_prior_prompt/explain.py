@@ -75,9 +75,6 @@ def report_retrieval(query: torch.Tensor, bank: BankBuffers, config: PromptOptio
         query: Features of the clouds, of shape `(batch_size, hidden_size)`.
         bank: The bank, with at least one entry.
         config: Configuration of the adapter.
-
-    Returns:
-        Entries, classes and weights.
     """
     answer = search(
         normalized_queries(query),

@@ -27,12 +27,7 @@ BANK_MOMENTUM = 0.99
 
 
 class PromptEmbedding(nn.Module):
-    """One learnable row for each prompt token.
-
-    Args:
-        num_prompt_tokens: Number of rows.
-        size: Width of a row.
-    """
+    """One learnable row for each prompt token."""
 
     def __init__(self, num_prompt_tokens: int, size: int):
         super().__init__()
@@ -110,11 +105,7 @@ class BankLayer(SlotLayer):
         return {"bank": BankBuffers(config.bank_size, self.slot.hidden_size, config.bank_dtype, is_queue)}
 
     def set_bank(self, adapter_name: str, bank: PointPriorBank) -> None:
-        """Fill the bank of an adapter, selected and stored as its configuration says.
-
-        Raises:
-            ValueError: If the bank does not fit.
-        """
+        """Fill the bank of an adapter, selected and stored as its configuration says."""
         config = self.configs[adapter_name]
         check_bank(bank, self.slot.hidden_size, config)
         bank = select_entries(bank, config)

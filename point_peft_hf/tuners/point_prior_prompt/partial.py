@@ -92,11 +92,7 @@ class PartialBank:
         os.replace(temporary, self.own)
 
     def load(self) -> Collected:
-        """What the last call had, on however many processes.
-
-        Raises:
-            ValueError: If a file is none of these, or was written with other settings.
-        """
+        """What the last call had, on however many processes."""
         return Collected.merge(self._read(path) for path in self._files())
 
     def delete(self) -> None:

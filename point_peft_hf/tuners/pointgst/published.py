@@ -28,19 +28,7 @@ _RULES = {
 def read_published(
     tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], model_type: str
 ) -> PublishedAdapter:
-    """Read the adapter out of a published file.
-
-    Args:
-        tensors: Tensors by their names in the file.
-        settings: Options by their published names: `rank`, `local`.
-        model_type: The model type of the backbone.
-
-    Returns:
-        The adapter, and what is left of the file.
-
-    Raises:
-        ValueError: If the file has no adapters, or adapters of several ranks.
-    """
+    """Read the adapter out of a published file."""
     weights, base = split_published(tensors, _RULES, model_type)
     ranks = {len(tensor) for name, tensor in weights.items() if name.endswith("down_bias")}
     if len(ranks) != 1:

@@ -22,11 +22,7 @@ _QKV = ("q_proj", "k_proj", "v_proj")
 
 
 class Scorer(nn.Module):
-    """How much a token is worth, between 0 and 1: Linear - ReLU - Linear - sigmoid.
-
-    Args:
-        hidden_size: Width of the tokens.
-    """
+    """How much a token is worth, between 0 and 1: Linear - ReLU - Linear - sigmoid."""
 
     def __init__(self, hidden_size: int):
         super().__init__()

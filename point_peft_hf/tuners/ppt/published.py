@@ -36,12 +36,6 @@ def read_published(
         tensors: Tensors by their names in the file.
         settings: Options by their published names: `prompt_num_group`, `prompt_group_size`, `mlp_hidden`.
         model_type: The model type of the backbone.
-
-    Returns:
-        The adapter, and what is left of the file.
-
-    Raises:
-        ValueError: If the file is not one of PPT.
     """
     weights, base = split_published(tensors, _RULES, model_type)
     width = size_in(weights, "ppt_patch_network.down_weight", "PPT", "blocks.prompt_mlp.0.weight")
