@@ -303,7 +303,7 @@ def _is_inside(model: nn.Module, part: str, wanted: str) -> bool:
 def unsaved_task_tensors(
     model: nn.Module, modules_to_save: Collection[str], brought_by_others: Collection[str] = ()
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """Tensors of a model's task modules that no adapter brings: what an adapter needs from the backbone it is used on."""
+    """Tensors of the task modules that no adapter brings: what an adapter needs from its backbone."""
     result: dict[str, dict[str, torch.Tensor]] = {}
     task = _task_modules(model).difference(brought_by_others)
     for name, tensor, owners in backbone_tensors(model):

@@ -136,7 +136,7 @@ class SlottedBlock(nn.Module):
 
 
 def frozen_view(module: nn.Module) -> nn.Module:
-    """A module as it was pre-trained, in eval mode: the same weights, no adapters. The module itself does not change."""
+    """A copy of a module as it was pre-trained, in eval mode: the same weights, no adapters."""
     module = original(module)
     if isinstance(module, SlottedActivation):
         return frozen_view(module.activation)

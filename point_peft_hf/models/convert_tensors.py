@@ -22,9 +22,9 @@ from .convert_checks import check_guess, check_names, check_values, size_of
 from .convert_config import infer_sizes, published_settings
 from .convert_keys import (
     check_model_type,
-    conversion_rules,
     converted_tensors,
     is_torch_pointcloud,
+    name_table,
     research_names,
 )
 from .convert_parts import convert_segmentation_head, has_segmentation_head
@@ -286,8 +286,8 @@ def rename_tensors(
         return rename_ptv3(tensors, name)[:2]
     names, foreign = research_names(tensors), is_torch_pointcloud(tensors)
     has_parts = model_type in _WITH_PARTS and has_segmentation_head(names.values())
-    rules = conversion_rules(model_type, num_stages, has_parts)
-    found = {key: next((t for rule in rules if (t := rule(names[key])) is not None), None) for key in tensors}
+    table = name_table(model_type, num_stages, has_parts)
+    found = {key: table(names[key]) for key in tensors}
     known = {key: targets for key, targets in found.items() if targets is not None}
     check_names(tensors, model_type, known.keys(), name)
     converted: dict[str, torch.Tensor] = {}
