@@ -3,41 +3,11 @@
 Importing this package registers its PEFT types with `peft` and its models with the Auto classes of `transformers`.
 """
 
+from . import models
 from .auto import AutoPointPeftModel
 from .data import PointCloudProcessor, load_dataset, read_point_cloud, register_processor, write_point_cloud
 from .data.scenes import SceneProcessor, load_scenes, read_scene, register_scene_processor
-from .models import (
-    AutoModelForPointCloudClassification,
-    AutoModelForPointCloudSegmentation,
-    AutoModelForPointCloudSemanticSegmentation,
-    PointBertConfig,
-    PointBertForClassification,
-    PointBertForSegmentation,
-    PointBertModel,
-    PointGPTConfig,
-    PointGPTForClassification,
-    PointGPTForPreTraining,
-    PointGPTForSegmentation,
-    PointGPTModel,
-    PointM2AEConfig,
-    PointM2AEForClassification,
-    PointM2AEForPreTraining,
-    PointM2AEForSegmentation,
-    PointM2AEModel,
-    PointMAEConfig,
-    PointMAEForClassification,
-    PointMAEForPreTraining,
-    PointMAEForSegmentation,
-    PointMAEModel,
-    PointTransformerV3Config,
-    PointTransformerV3ForClassification,
-    PointTransformerV3ForSemanticSegmentation,
-    PointTransformerV3Model,
-    ReConConfig,
-    ReConForClassification,
-    ReConForSegmentation,
-    ReConModel,
-)
+from .models import *  # noqa: F403
 from .models.auto import CONFIGURATIONS, SCENE_CONFIGURATIONS
 from .ops import farthest_point_sample, group_points, knn_indices
 from .scenes import ScenePredictor
@@ -86,9 +56,7 @@ for _config_class in SCENE_CONFIGURATIONS:
 __version__ = "0.1.0"
 
 __all__ = [
-    "AutoModelForPointCloudClassification",
-    "AutoModelForPointCloudSegmentation",
-    "AutoModelForPointCloudSemanticSegmentation",
+    *models.__all__,
     "AutoPointPeftModel",
     "DAPTConfig",
     "DAPTModel",
@@ -102,38 +70,11 @@ __all__ = [
     "PPTModel",
     "PatchPromptConfig",
     "PatchPromptModel",
-    "PointBertConfig",
-    "PointBertForClassification",
-    "PointBertForSegmentation",
-    "PointBertModel",
     "PointCloudProcessor",
-    "PointGPTConfig",
-    "PointGPTForClassification",
-    "PointGPTForPreTraining",
-    "PointGPTForSegmentation",
-    "PointGPTModel",
     "PointGSTConfig",
     "PointGSTModel",
     "PointLoRAConfig",
     "PointLoRAModel",
-    "PointM2AEConfig",
-    "PointM2AEForClassification",
-    "PointM2AEForPreTraining",
-    "PointM2AEForSegmentation",
-    "PointM2AEModel",
-    "PointMAEConfig",
-    "PointMAEForClassification",
-    "PointMAEForPreTraining",
-    "PointMAEForSegmentation",
-    "PointMAEModel",
-    "PointTransformerV3Config",
-    "PointTransformerV3ForClassification",
-    "PointTransformerV3ForSemanticSegmentation",
-    "PointTransformerV3Model",
-    "ReConConfig",
-    "ReConForClassification",
-    "ReConForSegmentation",
-    "ReConModel",
     "PointPeftConfig",
     "PointPeftModel",
     "PointPriorBank",

@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from ..io.folders import replaced_folder
 from ..io.save import save_adapter
 from ..io.weights import KEY_PREFIX
+from .auto import MODEL_CLASSES
 from .convert_checks import check_encoder, check_shapes, shapes_of
 from .convert_config import backbone_fields, read_config_file
 from .convert_keys import check_model_type
@@ -36,57 +37,10 @@ from .convert_tensors import (
     rename_tensors,
 )
 from .modeling import BackbonePreTrainedModel
-from .point_bert import PointBertForClassification, PointBertModel
-from .point_gpt import (
-    PointGPTForClassification,
-    PointGPTForPreTraining,
-    PointGPTForSegmentation,
-    PointGPTModel,
-)
-from .point_m2ae import PointM2AEForClassification, PointM2AEForPreTraining, PointM2AEModel
-from .point_mae import (
-    PointMAEForClassification,
-    PointMAEForPreTraining,
-    PointMAEForSegmentation,
-    PointMAEModel,
-)
-from .ptv3 import (
-    PointTransformerV3ForClassification,
-    PointTransformerV3ForSemanticSegmentation,
-    PointTransformerV3Model,
-)
-from .recon import ReConForClassification, ReConModel
 
 REPORT_NAME = "conversion_report.json"
 # The two folders that a file of a method becomes.
 BACKBONE, ADAPTER = "backbone", "adapter"
-
-
-class ModelClasses(NamedTuple):
-    """The classes of a model type that published files hold."""
-
-    encoder: type[BackbonePreTrainedModel]
-    classifier: type[BackbonePreTrainedModel]
-    pretraining: type[BackbonePreTrainedModel] | None = None
-    segmentation: type[BackbonePreTrainedModel] | None = None
-
-
-MODEL_CLASSES = {
-    "point_bert": ModelClasses(PointBertModel, PointBertForClassification),
-    "point_gpt": ModelClasses(
-        PointGPTModel, PointGPTForClassification, PointGPTForPreTraining, PointGPTForSegmentation
-    ),
-    "point_m2ae": ModelClasses(PointM2AEModel, PointM2AEForClassification, PointM2AEForPreTraining),
-    "point_mae": ModelClasses(
-        PointMAEModel, PointMAEForClassification, PointMAEForPreTraining, PointMAEForSegmentation
-    ),
-    "ptv3": ModelClasses(
-        PointTransformerV3Model,
-        PointTransformerV3ForClassification,
-        segmentation=PointTransformerV3ForSemanticSegmentation,
-    ),
-    "recon": ModelClasses(ReConModel, ReConForClassification),
-}
 
 
 def choose_class(
@@ -106,7 +60,7 @@ def choose_class(
 def _choose_class(
     model_type: str, converted: ConvertedTensors
 ) -> tuple[type[BackbonePreTrainedModel], dict[str, torch.Size]]:
-    encoder, classifier, pretraining, segmentation = MODEL_CLASSES[model_type]
+    _, encoder, classifier, segmentation, pretraining = MODEL_CLASSES[model_type]
     fields, tensors = converted.config_fields, converted.tensors
     heads = {"segmentation_head.": segmentation, "semantic_head.": segmentation, "classifier.": classifier}
     for prefix, model_class in heads.items():

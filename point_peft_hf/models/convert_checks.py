@@ -97,13 +97,7 @@ def shapes_of(model_class: type, fields: Mapping[str, Any]) -> dict[str, torch.S
 
 
 def check_shapes(converted: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size], name: str) -> None:
-    """Check that tensors have the shapes that a model wants.
-
-    Args:
-        converted: Tensors by name here.
-        expected: The shapes.
-        name: Name of the file, for messages.
-    """
+    """Check that tensors, by name here, have the shapes that a model expects."""
     for key, tensor in converted.items():
         if tensor.shape != expected[key]:
             raise ValueError(
@@ -142,13 +136,7 @@ def check_encoder(
 
 
 def size_of(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int = 0) -> int:
-    """The size of a tensor along an axis.
-
-    Args:
-        shapes: Shapes by research name.
-        name: Its research name.
-        axis: The axis.
-    """
+    """The size of a tensor along an axis, by research name; `KeyError` if there is no such tensor."""
     shape = shapes[name]
     if axis >= len(shape) or shape[axis] == 0:
         raise ValueError(

@@ -218,12 +218,10 @@ def convert_tensors(
 
     Args:
         tensors: Tensors by name, in the layout of a research repository or of torch-pointcloud.
-        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
-        config_fields: Fields of the configuration that no tensor tells (heads, groups, their sizes, radii), or that
-            should be other than in the published model.
+        model_type: The model type.
+        config_fields: Fields of the configuration that no tensor shows, or that differ from the published model.
         name: Name of the file or repository, for the published settings and for messages.
-        has_head: Whether there is a classification head, whatever its width is, since an adapter may read out other
-            features; default: if it fits the backbone.
+        has_head: Whether there is a classification head of any width; default: if it fits the backbone.
         arguments: Of a ptv3, the arguments of the published model, from [`read_arguments`].
         variant: Of a ptv3, one of `convert_ptv3.VARIANTS`.
     """

@@ -27,6 +27,3 @@ class PointBertConfig(SingleStageConfig):
     def _check_ranges(self) -> None:
         super()._check_ranges()
         self._check_positive("patch_embedding_size", self.patch_embedding_size)
-
-
-__all__ = ["PointBertConfig"]

@@ -85,11 +85,3 @@ class PointBertForSegmentation(SingleStageSegmentation, PointBertPreTrainedModel
         self.point_bert = PointBertModel(config)
         self._build(config)
         self.post_init()
-
-
-__all__ = [
-    "PointBertForClassification",
-    "PointBertForSegmentation",
-    "PointBertModel",
-    "PointBertPreTrainedModel",
-]

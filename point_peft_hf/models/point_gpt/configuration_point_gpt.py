@@ -94,6 +94,3 @@ class PointGPTConfig(PointTransformerConfig):
             raise ValueError(
                 f"`mask_ratio` of {type(self).__name__} must be at least 0 and below 1, got {self.mask_ratio}."
             )
-
-
-__all__ = ["PointGPTConfig"]

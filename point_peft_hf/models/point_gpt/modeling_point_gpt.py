@@ -183,11 +183,3 @@ class PointGPTForSegmentation(SingleStageSegmentation, PointGPTPreTrainedModel):
         self.point_gpt = PointGPTModel(config, reads="levels")
         self._build(config)
         self.post_init()
-
-
-__all__ = [
-    "PointGPTForClassification",
-    "PointGPTForSegmentation",
-    "PointGPTModel",
-    "PointGPTPreTrainedModel",
-]

@@ -114,6 +114,3 @@ class PointM2AEConfig(PointTransformerConfig):
                 f"`decoder_propagation_depths` of {type(self).__name__} must have {len(self.decoder_depths) - 1} "
                 f"values of at least 0, got {depths}."
             )
-
-
-__all__ = ["PointM2AEConfig"]

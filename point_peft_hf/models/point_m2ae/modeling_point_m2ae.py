@@ -335,11 +335,3 @@ class PointM2AEForSegmentation(PointSegmentationMixin, PointM2AEPreTrainedModel)
     @property
     def _levels(self) -> tuple[int, ...]:
         return tuple(range(self.config.num_stages))
-
-
-__all__ = [
-    "PointM2AEForClassification",
-    "PointM2AEForSegmentation",
-    "PointM2AEModel",
-    "PointM2AEPreTrainedModel",
-]

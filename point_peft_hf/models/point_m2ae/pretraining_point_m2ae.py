@@ -274,6 +274,3 @@ class PointM2AEForPreTraining(PointM2AEPreTrainedModel):
                 f"{mask.sum(dim=1).tolist()} of {expected[1]}."
             )
         return mask
-
-
-__all__ = ["PointM2AEForPreTraining"]

@@ -49,6 +49,3 @@ class PointMAEConfig(SingleStageConfig):
             raise ValueError(
                 f"`mask_ratio` of {type(self).__name__} must be above 0 and below 1, got {self.mask_ratio}."
             )
-
-
-__all__ = ["PointMAEConfig"]

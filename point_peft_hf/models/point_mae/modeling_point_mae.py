@@ -415,12 +415,3 @@ class PointMAEForPreTraining(PointMAEPreTrainedModel):
                 f"{counts.tolist()} of {expected[1]}."
             )
         return mask
-
-
-__all__ = [
-    "PointMAEForClassification",
-    "PointMAEForPreTraining",
-    "PointMAEForSegmentation",
-    "PointMAEModel",
-    "PointMAEPreTrainedModel",
-]

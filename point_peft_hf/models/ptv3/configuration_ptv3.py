@@ -221,6 +221,3 @@ class PointTransformerV3Config(PointConfig):
                 raise ValueError(f"`{field}` of {name} is missing, but there are `decoder_depths`.")
             self._check_list(field, len(self.depths) - 1)
         self._check_head_sizes("decoder_hidden_sizes", "decoder_num_attention_heads")
-
-
-__all__ = ["PointTransformerV3Config"]

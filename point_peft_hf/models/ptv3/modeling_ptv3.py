@@ -400,11 +400,3 @@ class PointTransformerV3ForClassification(PointTransformerV3PreTrainedModel):
         logits = self.classifier(pooled)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
         return SceneClassifierOutput(loss=loss, logits=logits, pooler_output=pooled)
-
-
-__all__ = [
-    "PointTransformerV3ForClassification",
-    "PointTransformerV3ForSemanticSegmentation",
-    "PointTransformerV3Model",
-    "PointTransformerV3PreTrainedModel",
-]

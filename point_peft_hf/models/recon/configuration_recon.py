@@ -20,6 +20,3 @@ class ReConConfig(SingleStageConfig):
     """
 
     model_type = "recon"
-
-
-__all__ = ["ReConConfig"]

@@ -197,11 +197,3 @@ class ReConForSegmentation(SingleStageSegmentation, ReConPreTrainedModel):
         self.recon = ReConModel(config)
         self._build(config)
         self.post_init()
-
-
-__all__ = [
-    "ReConForClassification",
-    "ReConForSegmentation",
-    "ReConModel",
-    "ReConPreTrainedModel",
-]
