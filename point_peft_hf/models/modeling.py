@@ -250,6 +250,38 @@ class PointClassificationMixin:
         return ()
 
 
+class MaskedAutoencoderMixin:
+    """What masked autoencoders share: a `mask_token`, and which groups are masked."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MaskedAutoencoderMixin):
+            init.trunc_normal_(module.mask_token, std=self.config.initializer_range)
+
+    def _random_mask(self, centers: torch.Tensor) -> torch.Tensor:
+        """Mask groups with centres of shape `(batch_size, num_groups, 3)`; at least one of each cloud, and not all."""
+        batch_size, num_groups, _ = centers.shape
+        num_masked = min(max(int(self.config.mask_ratio * num_groups), 1), num_groups - 1)
+        noise = torch.rand(batch_size, num_groups, device=centers.device)
+        return torch.zeros_like(noise, dtype=torch.bool).scatter(1, noise.argsort(dim=1)[:, :num_masked], True)
+
+    @staticmethod
+    def _check_mask(mask: torch.Tensor, centers: torch.Tensor, count: str = "num_groups") -> torch.Tensor:
+        expected = tuple(centers.shape[:2])
+        if tuple(mask.shape) != expected or mask.dtype != torch.bool:
+            raise ValueError(
+                f"`mask` must be a bool tensor of shape (batch_size, {count}) = {expected}, got {mask.dtype} of shape "
+                f"{tuple(mask.shape)}."
+            )
+        if mask.all(dim=1).any() or not mask.any(dim=1).all():
+            raise ValueError(
+                "`mask` must mask at least one group of each cloud and not all, got "
+                f"{mask.sum(dim=1).tolist()} of {expected[1]}."
+            )
+        return mask
+
+
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: PointConfig) -> torch.Tensor:
     """Cross-entropy with the label smoothing of the configuration.
 

@@ -52,6 +52,9 @@ class PointTunerConfig(PeftConfig):
     backbone: dict[str, Any] | None = field(default=None, metadata={"help": "The backbone it was made for."})
     checksums: dict[str, str] | None = field(default=None, metadata={"help": "Written when an adapter is saved."})
 
+    # For the model card of an adapter: what it adds, with the source, and the fields that a reader wants to know.
+    card_text: ClassVar[str] = ""
+    card_fields: ClassVar[tuple[str, ...]] = ()
     _peft_type_name: ClassVar[str] = ""
     # Where the configuration was loaded from, until the weights are loaded as well.
     _files: ClassVar[AdapterFiles | None] = None
@@ -86,7 +89,7 @@ class PointTunerConfig(PeftConfig):
 
     @classmethod
     def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """Tell what an adapter adds, for its model card.
+        """What an adapter adds, for its model card; default: `card_text` and `card_fields`.
 
         Args:
             fields: Fields of its saved configuration, maybe of a version that had fewer.
@@ -94,7 +97,7 @@ class PointTunerConfig(PeftConfig):
         Returns:
             A phrase with the source, and the names of the fields that a reader wants to know.
         """
-        return cls._peft_type_name, ()
+        return cls.card_text or cls._peft_type_name, cls.card_fields
 
     @property
     def comes_with_weights(self) -> bool:

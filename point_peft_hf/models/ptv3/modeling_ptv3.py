@@ -304,13 +304,7 @@ class PointTransformerV3ForSemanticSegmentation(PointTransformerV3PreTrainedMode
     ) -> SceneSegmentationOutput | tuple:
         """Segment clouds.
 
-        Args:
-            coordinates: As for the encoder.
-            grid_coordinates: As for the encoder.
-            features: As for the encoder.
-            batch_index: As for the encoder.
-            labels: Class of each voxel, of shape `(N,)`; -100 for none.
-            **kwargs: As for the encoder.
+        The arguments are those of the encoder, and `labels`: the class of each voxel, of shape `(N,)`; -100 for none.
 
         Returns:
             Logits of shape `(N, num_labels)`, and the loss over the labelled voxels if `labels` are given.
@@ -325,12 +319,7 @@ class PointTransformerV3ForSemanticSegmentation(PointTransformerV3PreTrainedMode
         return SceneSegmentationOutput(loss=loss, logits=logits, last_hidden_state=levels[-1])
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy over the labelled voxels, a scalar; 0 if there is none.
-
-        Args:
-            logits: Of shape `(N, num_labels)`.
-            labels: Of shape `(N,)`, -100 for none.
-        """
+        """Cross-entropy over the labelled voxels, a scalar; 0 if there is none. Arguments as for [`check_labels`]."""
         labels = check_labels(labels, logits, self.config)
         config = self.config
         weights = None if config.class_weights is None else logits.new_tensor(config.class_weights).float()
@@ -380,13 +369,7 @@ class PointTransformerV3ForClassification(PointTransformerV3PreTrainedModel):
     ) -> SceneClassifierOutput | tuple:
         """Classify clouds.
 
-        Args:
-            coordinates: As for the encoder.
-            grid_coordinates: As for the encoder.
-            features: As for the encoder.
-            batch_index: As for the encoder.
-            labels: Class of each cloud, of shape `(batch_size,)`.
-            **kwargs: As for the encoder.
+        The arguments are those of the encoder, and `labels`: the class of each cloud, of shape `(batch_size,)`.
 
         Returns:
             Logits of shape `(batch_size, num_labels)`, and the loss if `labels` are given.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +51,9 @@ class DAPTConfig(PointTunerConfig):
     patch_pooling: str | None = field(default="max", metadata={"help": "Patches in the head: max, mean or None."})
     position: str = field(default="every", metadata={"help": "Positions in front of 'every' block, or 'once'."})
 
+    card_text = "DAPT (arXiv 2403.01439): adapters with a scale for each token, and prompts made of what they add"
+    card_fields = ("bottleneck_size", "prompt_pooling", "patch_pooling", "position")
+
     def __post_init__(self):
         super().__post_init__()
         self._check_at_least("bottleneck_size", self.bottleneck_size, 1)
@@ -69,9 +71,3 @@ class DAPTConfig(PointTunerConfig):
             **fields: Fields that are to have other values.
         """
         return cls(**{"bottleneck_size": 72, "dropout": 0.0, "prompt_pooling": None, **fields})
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "DAPT (arXiv 2403.01439): adapters with a scale for each token, and prompts made of what they add"
-        return text, ("bottleneck_size", "prompt_pooling", "patch_pooling", "position")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +74,9 @@ class GAPromptConfig(PointTunerConfig):
     shape_dropout: float = field(default=0.25, metadata={"help": "Dropout in front of the shape vector."})
     local_drop_path: float = field(default=0.1, metadata={"help": "Stochastic depth of the local groups."})
 
+    card_text = "GAPrompt (arXiv 2505.04119): moved and added points, prompts with the shape of the cloud"
+    card_fields = ("num_points", "num_prompt_tokens", "bottleneck_size")
+
     def __post_init__(self):
         super().__post_init__()
         counts = ("num_points", "num_point_neighbors", "num_center_neighbors", "num_prompt_tokens")
@@ -96,12 +98,6 @@ class GAPromptConfig(PointTunerConfig):
             **fields: Fields that are to be other than published.
         """
         return cls(**{"shift_scale": 0.05, **fields})
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "GAPrompt (arXiv 2505.04119): moved and added points, prompts with the shape of the cloud"
-        return text, ("num_points", "num_prompt_tokens", "bottleneck_size")
 
     def has_prompts(self, block: int) -> bool:
         """Whether prompts join a block, given by its number, and its bottleneck knows the shape."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..config import PointTunerConfig
 
@@ -56,12 +54,9 @@ class GeometryAdapterConfig(GeometryOptions, PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
+    card_text = "Geometry-aware Adapter (Point-PEFT, arXiv 2310.03059): attention inside local groups of tokens"
+    card_fields = ("bottleneck_size",)
+
     def __post_init__(self):
         super().__post_init__()
         self._check_geometry()
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "Geometry-aware Adapter (Point-PEFT, arXiv 2310.03059): attention inside local groups of tokens"
-        return text, ("bottleneck_size",)

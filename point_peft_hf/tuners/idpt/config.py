@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +53,9 @@ class IDPTConfig(PointTunerConfig):
     prompt_token: bool = field(default=True, metadata={"help": "Whether the head reads the prompt."})
     patch_pooling: str | None = field(default="max", metadata={"help": "Patches in the head: max, mean or None."})
 
+    card_text = "IDPT (arXiv 2304.07221): a prompt that is generated from the tokens of each cloud"
+    card_fields = ("prompt_layers", "generator", "num_neighbors")
+
     def __post_init__(self):
         super().__post_init__()
         self._check_choice("generator", ("graph", "light"))
@@ -89,9 +91,3 @@ class IDPTConfig(PointTunerConfig):
             "patch_pooling": None,
         }
         return cls(**{**published, **fields})
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "IDPT (arXiv 2304.07221): a prompt that is generated from the tokens of each cloud"
-        return text, ("prompt_layers", "generator", "num_neighbors")

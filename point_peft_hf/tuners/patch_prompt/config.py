@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..config import PointTunerConfig
 
@@ -26,12 +24,9 @@ class PatchPromptConfig(PointTunerConfig):
 
     num_prompt_tokens: int = field(default=8, metadata={"help": "Prompts of a block."})
 
+    card_text = "Patch prompts: learned keys and values for all patches, gated (arXiv 2303.16199)"
+    card_fields = ("num_prompt_tokens",)
+
     def __post_init__(self):
         super().__post_init__()
         self._check_at_least("num_prompt_tokens", self.num_prompt_tokens, 1)
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "Patch prompts: learned keys and values for all patches, gated (arXiv 2303.16199)"
-        return text, ("num_prompt_tokens",)

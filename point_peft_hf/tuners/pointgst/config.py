@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..config import PointTunerConfig
 
@@ -45,6 +43,9 @@ class PointGSTConfig(PointTunerConfig):
     basis: str = field(default="cloud", metadata={"help": "'cloud', or 'published': depends on the batch."})
     global_stages: list[int] | None = field(default=None, metadata={"help": "Stages with a graph of the cloud."})
 
+    card_text = "PointGST (arXiv 2410.08114): filters in the eigenvectors of graphs of the tokens"
+    card_fields = ("bottleneck_size", "local_size", "transpose", "basis")
+
     def __post_init__(self):
         super().__post_init__()
         self._check_at_least("bottleneck_size", self.bottleneck_size, 1)
@@ -52,9 +53,3 @@ class PointGSTConfig(PointTunerConfig):
         self._check_choice("basis", ("cloud", "published"))
         for stage in self.global_stages or ():
             self._check_at_least("global_stages", stage, 0)
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "PointGST (arXiv 2410.08114): filters in the eigenvectors of graphs of the tokens"
-        return text, ("bottleneck_size", "local_size", "transpose", "basis")

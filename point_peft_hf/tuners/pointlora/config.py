@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..config import PointTunerConfig
 
@@ -51,6 +49,11 @@ class PointLoRAConfig(PointTunerConfig):
     train_scores_by_task: bool = field(default=True, metadata={"help": "Scores get a gradient of the task."})
     confident_scores: bool = field(default=True, metadata={"help": "The loss drives scores away from 0.5."})
 
+    card_text = (
+        "PointLoRA (arXiv 2504.16023): low-rank updates of the attention, and tokens selected at several scales"
+    )
+    card_fields = ("r", "scales", "bottleneck_size")
+
     def __post_init__(self):
         super().__post_init__()
         self._check_at_least("r", self.r, 1)
@@ -68,9 +71,3 @@ class PointLoRAConfig(PointTunerConfig):
                 )
         for weight in self.mask_loss_weights:
             self._check_at_least("mask_loss_weights", weight, 0)
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "PointLoRA (arXiv 2504.16023): low-rank updates of the attention, and tokens selected at several scales"
-        return text, ("r", "scales", "bottleneck_size")

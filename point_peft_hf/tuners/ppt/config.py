@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +48,9 @@ class PPTConfig(PointTunerConfig):
     head_activation: str = field(default="gelu", metadata={"help": "Activation in the head: 'gelu' or 'relu'."})
     shifted_rows: bool = field(default=False, metadata={"help": "Rows as in the published part segmentation."})
 
+    card_text = "PPT (arXiv 2408.11567): a second set of tokens as prompts, and networks that all blocks share"
+    card_fields = ("num_prompt_groups", "prompt_group_size", "bottleneck_size")
+
     def __post_init__(self):
         super().__post_init__()
         for name in ("num_prompt_groups", "prompt_group_size"):
@@ -65,9 +67,3 @@ class PPTConfig(PointTunerConfig):
             **fields: Fields that are to have other values.
         """
         return cls(**{"bottleneck_size": 128, **fields})
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "PPT (arXiv 2408.11567): a second set of tokens as prompts, and networks that all blocks share"
-        return text, ("num_prompt_groups", "prompt_group_size", "bottleneck_size")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ...slots import Stage
 from ..config import PointTunerConfig
@@ -64,6 +63,9 @@ class STAGConfig(PointTunerConfig):
     accumulation_sharing: int | None = field(default=None, metadata={"help": "Blocks that share a projection."})
     graph_sharing: int | None = field(default=None, metadata={"help": "Blocks that share a graph convolution."})
 
+    card_text = "STAG (arXiv 2502.14142): a side network on the graph of the tokens"
+    card_fields = ("variant", "rank", "num_neighbors")
+
     def __post_init__(self):
         super().__post_init__()
         self._check_choice("variant", tuple(_VARIANTS))
@@ -77,12 +79,6 @@ class STAGConfig(PointTunerConfig):
                 if not getattr(self, name):
                     raise ValueError(f"`{name}` must name at least one block, got {getattr(self, name)!r}.")
                 setattr(self, name, sorted(set(getattr(self, name))))
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "STAG (arXiv 2502.14142): a side network on the graph of the tokens"
-        return text, ("variant", "rank", "num_neighbors")
 
     def plan(self, stage: Stage) -> Plan:
         """Which blocks of a stage do what.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..config import PointTunerConfig
 
@@ -31,14 +29,11 @@ class VoxelAdapterConfig(PointTunerConfig):
     scale: float = field(default=1.0, metadata={"help": "Factor of what the bottleneck adds."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout inside the bottlenecks."})
 
+    card_text = "Voxel adapter: a bottleneck with a local convolution beside each feed-forward network"
+    card_fields = ("bottleneck_size", "use_neighbors")
+
     def __post_init__(self):
         super().__post_init__()
         self._check_at_least("bottleneck_size", self.bottleneck_size, 1)
         self._check_above_zero("scale")
         self._check_rates("dropout")
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "Voxel adapter: a bottleneck with a local convolution beside each feed-forward network"
-        return text, ("bottleneck_size", "use_neighbors")
