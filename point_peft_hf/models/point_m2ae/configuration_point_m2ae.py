@@ -6,8 +6,6 @@ from huggingface_hub.dataclasses import strict
 
 from ..configuration import PointTransformerConfig
 
-POOLINGS = ("sum", "concat")
-
 
 @strict
 class PointM2AEConfig(PointTransformerConfig):
@@ -49,6 +47,9 @@ class PointM2AEConfig(PointTransformerConfig):
     decoder_propagation_depths: list[int] | tuple[int, ...] = (1,)
     mask_ratio: float = 0.8
 
+    _shares = ("mask_ratio",)
+    _choices = {"pooling": ("sum", "concat")}
+
     @property
     def hidden_size(self) -> int:
         """Width of the tokens of the last stage."""
@@ -78,15 +79,6 @@ class PointM2AEConfig(PointTransformerConfig):
             raise ValueError(
                 f"`attention_radii` of {type(self).__name__} must have {self.num_stages} values of at least 0, got "
                 f"{radii}."
-            )
-        if self.pooling not in POOLINGS:
-            raise ValueError(
-                f"`pooling` of {type(self).__name__} must be one of {', '.join(map(repr, POOLINGS))}, got "
-                f"{self.pooling!r}."
-            )
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(
-                f"`mask_ratio` of {type(self).__name__} must be above 0 and below 1, got {self.mask_ratio}."
             )
         self._check_decoder()
 

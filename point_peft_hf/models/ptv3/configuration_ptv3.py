@@ -7,12 +7,6 @@ from huggingface_hub.dataclasses import strict
 from ...ops import CURVES
 from ..configuration import PointConfig
 
-_CHOICES = {
-    "stem": ("linear", "sparse"),
-    "pooling": ("grid", "code"),
-    "norm": ("layer", "batch"),
-    "read_out": (None, "upcast", "decoder"),
-}
 _STAGE_LISTS = ("depths", "hidden_sizes", "num_attention_heads", "patch_sizes")
 _DECODER_LISTS = ("decoder_hidden_sizes", "decoder_num_attention_heads", "decoder_patch_sizes")
 # The published decoders: blocks of a stage, and heads of their narrowest one.
@@ -105,6 +99,13 @@ class PointTransformerV3Config(PointConfig):
     label_values: list[int] | tuple[int, ...] | None = None
 
     _rates = (*PointConfig._rates, "hidden_dropout")
+    _positive = (*PointConfig._positive, "in_channels", "grid_size")
+    _choices = {
+        "stem": ("linear", "sparse"),
+        "pooling": ("grid", "code"),
+        "norm": ("layer", "batch"),
+        "read_out": (None, "upcast", "decoder"),
+    }
 
     def __post_init__(self, **kwargs):
         self._fill_in()
@@ -157,12 +158,6 @@ class PointTransformerV3Config(PointConfig):
     def _check_ranges(self) -> None:
         super()._check_ranges()
         name = type(self).__name__
-        for field, choices in _CHOICES.items():
-            value = getattr(self, field)
-            if value not in choices:
-                raise ValueError(f"`{field}` of {name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
-        self._check_positive("in_channels", self.in_channels)
-        self._check_positive("grid_size", self.grid_size)
         self._check_list("depths")
         for field in _STAGE_LISTS:
             self._check_list(field, len(self.depths))
