@@ -39,7 +39,6 @@ import torch
 from torch import nn
 
 from .tokens import Cloud, Tokens
-from .voxels import VoxelStage
 
 
 @dataclass(frozen=True)
@@ -155,6 +154,10 @@ class AdapterSlot(nn.Module):
         """Numbers of the blocks that the slot serves."""
         return self.stage.layers
 
+    def forward(self, value: Any, *inputs: Any) -> Any:
+        """Return the first argument unchanged."""
+        return value
+
     def extra_repr(self) -> str:
         """Describe the slot where the model is printed."""
         return f"hidden_size={self.hidden_size}"
@@ -171,20 +174,12 @@ class PointSlot(AdapterSlot):
         """Numbers of the blocks that the slot serves: all."""
         return range(self.stage.total_layers)
 
-    def forward(self, cloud: Cloud, backbone: Backbone) -> Cloud:
-        """Return the clouds unchanged."""
-        return cloud
-
 
 class TokenSlot(AdapterSlot):
     """Before the blocks of a stage: `forward(tokens, backbone) -> tokens`.
 
     `backbone` gives a layer further tokens, position embeddings, and the tokens of the pre-trained encoder.
     """
-
-    def forward(self, tokens: Tokens, backbone: Backbone) -> Tokens:
-        """Return the tokens unchanged."""
-        return tokens
 
 
 class BlockSlot(AdapterSlot):
@@ -214,10 +209,6 @@ class BlockSlot(AdapterSlot):
 
 class EntrySlot(BlockSlot):
     """At the start of a block, before positions are added: `forward(tokens) -> tokens`."""
-
-    def forward(self, tokens: Tokens) -> Tokens:
-        """Return the tokens unchanged."""
-        return tokens
 
 
 class LayerSlot(AdapterSlot):
@@ -258,10 +249,6 @@ class LayerSlot(AdapterSlot):
         """Describe the slot where the model is printed."""
         return f"hidden_size={self.hidden_size}, layer={self.layer}"
 
-    def forward(self, output: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the output unchanged."""
-        return output
-
 
 class BranchSlot(BlockSlot):
     """After a branch of a block, before its residual connection.
@@ -285,10 +272,6 @@ class BranchSlot(BlockSlot):
 class OutputSlot(BlockSlot):
     """At the end of a block, before tokens that live for one block leave: `forward(tokens) -> tokens`."""
 
-    def forward(self, tokens: Tokens) -> Tokens:
-        """Return the tokens unchanged."""
-        return tokens
-
 
 class VoxelSlot(BlockSlot):
     """A slot in a block of a scene encoder, which works on packed rows of voxels."""
@@ -304,10 +287,6 @@ class PatchAttentionSlot(VoxelSlot):
         super().__init__(stage, layer_index)
         self.num_heads = num_heads
 
-    def forward(self, output: torch.Tensor, query: torch.Tensor, voxels: VoxelStage) -> torch.Tensor:
-        """Return the output unchanged."""
-        return output
-
 
 class VoxelFFNSlot(VoxelSlot):
     """After the feed-forward network, inside of stochastic depth: `forward(output, inputs, voxels) -> output`.
@@ -315,13 +294,13 @@ class VoxelFFNSlot(VoxelSlot):
     `output` is what the network made of `inputs` (after the norm), both of shape `(N, hidden_size)`.
     """
 
-    def forward(self, output: torch.Tensor, inputs: torch.Tensor, voxels: VoxelStage) -> torch.Tensor:
-        """Return the output unchanged."""
-        return output
-
 
 class ReadoutSlot(AdapterSlot):
     """Between pooling and head: `forward(pooled, tokens, levels) -> pooled`.
+
+    `pooled` is of shape `(batch_size, pooled_size)`, `tokens` are those that left the last block, before the final
+    norm, and `levels` the same after it; for a part segmentation they are the tokens of each depth that its head
+    reads, after the final norm.
 
     A layer may return features of another width, if its tuner says so (`readout_size`): the adapter's own head is
     built for it.
@@ -345,14 +324,3 @@ class ReadoutSlot(AdapterSlot):
     def layers(self) -> range:
         """Numbers of the blocks that the slot serves: all."""
         return range(self.stage.total_layers)
-
-    def forward(self, pooled: torch.Tensor, tokens: Tokens, levels: tuple[Tokens, ...]) -> torch.Tensor:
-        """Return the pooled features unchanged.
-
-        Args:
-            pooled: Of shape `(batch_size, pooled_size)`.
-            tokens: The tokens that left the last block, before the final norm.
-            levels: The same after the final norm; for a part segmentation the tokens of each depth that its head
-                reads, after the final norm.
-        """
-        return pooled

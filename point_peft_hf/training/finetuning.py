@@ -39,8 +39,7 @@ from .methods import (
     prepare_method,
     uses_bank,
 )
-from .record import data_fingerprint, describe_environment
-from .resources import PeakMemory, folder_bytes
+from .record import PeakMemory, data_fingerprint, describe_environment, folder_bytes
 from .run_folder import RunFolder
 from .tasks import Task, load_task_of
 from .trainer import PointCloudTrainer

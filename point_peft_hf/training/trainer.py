@@ -25,7 +25,7 @@ from .batches import evaluation_loader, training_loader
 from .checkpoints import keep_best, load_model, save_failure, save_model, seal_checkpoint, what_is_safe
 from .interruption import TrainingDiverged, TrainingStopped
 from .precomputed import PrecomputedValues
-from .resources import count_parameters
+from .record import count_parameters
 from .tasks import Task
 
 

@@ -10,31 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-
-from .config import PointTunerConfig
-
-
-class PublishedAdapter(NamedTuple):
-    """What a published file of a method on a point transformer consists of.
-
-    Attributes:
-        config: Configuration of the adapter. Its `modules_to_save` names what of `base` belongs into the adapter's
-            file: head, class token and the like.
-        weights: The tensors of its own layers, by their names in the adapter's file.
-        base: What is left of the file, by the published names of the plain backbone.
-        switches: In words, the fields that were set other than by default to compute what the published code does.
-        unused: By name in the file, why a tensor has no say in what the model computes.
-    """
-
-    config: PointTunerConfig
-    weights: Mapping[str, torch.Tensor]
-    base: Mapping[str, torch.Tensor]
-    switches: tuple[str, ...] = ()
-    unused: Mapping[str, str] = MappingProxyType({})
 
 
 def read_size(settings: Mapping[str, Any], name: str, found: Any) -> Any:
@@ -48,11 +26,7 @@ def read_size(settings: Mapping[str, Any], name: str, found: Any) -> Any:
 
 
 def module_names(base: Mapping[str, torch.Tensor]) -> list[str]:
-    """What an adapter of a published file brings of the modules of a backbone: the head, and a class token.
-
-    Args:
-        base: What is left of the file without the method's own tensors, by published name.
-    """
+    """What an adapter of a published file brings of the modules of a backbone: the head, and a class token."""
     return ["classifier", *(["class_token"] if "cls_token" in base else [])]
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ..published import PublishedAdapter, head_parts, module_names, option, read_size, size_in, split_published
+from ...models.convert_method import PublishedAdapter
+from ..published import head_parts, module_names, option, read_size, size_in, split_published
 from .config import DAPTConfig
 
 _KINDS = {"gamma": "scale", "beta": "shift"}
@@ -43,10 +44,7 @@ def read_published(
 ) -> PublishedAdapter:
     """Read the adapter out of a published file.
 
-    Args:
-        tensors: Tensors by their names in the file.
-        settings: Options by their published names: `rank`, `class_token`, `prompt_token`, `patch_token`, `dropout`.
-        model_type: The model type of the backbone.
+    The options in `settings`: `rank`, `class_token`, `prompt_token`, `patch_token`, `dropout`.
     """
     weights, base = split_published(tensors, _RULES, model_type)
     rank = size_in(weights, "dynamic_adapter.down_weight", "DAPT", "blocks.blocks.0.Adapter_MLP.down_proj.weight")

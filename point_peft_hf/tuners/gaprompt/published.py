@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..published import PublishedAdapter, Rules, module_names, read_size, split_published
+from ...models.convert_method import PublishedAdapter
+from ..published import Rules, module_names, read_size, split_published
 from .config import GAPromptConfig
 
 # By the names in a published file, parts here and their tensors.
@@ -41,11 +42,8 @@ def read_published(
 ) -> PublishedAdapter:
     """Read the adapter out of a published file.
 
-    Args:
-        tensors: Tensors by their names in the file.
-        settings: Options by their published names: `propagation_type`, `factor`, `perturbation`, `prompt_depth`,
-            `point_number`, `num_tokens`, `adapter_dim`, `scaler`, `neighbors_fp1_fp2_propagate`.
-        model_type: The model type of the backbone.
+    The options in `settings`: `propagation_type`, `factor`, `perturbation`, `prompt_depth`, `point_number`,
+    `num_tokens`, `adapter_dim`, `scaler`, `neighbors_fp1_fp2_propagate`.
     """
     rule, place = _read_rule(settings)
     depth = settings.get("prompt_depth", GAPromptConfig.prompt_depth)

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..published import PublishedAdapter, head_parts, module_names, option, split_published
+from ...models.convert_method import PublishedAdapter
+from ..published import head_parts, module_names, option, split_published
 from .config import IDPTConfig
 
 _PARTS = {"1": "edge1", "2": "edge2", "3": "edge3", "5": "fusion"}
@@ -27,7 +28,10 @@ _STATE = "weight|bias|running_mean|running_var|num_batches_tracked"
 def read_published(
     tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], model_type: str
 ) -> PublishedAdapter:
-    """Read the adapter out of a published file, of classification or of part segmentation."""
+    """Read the adapter out of a published file, of classification or of part segmentation.
+
+    The options in `settings`: `prompt_layer`, `cls_type`, `knn`.
+    """
     blocks = {int(match[1]) for name in tensors if (match := re.match(r"blocks\.dgcnn_cls(\d+)\.", name))}
     if blocks:
         return _read_part_segmentation(tensors, sorted(blocks), model_type)

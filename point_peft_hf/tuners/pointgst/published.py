@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ..published import PublishedAdapter, module_names, read_size, split_published
+from ...models.convert_method import PublishedAdapter
+from ..published import module_names, read_size, split_published
 from .config import PointGSTConfig
 
 # By the names in a published file, those of the adapter's own part.
@@ -28,7 +29,10 @@ _RULES = {
 def read_published(
     tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], model_type: str
 ) -> PublishedAdapter:
-    """Read the adapter out of a published file."""
+    """Read the adapter out of a published file.
+
+    The options in `settings`: `rank`, `local`.
+    """
     weights, base = split_published(tensors, _RULES, model_type)
     ranks = {len(tensor) for name, tensor in weights.items() if name.endswith("down_bias")}
     if len(ranks) != 1:

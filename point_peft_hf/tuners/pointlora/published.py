@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..published import PublishedAdapter, module_names, read_size, size_in, split_published
+from ...models.convert_method import PublishedAdapter
+from ..published import module_names, read_size, size_in, split_published
 from .config import PointLoRAConfig
 
 # By the names in a published file, those of the parts that all blocks share.
@@ -47,11 +48,7 @@ def read_published(
 ) -> PublishedAdapter:
     """Read the adapter out of a published file.
 
-    Args:
-        tensors: Tensors by their names in the file.
-        settings: Options by their published names: `rank`, `mlp_hidden`, `scales`, `mask_loss_weight`,
-            `second_scale_weight`.
-        model_type: The model type of the backbone.
+    The options in `settings`: `rank`, `mlp_hidden`, `scales`, `mask_loss_weight`, `second_scale_weight`.
     """
     factors = {name: tensor for name, tensor in tensors.items() if _FACTOR.fullmatch(name)}
     for name, tensor in factors.items():

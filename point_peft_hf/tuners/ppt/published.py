@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ..published import PublishedAdapter, head_parts, module_names, read_size, size_in, split_published
+from ...models.convert_method import PublishedAdapter
+from ..published import head_parts, module_names, read_size, size_in, split_published
 from .config import PPTConfig
 
 _NETWORKS = {"prompt_mlp": "patch", "prompt_pos_mlp": "prompt", "prompt_all_mlp": "token"}
@@ -32,10 +33,7 @@ def read_published(
 ) -> PublishedAdapter:
     """Read the adapter out of a published file, of classification or of part segmentation.
 
-    Args:
-        tensors: Tensors by their names in the file.
-        settings: Options by their published names: `prompt_num_group`, `prompt_group_size`, `mlp_hidden`.
-        model_type: The model type of the backbone.
+    The options in `settings`: `prompt_num_group`, `prompt_group_size`, `mlp_hidden`.
     """
     weights, base = split_published(tensors, _RULES, model_type)
     width = size_in(weights, "ppt_patch_network.down_weight", "PPT", "blocks.prompt_mlp.0.weight")

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from ...models.convert_method import PublishedAdapter
 from ...slots import Stage
-from ..published import PublishedAdapter, module_names, read_size
+from ..published import module_names, read_size
 from .config import STAGConfig
 
 # By the name in a published file, the linear layer of the side network.
@@ -31,11 +32,8 @@ def read_published(
 ) -> PublishedAdapter:
     """Read the adapter out of a published file.
 
-    Args:
-        tensors: Tensors by their names in the file.
-        settings: Options by their published names: `rank`, `graph_k`, `token_accumulation_blocks`,
-            `graph_convolution_blocks`, `share_accumulation`, `share_graph`.
-        model_type: The model type of the backbone.
+    The options in `settings`: `rank`, `graph_k`, `token_accumulation_blocks`, `graph_convolution_blocks`,
+    `share_accumulation`, `share_graph`.
     """
     own: dict[tuple[str, str], dict[int, torch.Tensor]] = {}
     names: dict[tuple[str, int], list[str]] = {}
