@@ -1,7 +1,7 @@
 """Attaching adapters to a backbone and taking them off again: what the tuners and the models' own methods share.
 
 Two rules hold for every way to attach an adapter: if it fails, the model is as it was before, and what the backbone's
-checkpoint did not bring (a head, a class token) must be in the adapter's file, or somebody hears of it.
+checkpoint did not bring (a head, a class token) must be in the adapter's file, or there is a warning.
 """
 
 from __future__ import annotations
@@ -325,7 +325,7 @@ class RandomPartsGuard:
     """Part of a model: it remembers what its checkpoint did not bring, and sees to it that adapters do not lose it.
 
     The tuners of this package ask before they attach. PEFT's own have no room for that, so the model watches itself
-    for them: PEFT tells it of an adapter by setting `peft_config`, and loads weights with `load_state_dict`.
+    for them: PEFT announces an adapter by setting `peft_config`, and loads weights with `load_state_dict`.
     """
 
     _not_in_checkpoint: frozenset[str] = frozenset()

@@ -312,7 +312,7 @@ def _check_block(block: nn.Module, name: str) -> None:
     missing = [part for part in _NAMES if not isinstance(getattr(block, part, None), nn.Module)]
     if missing:
         raise ValueError(
-            f"{name}, a {type(block).__name__}, has no {', '.join(missing)}: it is no block in the style of timm. "
+            f"{name}, a {type(block).__name__}, has no {', '.join(missing)}: it is not a block in the style of timm. "
             "Pass `block_class`, a class with the slots of SlottedBlock and the forward pass of your block."
         )
 

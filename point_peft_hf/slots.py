@@ -20,9 +20,10 @@ One value moves, [`~point_peft_hf.tokens.Tokens`], and slots map it. A forward p
     hidden = layernorm_slot(layernorm(tokens.features), tokens.features)
     pooled = readout_slot(pool(hidden), tokens, (tokens.with_features(hidden),))
 
-Encoders of scenes work on packed rows, one a voxel, of clouds of any size: there is no sequence to insert tokens into,
-and what a block knows of its voxels is a [`~point_peft_hf.voxels.VoxelStage`]. Beside the slots after norms and linear
-layers they have two kinds of slots of their own, which map plain rows; adapters of objects do not attach to them:
+Encoders of scenes work on packed rows, one a voxel, of clouds of any size: no sequence exists to insert tokens into,
+and what a block knows of its voxels is a [`~point_peft_hf.voxels.VoxelStage`]. Besides the slots after norms and
+linear layers they have two kinds of slots of their own, which map plain rows; adapters of objects do not attach to
+them:
 
     output = attention_slot(attention(query, key, value), query, voxels)
     hidden = hidden + drop_path(out_proj_slot(out_proj(output), output))

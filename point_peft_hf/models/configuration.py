@@ -122,7 +122,7 @@ class PointTransformerConfig(PointConfig):
             them, as the published heads do.
         segmentation_propagation_sizes: Widths of the layers of the segmentation head on the features that have been
             propagated to the points; published: (1536, 1024).
-        segmentation_hidden_sizes: Widths of its layers behind these, which see the whole cloud as well; published:
+        segmentation_hidden_sizes: Widths of its layers after these, which see the whole cloud as well; published:
             (512, 256).
         segmentation_dropout: Dropout in the segmentation head.
         skip_near_origin: Sample centres by the rule of the published CUDA operator, which never selects points within

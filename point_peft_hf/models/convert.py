@@ -99,7 +99,7 @@ def convert_checkpoint(
             folder with `model.safetensors`.
         output_dir: Folder to write `config.json`, `model.safetensors` and `conversion_report.json` into.
         model_type: "point_bert", "point_gpt", "point_mae", "point_m2ae", "ptv3" or "recon".
-        config: Fields of the configuration that no tensor tells, if they are not the published ones: a dictionary or a
+        config: Fields of the configuration that no tensor shows, if they are not the published ones: a dictionary or a
             JSON file. Widths, depth and classes are read from the tensors. With a method, its options as well, all in
             one flat object, under their published names.
         method: The fine-tuning method that the file is of, by the name of its PEFT type ("stag", ...). Then two

@@ -67,7 +67,7 @@ def check_values(tensors: Mapping[str, torch.Tensor], sources: Mapping[str, tupl
 
 def _problem_of(target: str, tensor: torch.Tensor) -> str:
     if tensor.layout != torch.strided or tensor.is_quantized:
-        return f"is no dense tensor (it is of {tensor.layout if not tensor.is_quantized else tensor.dtype})"
+        return f"is not a dense tensor (it is of {tensor.layout if not tensor.is_quantized else tensor.dtype})"
     if target.endswith(_COUNTER) and tensor.dtype in _COUNTS:
         return ""
     if tensor.dtype not in _FLOATS:
@@ -112,7 +112,7 @@ def check_encoder(
 ) -> None:
     """Check that a file has the whole encoder of a class, the rest of the class, and nothing more in the encoder.
 
-    A class token may be missing where it is no part of the pre-training, but not with a head that was trained with it.
+    A class token may be missing where pre-training does not have one, but not with a head that was trained with it.
     """
     converted, expected, name = set(converted), set(expected), name or "The checkpoint"
     base = f"{encoder_class.base_model_prefix}."

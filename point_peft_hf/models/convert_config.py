@@ -220,7 +220,7 @@ def read_options(path: str | Path, what: str) -> dict[str, Any]:
     try:
         options = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"The configuration {str(path)!r} is no JSON file: {error}.") from None
+        raise ValueError(f"The configuration {str(path)!r} is not a JSON file: {error}.") from None
     if not isinstance(options, dict):
         raise ValueError(
             f"The configuration {str(path)!r} must be a JSON object with {what}, got {type(options).__name__}."

@@ -162,7 +162,7 @@ def complete_report(
     report.ignored = [*(in_file[new] for new in report.ignored), *report.unused]
     known = {*report.loaded, *report.ignored}
     report.adapter = [key for key in tensors if key not in known]
-    sampling = "skip_near_origin=True in the backbone: points close to the origin are no centres of groups"
+    sampling = "skip_near_origin=True in the backbone: points close to the origin are never centres of groups"
     report.switches = [*adapter.switches, *([] if "skip_near_origin" in settings else [sampling])]
     report.not_asked_for = settings.not_asked_for()
 

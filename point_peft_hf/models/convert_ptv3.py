@@ -61,7 +61,7 @@ _ARGUMENTS = {
     "enable_rpe": "relative_positions",
     "rope_base": "rope_base",
 }
-# Fields that a file may not tell, which `from_pretrained` then takes.
+# Fields that a file may leave open, which `from_pretrained` then takes.
 UNTOLD = (
     "legacy_position_features",
     "num_attention_heads",
@@ -181,7 +181,7 @@ def rename_ptv3(
     return converted, sources, names
 
 
-# -- What the tensors tell ------------------------------------------------------------------------------------------
+# -- What the tensors show ------------------------------------------------------------------------------------------
 
 
 def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from .convert_rules import NameTable, nested
 
 _MARK = "embedding.stem."
-# In files of a self-supervised training, beside the network that is used later.
+# In files of a self-supervised training, which also hold the network that is used later.
 _STUDENT, _TEACHER = "student.", "teacher."
 _HEADS = re.compile(r"(seg_head|cls_head)\.")
 # For pre-training only, inside of the encoder.
@@ -97,7 +97,7 @@ def research_names(keys: Iterable[str]) -> dict[str, str]:
         if prefix and key.startswith(prefix):
             names[key] = key[len(prefix) :]
         else:
-            # A head stands beside the backbone, or alone in a file.
+            # A head is next to the backbone, or alone in a file.
             head = key.removeprefix(outer) if prefix else _HEADS.sub(r"\1.", key.removeprefix("module."))
             names[key] = head if _HEADS.match(head) else key
     return names

@@ -140,7 +140,9 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
-            raise ValueError(f"{str(path)!r} is no readable safetensors file: {error}. Download it again.") from None
+            raise ValueError(
+                f"{str(path)!r} is not a readable safetensors file: {error}. Download it again."
+            ) from None
     content = _read_pickle(path)
     tensors = _flatten(_state_dict(content, str(path)))
     if not tensors:
@@ -197,10 +199,10 @@ def _read_pickle(path: Path) -> Any:
                 "without access to anything: torch.save(torch.load(path, weights_only=False)['base_model'], "
                 "'weights.pth')."
             ) from None
-        raise ValueError(f"{str(path)!r} is no checkpoint of PyTorch: {error}. Download it again.") from None
+        raise ValueError(f"{str(path)!r} is not a checkpoint of PyTorch: {error}. Download it again.") from None
     except (EOFError, RuntimeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{str(path)!r} is damaged or no checkpoint of PyTorch: {error}. Download it again."
+            f"{str(path)!r} is damaged or not a checkpoint of PyTorch: {error}. Download it again."
         ) from None
 
 

@@ -82,7 +82,7 @@ class PointPreTrainedModel(BackbonePreTrainedModel):
         "attentions": OutputRecorder(PointAttention, index=1),
     }
 
-    # The norm behind the last block, which the paper's method tunes as well.
+    # The norm after the last block, which the paper's method tunes as well.
     final_norm_names: tuple[str, ...] = ("layernorm",)
 
     @torch.no_grad()
@@ -170,7 +170,7 @@ class PointEncoderMixin:
             The tokens after the final norm (class token first), the pooled features and the centres.
 
         Raises:
-            ValueError: If the clouds are no float tensor of that shape, not finite or too small.
+            ValueError: If the clouds are not a float tensor of that shape, not finite or too small.
         """
         encoded = self.encode(points, sample_ids, precomputed)
         return PointModelOutput(

@@ -35,7 +35,7 @@ class PointSegmentationMixin:
         self.segmentation_head = self.build_head(self.readout_slot.hidden_size)
 
     def build_head(self, in_size: int) -> SegmentationHead:
-        """A new head that knows `in_size` features of the whole cloud, beside those of the points."""
+        """A new head that knows `in_size` features of the whole cloud, in addition to those of the points."""
         config = self.config
         return SegmentationHead(
             self._build_fusion(),
@@ -113,7 +113,7 @@ def check_category_ids(
         config: Configuration of the model.
 
     Returns:
-        The categories, int64, on the device of the points; `None` for a model that is not told them.
+        The categories, int64, on the device of the points; `None` for a model that does not take them.
 
     Raises:
         ValueError: If they have another shape or type, or are out of range.

@@ -143,7 +143,7 @@ class Finetuning:
         )
         self.run_callback.trainer = self.trainer
         if uses_bank(model):
-            # The bank holds the classes of whole clouds, also where parts are told apart.
+            # The bank holds the classes of whole clouds, also where the task is about parts.
             collator = PointCloudCollator(self.processor)
             clouds = evaluation_loader(self.task.train, collator, batch_size=args.per_device_train_batch_size)
             accelerator, progress = self.trainer.accelerator, not args.disable_tqdm

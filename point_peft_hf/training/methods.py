@@ -234,7 +234,7 @@ def method_config(name: str, backbone: nn.Module, **options) -> PeftConfig | Non
         ValueError: If there is no such method, or an option does not fit.
     """
     method = find_method(name)
-    # The configurations of this package find the modules of the task, those of peft have to be told.
+    # The configurations of this package find the modules of the task, those of peft need their names.
     if method.config_class is not None and not issubclass(method.config_class, PointTunerConfig):
         options = {"modules_to_save": list(backbone.task_module_names)} | options
         if backbone.config.model_type in SCENE_MODEL_TYPES:

@@ -140,7 +140,7 @@ class ClassificationTask(ObjectTask):
 
     @property
     def model_fields(self) -> dict[str, Any]:
-        """Fields of the model's configuration that follow from the task, beside the names of its classes."""
+        """Fields of the model's configuration that follow from the task, besides the names of its classes."""
         return {}
 
     def metrics(self) -> ClassificationMetrics:
@@ -181,8 +181,8 @@ def load_task(
         clouds_per_class: Procedural shapes: training clouds of a class, validation included.
         corruption: Procedural shapes: how the clouds are corrupted.
         validation_fraction: Share of the training clouds that becomes the validation split.
-        max_train_clouds: Use about so many training clouds at most (before the cut), stratified; a class keeps one or
-            more as long as there are not more classes than that.
+        max_train_clouds: Use about this many training clouds at most (before the cut), stratified; a class keeps one
+            or more as long as there are not more classes than that.
         max_test_clouds: As many test clouds at most, in the same way.
         skip_bad_files: Leave out files that cannot be read, with a warning that names them, instead of failing.
         drop_invalid: Leave out points with NaN or infinite coordinates instead of refusing their file.

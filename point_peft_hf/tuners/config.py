@@ -106,7 +106,7 @@ class PointTunerConfig(PeftConfig):
 
     @property
     def id2label(self) -> dict[int, str] | None:
-        """Names of the classes that the adapter's head tells apart, if it is loaded from a file that has them."""
+        """Names of the classes of the adapter's head, if it is loaded from a file that has them."""
         names = (self.backbone or {}).get("id2label")
         return None if names is None else {int(index): name for index, name in names.items()}
 
@@ -132,7 +132,7 @@ class PointTunerConfig(PeftConfig):
             config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if files.config is None or "peft_type" not in files.fields:
-                raise  # PEFT's own words for what is no configuration of an adapter.
+                raise  # PEFT's own words for what is not a configuration of an adapter.
             raise ValueError(f"{files.config}: {error}") from error
         check_unchanged(files)
         config._files = files
@@ -158,7 +158,7 @@ class PointTunerConfig(PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """The configuration as it is saved, with the backbone that the adapter is attached to."""
         backbone = getattr(self, "_attached_to", None) or self.backbone
-        # Checksums belong to a file: they are written behind everything else.
+        # Checksums belong to a file: they are written after everything else.
         return {**super().to_dict(), "backbone": backbone, "checksums": None}
 
     def attach_to(self, description: dict[str, Any]) -> None:

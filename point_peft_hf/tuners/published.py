@@ -16,7 +16,7 @@ import torch
 
 
 def read_size(settings: Mapping[str, Any], name: str, found: Any) -> Any:
-    """An option that the tensors of a file tell as well."""
+    """An option that the tensors of a file show as well."""
     if name in settings and settings[name] != found:
         raise ValueError(
             f"The configuration says {name}={settings[name]!r}, but the tensors of the file have {found!r}. Leave it "
@@ -30,7 +30,7 @@ def module_names(base: Mapping[str, torch.Tensor]) -> list[str]:
     return ["classifier", *(["class_token"] if "cls_token" in base else [])]
 
 
-# What a published name matches, and what the tensor is called in the adapter's own file, behind the name of the
+# What a published name matches, and what the tensor is called in the adapter's own file, after the name of the
 # encoder; several names for one that holds several parts, one below the other.
 Rules = Mapping[str, Callable[[re.Match], str | list[str]]]
 

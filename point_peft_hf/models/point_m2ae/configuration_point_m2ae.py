@@ -26,7 +26,7 @@ class PointM2AEConfig(PointTransformerConfig):
         pooling: What the head reads: "sum" for mean + maximum over the tokens (ModelNet40), "concat" for both side by
             side (ScanObjectNN; there the maximum leaves out the first token, as in the published code).
         decoder_depths: Number of blocks of each stage of the decoder, from the coarsest (pre-training only).
-        decoder_propagation_depths: Number of residual blocks behind each of the decoder's upsamplings, one entry less.
+        decoder_propagation_depths: Number of residual blocks after each of the decoder's upsamplings, one entry less.
         mask_ratio: Share of the groups of the last stage that is masked in pre-training.
         **kwargs: Fields of [`~point_peft_hf.models.configuration.PointTransformerConfig`] and of transformers.
 

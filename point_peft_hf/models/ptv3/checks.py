@@ -34,7 +34,7 @@ def check_voxels(
             hint = f" The features of this model are {list(config.feature_names)}." if name == "features" else ""
             raise ValueError(f"`{name}` must have shape ({count}, {width}), got {tuple(tensor.shape)}.{hint}")
     if not count:
-        raise ValueError("There are no voxels. Leave empty tiles out of the batch.")
+        raise ValueError("The batch has no voxels. Leave empty tiles out of it.")
     for name, tensor in (("grid_coordinates", grid), ("batch_index", batch_index)):
         if tensor is not None and (tensor.is_floating_point() or tensor.dtype == torch.bool):
             raise ValueError(f"`{name}` must be of an integer type, got {tensor.dtype}.")

@@ -50,7 +50,7 @@ class PointTransformerV3Config(PointConfig):
         relative_positions: Whether attention has a table of biases for the distances between voxels.
         rope_base: Base of the rotations by which attention knows coordinates; `None` for none.
         layer_scale: Initial scale of what attention and feed-forward network add; `None` for no scales.
-        hidden_dropout: Dropout behind the projections of attention and feed-forward network.
+        hidden_dropout: Dropout after the projections of attention and feed-forward network.
         decoder_depths: Number of blocks of each stage of the decoder, the finest first; empty for no decoder.
         decoder_hidden_sizes: Their widths.
         decoder_num_attention_heads: Their attention heads.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...layers import DropPath, FreezableBatchNorm1d, recompute_in_backward
 from ...ops import Clusters, NeighborTable, cluster_max, spread, submanifold_conv
 from ...slots import Stage, VoxelFFNSlot
 from ...voxels import VoxelStage
-from ..layers.slotted import SlottedModule, original
+from ..layers import PointMLP, SlottedModule, original
 from .attention import PatchAttention
 
 # As published, with and without a bias: the neighbourhoods of the position encoding and of the stem.
@@ -53,16 +52,11 @@ class LayerScale(nn.Module):
         return rows * self.gamma
 
 
-class VoxelMLP(SlottedModule):
-    """The feed-forward network."""
+class VoxelMLP(PointMLP):
+    """The feed-forward network, with dropout in between."""
 
     def __init__(self, config, stage: Stage, layer_index: int):
-        super().__init__()
-        hidden_size = stage.hidden_size
-        inner = int(hidden_size * config.mlp_ratio)
-        self.add_layer("fc1", nn.Linear(hidden_size, inner), stage, layer_index, inner)
-        self.activation = ACT2FN[config.hidden_act]
-        self.add_layer("fc2", nn.Linear(inner, hidden_size), stage, layer_index)
+        super().__init__(config, stage, layer_index)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:

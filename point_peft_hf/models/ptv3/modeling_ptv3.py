@@ -21,12 +21,13 @@ from ...layers import TaskModule
 from ...ops import rotation
 from ...slots import Stage
 from ...voxels import VoxelStage
+from ..layers import ClassificationHead
 from ..modeling import BackbonePreTrainedModel, classification_loss
 from ..modeling_outputs import SceneClassifierOutput, SceneModelOutput, SceneSegmentationOutput
 from .attention import RelativePositions
 from .checks import check_labels, check_voxels
 from .configuration_ptv3 import PointTransformerV3Config
-from .heads import SceneClassificationHead, SemanticHead
+from .heads import SemanticHead
 from .layers import LayerScale, PointTransformerV3Layer, Pooling, Stem, SubmanifoldConv, Unpooling
 
 
@@ -353,7 +354,7 @@ class PointTransformerV3ForClassification(PointTransformerV3PreTrainedModel):
     def build_head(self, in_size: int) -> nn.Module:
         """A new head for features of shape `(batch_size, in_size)`."""
         config = self.config
-        return SceneClassificationHead(
+        return ClassificationHead(
             in_size, config.classifier_hidden_sizes, config.num_labels, config.classifier_dropout
         )
 

@@ -13,9 +13,9 @@ class DAPTConfig(PointTunerConfig):
     """Configuration of DAPT, Dynamic Adapter meets Prompt Tuning (arXiv 2403.01439; type DAPT).
 
     Three parts. Trained scales and shifts follow every norm, every linear layer of the blocks and the patch embedding.
-    An adapter beside each feed-forward network scales what it adds to a token by a number that it computes from the
-    token. And the mean over what it adds becomes a prompt token, which stays for the following blocks; the head reads
-    class token, prompts and patch tokens.
+    An adapter parallel to each feed-forward network scales what it adds to a token by a number that it computes from
+    the token. And the mean over what it adds becomes a prompt token, which stays for the following blocks; the head
+    reads class token, prompts and patch tokens.
 
     The defaults are the published values for the hardest variant of ScanObjectNN (PB_T50_RS), where the backbone's
     `drop_path_rate` is 0.3. OBJ_BG has `dropout=0.5`; OBJ_ONLY has `dropout=0.0, patch_pooling=None` and a

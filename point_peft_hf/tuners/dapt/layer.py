@@ -129,7 +129,7 @@ class PositionLayer(SlotLayer):
 
 
 class FeedForwardLayer(BranchLayer):
-    """Beside the feed-forward network, inside of stochastic depth: the adapter."""
+    """Parallel to the feed-forward network, inside of stochastic depth: the adapter."""
 
     branch = "ffn"
     parts = ("dynamic_adapter",)

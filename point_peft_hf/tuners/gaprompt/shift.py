@@ -42,7 +42,7 @@ _CHAINS = {
 class NormedLinear(FreezableBatchNorm1d):
     """Linear, BatchNorm, ReLU.
 
-    One flat module: PEFT expects one name behind the adapter's name in a state dict.
+    One flat module: PEFT expects one name after the adapter's name in a state dict.
     """
 
     def __init__(self, in_size: int, out_size: int):

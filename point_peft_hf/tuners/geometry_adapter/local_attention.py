@@ -89,7 +89,7 @@ class LocalAttention(nn.Module):
 
 
 class _Options(NamedTuple):
-    """What [`_AttendAndTakeMaximum`] needs beside tensors with gradients; rows of shape `(k, num_neighborhoods)`."""
+    """What [`_AttendAndTakeMaximum`] needs besides tensors with gradients; rows of shape `(k, num_neighborhoods)`."""
 
     rows: torch.Tensor
     kept: torch.Tensor | None

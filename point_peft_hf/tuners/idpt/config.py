@@ -13,7 +13,7 @@ class IDPTConfig(PointTunerConfig):
     """Configuration of IDPT, Instance-aware Dynamic Prompt Tuning (arXiv 2304.07221; type IDPT).
 
     In front of one block, late in the backbone, a small graph network makes one prompt token of the patch tokens of
-    each cloud. It joins the attention of that block and all that follow, and the head reads it beside class token and
+    each cloud. It joins the attention of that block and all that follow, and the head reads it next to class token and
     patch tokens.
 
     The defaults are the published values for ScanObjectNN PB_T50_RS and for ModelNet40. OBJ_ONLY has

@@ -106,7 +106,7 @@ class PromptLayer(SlotLayer):
 
 
 class GeneratedLayer(SlotLayer):
-    """At the end of a block whose prompt does not stay: puts it, as it was made, beside what became of it."""
+    """At the end of a block whose prompt does not stay: puts it, as it was made, next to what became of it."""
 
     slot_class = OutputSlot
 
@@ -154,7 +154,7 @@ class ReadoutLayer(SlotLayer):
         layers = prompt_layers(config, self.slot.stage)
         if len(having) != len(layers):
             raise ValueError(
-                f"The head reads the tokens behind {len(levels)} blocks, and of those {len(having)} have a prompt of "
+                f"The head reads the tokens after {len(levels)} blocks, and of those {len(having)} have a prompt of "
                 f"adapter {name!r}, but `prompt_layers` are {layers}. Name blocks that the head reads (see "
                 "`feature_layers` of the backbone's configuration), or set `prompt_token=False`."
             )

@@ -11,7 +11,7 @@ from ..config import PointTunerConfig
 class PatchPromptConfig(PointTunerConfig):
     """Configuration of prompts for the attention of a scene encoder (type PATCH_PROMPT).
 
-    Each block has learned keys and values that the voxels of every patch attend to, beside those of their patch. The
+    Each block has learned keys and values that the voxels of every patch attend to, besides those of their patch. The
     attention to them has a softmax of its own and a gate for each head, which starts at 0 (zero-initialised attention,
     arXiv 2303.16199), so that a fresh adapter changes nothing.
 

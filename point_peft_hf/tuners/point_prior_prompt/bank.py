@@ -207,7 +207,7 @@ def _check_entries(bank: PointPriorBank, config: PromptOptions) -> None:
     required, reason = config.required_bank_size, ""
     if config.leave_own_entry_out and bool(is_numbered.any()):
         own = int(bank.sample_ids[is_numbered].unique(return_counts=True)[1].max())
-        required, reason = required + own, f", beside the {own} of the cloud itself"
+        required, reason = required + own, f", besides the {own} of the cloud itself"
     if len(bank) < required:
         raise ValueError(
             f"The bank has {len(bank)} entries, but the adapter retrieves {config.required_bank_size}{reason} (from "

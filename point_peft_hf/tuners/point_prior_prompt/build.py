@@ -25,7 +25,7 @@ from .bank import PointPriorBank, backbone_fingerprint, bank_layers, check_same_
 from .config import PromptOptions
 from .partial import Collected, PartialBank, digest_of_clouds
 
-# A partial file is written every so many batches.
+# Number of batches between two partial files.
 BATCHES_BETWEEN_FILES = 20
 # For loaders that have no batch size.
 _BATCH_SIZE = 32

@@ -31,7 +31,7 @@ def compress_bank(bank: PointPriorBank, size: int, method: str = "herding", seed
         A bank of `size` entries; those that are kept are in their old order.
 
     Raises:
-        ValueError: If there is no such method, or `size` is no number above 0.
+        ValueError: If there is no such method, or `size` is not a number above 0.
     """
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(map(repr, METHODS))}, got {method!r}.")

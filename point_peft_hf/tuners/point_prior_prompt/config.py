@@ -25,9 +25,9 @@ class PromptOptions:
 
     Args:
         num_prompt_tokens: Prompt tokens of a block (the paper has 10 for ScanObjectNN, 16 for ModelNet40).
-        prompt_depth: The first so many blocks get prompts (the paper has 6 of 12 for ScanObjectNN, all for
-            ModelNet40); `None`: all. Default: 6; on a backbone of several stages all, as only the blocks of the last
-            stage use the bank. An adapter that is attached has the number here.
+        prompt_depth: Number of blocks, from the first, that get prompts (the paper has 6 of 12 for ScanObjectNN, all
+            for ModelNet40); `None`: all. Default: 6; on a backbone of several stages all, as only the blocks of the
+            last stage use the bank. An adapter that is attached has the number here.
         prompt_bottleneck_size: Width of the bottleneck that adapts the retrieved features.
         dropout: Dropout on the prompt embeddings and inside the bottlenecks.
         use_bank: Whether prompts are enhanced with features from a memory bank; if not, they are plain deep prompts.
@@ -36,7 +36,7 @@ class PromptOptions:
             softmax of their similarities, as published. "softmax": over the whole bank, weighted likewise; the single
             entries stay the most similar ones.
         leave_own_entry_out: Whether a training cloud does not retrieve its own entry, as it never can when it is a
-            test cloud. The model must be passed the `sample_ids` that the bank was built with; -1 is no cloud.
+            test cloud. The model must be passed the `sample_ids` that the bank was built with; -1 stands for none.
         query: What the bank holds and is asked with. "encoder": the feature of the whole frozen encoder, as published,
             which takes a second pass through it. "tokens": the mean over the patch tokens that enter the blocks (of
             the last stage), for a single pass.

@@ -21,7 +21,7 @@ class RetrievalReport:
 
     Attributes:
         indices: Which entries of the bank.
-        sample_ids: Numbers of their clouds in the data set, -1 where unknown or where an entry is no single cloud.
+        sample_ids: Numbers of their clouds in the data set, -1 where unknown or where an entry is not a single cloud.
         labels: Their classes, -1 where unknown.
         weights: Their share of the average; 0 for an entry that only becomes a prompt of its own. They add up to 1,
             unless the average is over the whole bank (`retrieval="softmax"`).

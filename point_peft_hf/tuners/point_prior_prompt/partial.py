@@ -74,7 +74,7 @@ class PartialBank:
     """The file that a builder goes on from, one for each process.
 
     Args:
-        path: The file; the number of the process is put behind its name. `None`: no file.
+        path: The file; the number of the process is appended to its name. `None`: no file.
         rank: Number of the process.
         settings: What the features follow from; a file with others is refused.
     """

@@ -41,7 +41,7 @@ class SpectralFilter(nn.Module):
     Args:
         hidden_size: Width of the tokens.
         inner_size: Width in between.
-        has_global_graph: Whether there is a graph of the whole cloud beside the local ones.
+        has_global_graph: Whether there is a graph of the whole cloud besides the local ones.
     """
 
     def __init__(self, hidden_size: int, inner_size: int, has_global_graph: bool):
@@ -110,7 +110,7 @@ class SpectralFilter(nn.Module):
 
 
 class PointGSTLayer(BranchLayer):
-    """Beside the feed-forward network: filters the residual stream in front of its norm."""
+    """Parallel to the feed-forward network: filters the residual stream in front of its norm."""
 
     branch = "ffn"
     parts = ("spectral_filter",)

@@ -43,7 +43,7 @@ class PointLoRAModel(SlotTuner):
         return selected
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args, **kwargs) -> None:
-        """Attach an adapter, and tell its layers which others they share weights with."""
+        """Attach an adapter, and pass its layers the others that they share weights with."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         layers = self._own_layers()
         blocks = {layer.slot.layer_index: layer for layer in layers if isinstance(layer, BlockLayer)}

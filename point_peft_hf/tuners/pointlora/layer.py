@@ -141,7 +141,7 @@ class BlockLayer(SlotLayer):
 class ProjectionLayer(SlotLayer):
     """After a linear layer of the attention: a low-rank update, and what a shared MLP makes of its input.
 
-    What it shares with others is theirs, and the tuner tells it which they are ([`use`]).
+    What it shares belongs to other layers, which the tuner passes to it ([`use`]).
     """
 
     slot_class = LayerSlot
@@ -180,7 +180,7 @@ class ProjectionLayer(SlotLayer):
 
     def use(self, block_layer: BlockLayer, token_layer: TokenLayer) -> None:
         """Set the layers whose parts it uses."""
-        # In a tuple they are no modules of this one, so that their weights have one name each.
+        # In a tuple they are not modules of this one, so that their weights have one name each.
         self._owners = (block_layer, token_layer)
 
 

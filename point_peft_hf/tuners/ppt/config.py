@@ -14,9 +14,9 @@ class PPTConfig(PointTunerConfig):
 
     A second set of groups is embedded by the backbone itself, and its tokens join the attention of all blocks as
     prompts. Three small networks, each one for all blocks, add to the patch tokens and to the prompts at the start of
-    a block, and to all tokens beside the feed-forward network. The first half of the patch embedding and the position
-    embedding are trained as well; they are in the adapter's file. The head reads class token and the means over patch
-    tokens and prompts.
+    a block, and to all tokens parallel to the feed-forward network. The first half of the patch embedding and the
+    position embedding are trained as well; they are in the adapter's file. The head reads class token and the means
+    over patch tokens and prompts.
 
     The defaults are the published values, the same for ScanObjectNN and ModelNet40: the prompts are as many groups,
     and as large, as those of the backbone. Since centres are sampled from the first point on, they are the same

@@ -112,7 +112,7 @@ class STAGConfig(PointTunerConfig):
         read = {
             number: (number - first) // accumulation_sharing
             for number in accumulation
-            # What is read behind the last graph convolution reaches nothing.
+            # What is read after the last graph convolution reaches nothing.
             if number in chosen and number <= max(convolved)
         }
         if min(read, default=stage.layers.stop) > min(convolved):

@@ -1,4 +1,4 @@
-"""A bottleneck with a local convolution beside the feed-forward networks of a scene encoder."""
+"""A bottleneck with a local convolution parallel to the feed-forward networks of a scene encoder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .layer import VoxelAdapterLayer
 
 @register_method("voxel_adapter", VoxelAdapterConfig)
 class VoxelAdapterModel(SlotTuner):
-    """Adds a bottleneck with a local convolution beside each feed-forward network of a scene encoder.
+    """Adds a bottleneck with a local convolution parallel to each feed-forward network of a scene encoder.
 
     Example:
         >>> from peft import get_peft_model

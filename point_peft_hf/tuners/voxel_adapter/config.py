@@ -9,7 +9,7 @@ from ..config import PointTunerConfig
 
 @dataclass
 class VoxelAdapterConfig(PointTunerConfig):
-    """Configuration of a bottleneck beside the feed-forward networks of a scene encoder (type VOXEL_ADAPTER).
+    """Configuration of a bottleneck parallel to the feed-forward networks of a scene encoder (type VOXEL_ADAPTER).
 
     Inside the bottleneck a depth-wise convolution over the occupied voxels around each one adds what is near. The
     neighbours are those that the encoder has looked up for its own convolutions.
@@ -29,7 +29,7 @@ class VoxelAdapterConfig(PointTunerConfig):
     scale: float = field(default=1.0, metadata={"help": "Factor of what the bottleneck adds."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout inside the bottlenecks."})
 
-    card_text = "Voxel adapter: a bottleneck with a local convolution beside each feed-forward network"
+    card_text = "Voxel adapter: a bottleneck with a local convolution parallel to each feed-forward network"
     card_fields = ("bottleneck_size", "use_neighbors")
 
     def __post_init__(self):
