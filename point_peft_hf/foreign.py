@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from .models.layers import original, trained_weight
+from .models.layers import check_not_trained, original
 from .slots import AdapterSlot, Backbone, BranchSlot, EntrySlot, LayerSlot, OutputSlot, PointSlot, Stage, TokenSlot
 from .tokens import Cloud, Memo, Tokens, start_tokens
 
@@ -175,12 +175,7 @@ class ForeignBackbone(Backbone):
 
     def check_frozen(self, reason: str) -> None:
         """Check that nothing is trained of the pre-trained model; see the backbones of this package."""
-        name = trained_weight(self._model)
-        if name is not None:
-            raise ValueError(
-                f"{name!r}, a weight of the backbone, is being trained, but {reason}. Freeze it, or name its module "
-                "in the adapter's `modules_to_save`."
-            )
+        check_not_trained(self._model, reason)
 
 
 def add_slots(

@@ -10,5 +10,12 @@ from .point_mae import *
 from .ptv3 import *
 from .recon import *
 
-_PARTS = (auto, point_bert, point_gpt, point_m2ae, point_mae, ptv3, recon)
-__all__ = [name for part in _PARTS for name in part.__all__]
+__all__ = [
+    *auto.__all__,
+    *point_bert.__all__,
+    *point_gpt.__all__,
+    *point_m2ae.__all__,
+    *point_mae.__all__,
+    *ptv3.__all__,
+    *recon.__all__,
+]

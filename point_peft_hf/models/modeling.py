@@ -16,7 +16,7 @@ from ..ops import validate_points
 from ..tokens import Memo, Tokens
 from .adapters import AdapterModelMixin
 from .configuration import PointConfig, PointTransformerConfig
-from .layers import ClassificationHead, ClassToken, PointAttention, trained_weight
+from .layers import ClassificationHead, ClassToken, PointAttention, check_not_trained
 from .layers.encoder import OwnTokens
 from .modeling_outputs import PointClassifierOutput, PointModelOutput
 from .published import find_published_weights, load_published_weights
@@ -189,12 +189,7 @@ class PointEncoderMixin:
             ValueError: If something is, with its name.
         """
         left_out = () if getattr(self, "is_pretrained_with_class_token", False) else self.task_module_names
-        name = trained_weight(self, left_out)
-        if name is not None:
-            raise ValueError(
-                f"{name!r}, a weight of the backbone, is being trained, but {reason}. Freeze it, or name its module "
-                "in the adapter's `modules_to_save`."
-            )
+        check_not_trained(self, reason, left_out)
 
     def check_points(self, points: torch.Tensor, num_groups: int, group_size: int) -> torch.Tensor:
         """Check the clouds; geometry is computed in float32 whatever the weights are in."""

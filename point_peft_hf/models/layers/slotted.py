@@ -53,6 +53,16 @@ def is_pretrained(module: nn.Module) -> bool:
     return not any(isinstance(m, ADAPTED) for m in module.modules())
 
 
+def check_not_trained(module: nn.Module, reason: str, left_out: tuple[str, ...] = ()) -> None:
+    """Check that nothing is trained of a pre-trained model, except its children `left_out`; `reason` says why not."""
+    name = trained_weight(module, left_out)
+    if name is not None:
+        raise ValueError(
+            f"{name!r}, a weight of the backbone, is being trained, but {reason}. Freeze it, or name its module in "
+            "the adapter's `modules_to_save`."
+        )
+
+
 def trained_weight(module: nn.Module, left_out: tuple[str, ...] = ()) -> str | None:
     """Name of a weight of the pre-trained model itself that is being trained; `None` if there is none."""
     module = original(module)

@@ -157,12 +157,7 @@ class PointGSTLayer(BranchLayer):
         def known(part: str, function, shape: tuple[int, ...], depends_on_cloud: bool = True) -> torch.Tensor:
             value_name = f"{self.key(name)}.{part}.{self.slot.stage.index}"
             per_cloud = depends_on_cloud and tokens.cloud.points is tokens.cloud.source
-            value = tokens.cloud.memo.once(value_name, function, per_cloud=per_cloud)
-            if value.shape != shape:
-                raise ValueError(
-                    f"`precomputed[{value_name!r}]` must have shape {shape}, got {tuple(value.shape)}. Take it from "
-                    "`model.precompute(points)` of the same clouds."
-                )
+            value = tokens.cloud.memo.once(value_name, function, per_cloud=per_cloud, shape=shape)
             return value.to(centers.device)
 
         def local_basis() -> torch.Tensor:
