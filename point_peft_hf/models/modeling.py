@@ -198,9 +198,20 @@ class PointEncoderMixin:
 
 
 class PointClassificationMixin:
-    """The forward pass of a classifier: the encoder, then `classifier` on its pooled features."""
+    """A classifier: the encoder, then `classifier` on its pooled features."""
 
+    encoder_class: ClassVar[type[PreTrainedModel]]
     head_class: ClassVar[type[nn.Module]] = ClassificationHead
+
+    def __init__(self, config: PointTransformerConfig):
+        super().__init__(config)
+        setattr(self, self.base_model_prefix, self.encoder_class(config))
+        self.classifier = self.build_head(self.base_model.readout_slot.hidden_size)
+        self._build_more(config)
+        self.post_init()
+
+    def _build_more(self, config: PointTransformerConfig) -> None:
+        """Build what a classifier has besides encoder and head; by default nothing."""
 
     def build_head(self, in_size: int) -> nn.Module:
         """A new head for features of shape `(batch_size, in_size)`."""

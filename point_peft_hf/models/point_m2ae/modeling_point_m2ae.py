@@ -279,13 +279,8 @@ class PointM2AEForClassification(PointClassificationMixin, PointM2AEPreTrainedMo
         config: Configuration; `num_labels` is the number of classes.
     """
 
+    encoder_class = PointM2AEModel
     task_module_names = ("classifier",)
-
-    def __init__(self, config: PointM2AEConfig):
-        super().__init__(config)
-        self.point_m2ae = PointM2AEModel(config)
-        self.classifier = self.build_head(pooled_size(config))
-        self.post_init()
 
 
 class PointM2AEForSegmentation(PointSegmentationMixin, PointM2AEPreTrainedModel):
@@ -295,13 +290,8 @@ class PointM2AEForSegmentation(PointSegmentationMixin, PointM2AEPreTrainedModel)
         config: Configuration; `num_labels` is the number of parts.
     """
 
+    encoder_class = PointM2AEModel
     task_module_names = ("segmentation_head",)
-
-    def __init__(self, config: PointM2AEConfig):
-        super().__init__(config)
-        self.point_m2ae = PointM2AEModel(config)
-        self._build(config)
-        self.post_init()
 
     def _build_fusion(self) -> TokenPyramid:
         config = self.config

@@ -277,17 +277,12 @@ class PointMAEForClassification(PointClassificationMixin, PointMAEPreTrainedMode
         config: Configuration; `num_labels` is the number of classes.
     """
 
+    encoder_class = PointMAEModel
     task_module_names = ("classifier", "class_token")
     _keys_to_ignore_on_load_unexpected = [
         *PointMAEPreTrainedModel._keys_to_ignore_on_load_unexpected,
         r"^segmentation_head",
     ]
-
-    def __init__(self, config: PointMAEConfig):
-        super().__init__(config)
-        self.point_mae = PointMAEModel(config)
-        self.classifier = self.build_head(2 * config.hidden_size)
-        self.post_init()
 
 
 class SingleStageSegmentation(PointSegmentationMixin):
@@ -305,18 +300,14 @@ class PointMAEForSegmentation(SingleStageSegmentation, PointMAEPreTrainedModel):
         config: Configuration; `num_labels` is the number of parts. Published with 128 groups of 32 for 2048 points.
     """
 
+    encoder_class = PointMAEModel
+    encoder_options = {"use_class_token": False}
     task_module_names = ("segmentation_head",)
     _keys_to_ignore_on_load_unexpected = [
         *PointMAEPreTrainedModel._keys_to_ignore_on_load_unexpected,
         r"class_token",
         r"^classifier",
     ]
-
-    def __init__(self, config: PointMAEConfig):
-        super().__init__(config)
-        self.point_mae = PointMAEModel(config, use_class_token=False)
-        self._build(config)
-        self.post_init()
 
 
 class PointMAEForPreTraining(MaskedAutoencoderMixin, PointMAEPreTrainedModel):

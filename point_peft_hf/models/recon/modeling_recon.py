@@ -172,14 +172,9 @@ class ReConForClassification(PointClassificationMixin, ReConPreTrainedModel):
         config: Configuration; `num_labels` is the number of classes.
     """
 
+    encoder_class = ReConModel
     task_module_names = ("classifier", *TOKENS)
     _keys_to_ignore_on_load_unexpected = [r"^segmentation_head"]
-
-    def __init__(self, config: ReConConfig):
-        super().__init__(config)
-        self.recon = ReConModel(config)
-        self.classifier = self.build_head(self.recon.readout_slot.hidden_size)
-        self.post_init()
 
 
 class ReConForSegmentation(SingleStageSegmentation, ReConPreTrainedModel):
@@ -189,11 +184,6 @@ class ReConForSegmentation(SingleStageSegmentation, ReConPreTrainedModel):
         config: Configuration; `num_labels` is the number of parts.
     """
 
+    encoder_class = ReConModel
     task_module_names = ("segmentation_head",)
     _keys_to_ignore_on_load_unexpected = [r"^classifier"]
-
-    def __init__(self, config: ReConConfig):
-        super().__init__(config)
-        self.recon = ReConModel(config)
-        self._build(config)
-        self.post_init()

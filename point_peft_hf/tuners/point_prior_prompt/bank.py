@@ -144,12 +144,7 @@ def set_point_prior_bank(model: nn.Module, bank: PointPriorBank, adapter_name: s
     Raises:
         ValueError: If there is no such adapter, or if the bank does not fit it or is of another backbone.
     """
-    layers = [
-        (layer, name)
-        for layer in bank_layers(model)
-        for name in ([adapter_name] if adapter_name else layer.active_adapters)
-        if layer.part("bank", name) is not None
-    ]
+    layers = adapters_with_bank(model, adapter_name)
     if not layers:
         raise ValueError(
             f"{'Adapter ' + repr(adapter_name) if adapter_name else 'No active adapter'} of this model uses a bank. "
@@ -245,6 +240,16 @@ def check_same_backbone(expected: dict[str, str] | None, got: dict[str, str] | N
             f"{expected[precision]}, but that of this one is {got[precision]}. Build it again with this backbone: "
             "build_point_prior_bank(model, dataloader)."
         )
+
+
+def adapters_with_bank(model: nn.Module, adapter_name: str | None) -> list[tuple[SlotLayer, str]]:
+    """The layers that hold a bank of an adapter, by default of all active ones, and the names of these adapters."""
+    return [
+        (layer, name)
+        for layer in bank_layers(model)
+        for name in ([adapter_name] if adapter_name else layer.active_adapters)
+        if layer.part("bank", name) is not None
+    ]
 
 
 def bank_layers(model: nn.Module) -> Iterator[SlotLayer]:

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ...slots import ReadoutSlot
 from ...tokens import Cloud
 from ..base import slots_by_name
-from .bank import PointPriorBank, backbone_fingerprint, bank_layers, check_same_backbone, set_point_prior_bank
+from .bank import PointPriorBank, adapters_with_bank, backbone_fingerprint, check_same_backbone, set_point_prior_bank
 from .config import PromptOptions
 from .partial import Collected, PartialBank, digest_of_clouds
 
@@ -137,12 +137,7 @@ def _check_arguments(model: nn.Module, num_passes: int, augment: Callable | None
 
 def _adapter_config(model: nn.Module, adapter_name: str | None, query: str | None) -> PromptOptions | None:
     """The configuration of the adapter that gets the bank; `None` if there is none."""
-    configs = [
-        layer.configs[name]
-        for layer in bank_layers(model)
-        for name in ([adapter_name] if adapter_name else layer.active_adapters)
-        if layer.part("bank", name) is not None
-    ]
+    configs = [layer.configs[name] for layer, name in adapters_with_bank(model, adapter_name)]
     if not configs and adapter_name is not None:
         raise ValueError(f"Adapter {adapter_name!r} of this model uses no bank, or there is no such adapter.")
     wanted = {config.query for config in configs}

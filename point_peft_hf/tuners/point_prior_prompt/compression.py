@@ -22,9 +22,8 @@ def compress_bank(bank: PointPriorBank, size: int, method: str = "herding", seed
         bank: The bank.
         size: Number of entries to keep; a bank that has no more is returned as it is.
         method: "herding": as many of each class, chosen one after the other so that their mean comes closest to that
-            of the class (iCaRL, arXiv 1611.07725, section 2). "random": a random choice,
-            equally many of each class, and
-            all of a class that has fewer. Entries without a label count as one class.
+            of the class (iCaRL, arXiv 1611.07725, section 2). "random": a random choice, equally many of each class,
+            and all of a class that has fewer. Entries without a label count as one class.
         seed: Seed of the random choice.
 
     Returns:
