@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +22,29 @@ from ..io.files import (
     write_checksums,
 )
 from .type_checks import check_types
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    is_rate: bool = False,
+    choices: tuple | None = None,
+) -> Any:
+    """A field of a configuration, and what its value can be. A number may be `None` where its type allows it.
+
+    Args:
+        default: Default value, which is not mutable.
+        help: What it is, in a few words.
+        at_least: The smallest value.
+        above: What the value must be above.
+        is_rate: Whether the value must be at least 0 and below 1.
+        choices: The possible values.
+    """
+    checks = {"at_least": at_least, "above": above, "is_rate": is_rate, "choices": choices}
+    return field(default=default, metadata={"help": help, **checks})
 
 
 @dataclass
@@ -43,14 +66,14 @@ class PointTunerConfig(PeftConfig):
         checksums: Written into the file when an adapter is saved, so that damage is noticed.
     """
 
-    target_modules: list[str] | str | None = field(default=None, metadata={"help": "Slots to attach to."})
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Slots to leave out."})
-    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Blocks to attach to."})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole."})
+    target_modules: list[str] | str | None = option(None, "Slots to attach to.")
+    exclude_modules: list[str] | str | None = option(None, "Slots to leave out.")
+    layers_to_transform: list[int] | int | None = option(None, "Blocks to attach to.")
+    modules_to_save: list[str] | None = option(None, "Modules trained and saved whole.")
     bottleneck_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Widths by slot name."})
-    init_weights: bool | str = field(default=True, metadata={"help": "True, 'published', or False: random."})
-    backbone: dict[str, Any] | None = field(default=None, metadata={"help": "The backbone it was made for."})
-    checksums: dict[str, str] | None = field(default=None, metadata={"help": "Written when an adapter is saved."})
+    init_weights: bool | str = option(True, "True, 'published', or False: random.", choices=(True, False, "published"))
+    backbone: dict[str, Any] | None = option(None, "The backbone it was made for.")
+    checksums: dict[str, str] | None = option(None, "Written when an adapter is saved.")
 
     # For the model card of an adapter: what it adds, with the source, and the fields that a reader wants to know.
     card_text: ClassVar[str] = ""
@@ -79,7 +102,7 @@ class PointTunerConfig(PeftConfig):
                 "`layers_to_transform` cannot be combined with a regular expression in `target_modules`: put the "
                 f"blocks into the expression {self.target_modules!r}, or pass a list of slot names."
             )
-        self._check_choice("init_weights", (True, False, "published"))
+        self._check_fields()
         for name in ("id2label", "unsaved_modules", "weights"):
             part = (self.backbone or {}).get(name)
             if part is not None and not isinstance(part, dict):
@@ -173,10 +196,21 @@ class PointTunerConfig(PeftConfig):
         check_backbone(self.backbone or {}, description, self.base_model_name_or_path, self.revision)
         self._attached_to = description
 
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in choices:
-            raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+    def _check_fields(self) -> None:
+        """Check the fields as their [`option`] says."""
+        for each in fields(self):
+            name, value, checks = each.name, getattr(self, each.name), each.metadata
+            choices = checks.get("choices")
+            if choices is not None and value not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+            if value is None:
+                continue
+            if checks.get("at_least") is not None:
+                self._check_at_least(name, value, checks["at_least"])
+            if checks.get("above") is not None and not value > checks["above"]:
+                raise ValueError(f"`{name}` must be a number above {checks['above']}, got {value!r}.")
+            if checks.get("is_rate") and not 0 <= value < 1:
+                raise ValueError(f"`{name}` must be at least 0 and below 1, got {value!r}.")
 
     def _check_reads(self, *names: str) -> None:
         """Check that not all of the fields say that the head reads nothing."""
@@ -190,14 +224,3 @@ class PointTunerConfig(PeftConfig):
     def _check_at_least(self, name: str, value: int | float | None, minimum: int | float) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or value < minimum:
             raise ValueError(f"`{name}` must be a number of at least {minimum}, got {value!r}.")
-
-    def _check_above_zero(self, name: str) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ValueError(f"`{name}` must be a number above 0, got {value!r}.")
-
-    def _check_rates(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                raise ValueError(f"`{name}` must be at least 0 and below 1, got {value!r}.")

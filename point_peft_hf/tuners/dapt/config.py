@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ..config import PointTunerConfig
+from ..config import PointTunerConfig, option
 
 
 @dataclass
@@ -44,23 +44,20 @@ class DAPTConfig(PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
-    bottleneck_size: int = field(default=64, metadata={"help": "Width inside of the adapters."})
-    dropout: float = field(default=0.2, metadata={"help": "Dropout inside of the adapters."})
-    class_token: bool = field(default=True, metadata={"help": "Whether the head reads the class token."})
-    prompt_pooling: str | None = field(default="mean", metadata={"help": "Prompts in the head: mean, max or None."})
-    patch_pooling: str | None = field(default="max", metadata={"help": "Patches in the head: max, mean or None."})
-    position: str = field(default="every", metadata={"help": "Positions in front of 'every' block, or 'once'."})
+    bottleneck_size: int = option(64, "Width inside of the adapters.", at_least=1)
+    dropout: float = option(0.2, "Dropout inside of the adapters.", is_rate=True)
+    class_token: bool = option(True, "Whether the head reads the class token.")
+    prompt_pooling: str | None = option(
+        "mean", "Prompts in the head: mean, max or None.", choices=("mean", "max", None)
+    )
+    patch_pooling: str | None = option("max", "Patches in the head: max, mean or None.", choices=("mean", "max", None))
+    position: str = option("every", "Positions in front of 'every' block, or 'once'.", choices=("every", "once"))
 
     card_text = "DAPT (arXiv 2403.01439): adapters with a scale for each token, and prompts made of what they add"
     card_fields = ("bottleneck_size", "prompt_pooling", "patch_pooling", "position")
 
     def __post_init__(self):
         super().__post_init__()
-        self._check_at_least("bottleneck_size", self.bottleneck_size, 1)
-        self._check_rates("dropout")
-        for name in ("prompt_pooling", "patch_pooling"):
-            self._check_choice(name, ("mean", "max", None))
-        self._check_choice("position", ("every", "once"))
         self._check_reads("class_token", "prompt_pooling", "patch_pooling")
 
     @classmethod

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ..config import PointTunerConfig
+from ..config import PointTunerConfig, option
 
 
 @dataclass
@@ -22,11 +22,7 @@ class PatchPromptConfig(PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
-    num_prompt_tokens: int = field(default=8, metadata={"help": "Prompts of a block."})
+    num_prompt_tokens: int = option(8, "Prompts of a block.", at_least=1)
 
     card_text = "Patch prompts: learned keys and values for all patches, gated (arXiv 2303.16199)"
     card_fields = ("num_prompt_tokens",)
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._check_at_least("num_prompt_tokens", self.num_prompt_tokens, 1)

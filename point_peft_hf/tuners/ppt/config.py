@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ..config import PointTunerConfig
+from ..config import PointTunerConfig, option
 
 
 @dataclass
@@ -42,22 +42,14 @@ class PPTConfig(PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
-    num_prompt_groups: int | None = field(default=None, metadata={"help": "Groups of the second set."})
-    prompt_group_size: int | None = field(default=None, metadata={"help": "Points of such a group."})
-    bottleneck_size: int = field(default=256, metadata={"help": "Width inside of the networks."})
-    head_activation: str = field(default="gelu", metadata={"help": "Activation in the head: 'gelu' or 'relu'."})
-    shifted_rows: bool = field(default=False, metadata={"help": "Rows as in the published part segmentation."})
+    num_prompt_groups: int | None = option(None, "Groups of the second set.", at_least=1)
+    prompt_group_size: int | None = option(None, "Points of such a group.", at_least=1)
+    bottleneck_size: int = option(256, "Width inside of the networks.", at_least=1)
+    head_activation: str = option("gelu", "Activation in the head: 'gelu' or 'relu'.", choices=("gelu", "relu"))
+    shifted_rows: bool = option(False, "Rows as in the published part segmentation.")
 
     card_text = "PPT (arXiv 2408.11567): a second set of tokens as prompts, and networks that all blocks share"
     card_fields = ("num_prompt_groups", "prompt_group_size", "bottleneck_size")
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("num_prompt_groups", "prompt_group_size"):
-            if getattr(self, name) is not None:
-                self._check_at_least(name, getattr(self, name), 1)
-        self._check_at_least("bottleneck_size", self.bottleneck_size, 1)
-        self._check_choice("head_activation", ("gelu", "relu"))
 
     @classmethod
     def for_shapenetpart(cls, **fields: Any) -> PPTConfig:

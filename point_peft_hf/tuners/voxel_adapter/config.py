@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ..config import PointTunerConfig
+from ..config import PointTunerConfig, option
 
 
 @dataclass
@@ -24,16 +24,10 @@ class VoxelAdapterConfig(PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
-    bottleneck_size: int = field(default=16, metadata={"help": "Width of the bottlenecks."})
-    use_neighbors: bool = field(default=True, metadata={"help": "Convolve over the neighbours in the bottleneck."})
-    scale: float = field(default=1.0, metadata={"help": "Factor of what the bottleneck adds."})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout inside the bottlenecks."})
+    bottleneck_size: int = option(16, "Width of the bottlenecks.", at_least=1)
+    use_neighbors: bool = option(True, "Convolve over the neighbours in the bottleneck.")
+    scale: float = option(1.0, "Factor of what the bottleneck adds.", above=0)
+    dropout: float = option(0.0, "Dropout inside the bottlenecks.", is_rate=True)
 
     card_text = "Voxel adapter: a bottleneck with a local convolution parallel to each feed-forward network"
     card_fields = ("bottleneck_size", "use_neighbors")
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._check_at_least("bottleneck_size", self.bottleneck_size, 1)
-        self._check_above_zero("scale")
-        self._check_rates("dropout")
