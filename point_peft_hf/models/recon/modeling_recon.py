@@ -80,13 +80,6 @@ class ReConLayer(PointTransformerLayer):
 
     All residuals start after their norms. Tokens that adapters insert are in the branch of the patch tokens; slots of
     single layers (`norm1`, `fc1`, ...) are in that branch, those of whole branches of a block see all tokens.
-
-    Args:
-        config: Configuration of the backbone.
-        stage: The stage of the block.
-        num_heads: Number of attention heads.
-        drop_path_rate: Rate with which each of the two residual branches is dropped in training.
-        layer_index: Number of the block.
     """
 
     def __init__(self, config: ReConConfig, stage: Stage, num_heads: int, drop_path_rate: float, layer_index: int):
