@@ -232,11 +232,11 @@ class PointTunerConfig(PeftConfig):
 def check_types(config: Any) -> None:
     """Check the types of all fields of a dataclass. A whole number is a number, but a truth value is not."""
     declared = _declared_types(type(config))
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if value is not field.default and not _fits(value, declared[field.name]):
-            wanted = _name(declared[field.name])
-            raise ValueError(f"`{field.name}` must be {wanted}, got {value!r} ({type(value).__name__}).")
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if value is not each.default and not _fits(value, declared[each.name]):
+            wanted = _name(declared[each.name])
+            raise ValueError(f"`{each.name}` must be {wanted}, got {value!r} ({type(value).__name__}).")
 
 
 @functools.cache
