@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import PeftType, get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -31,23 +30,14 @@ if TYPE_CHECKING:
 PUBLISHED_SAMPLING = {"skip_near_origin": True}
 
 
-class PublishedAdapter(NamedTuple):
-    """What a published file of a method on a point transformer consists of, as the method's tuner reads it.
+class PublishedAdapter(Protocol):
+    """What a tuner reads in a file: see `point_peft_hf.tuners.published`, where the fields are described."""
 
-    Attributes:
-        config: Configuration of the adapter. Its `modules_to_save` names what of `base` belongs into the adapter's
-            file: head, class token and the like.
-        weights: The tensors of its own layers, by their names in the adapter's file.
-        base: What is left of the file, by the published names of the plain backbone.
-        switches: In words, the fields that were set other than by default to compute what the published code does.
-        unused: By name in the file, why a tensor has no influence on what the model computes.
-    """
-
-    config: PeftConfig
+    config: Any
     weights: Mapping[str, torch.Tensor]
     base: Mapping[str, torch.Tensor]
-    switches: tuple[str, ...] = ()
-    unused: Mapping[str, str] = MappingProxyType({})
+    switches: tuple[str, ...]
+    unused: Mapping[str, str]
 
 
 class Settings(Mapping):

@@ -10,9 +10,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
+
+from .config import PointTunerConfig
+
+
+class PublishedAdapter(NamedTuple):
+    """What a published file of a method on a point transformer consists of.
+
+    Attributes:
+        config: Configuration of the adapter. Its `modules_to_save` names what of `base` belongs into the adapter's
+            file: head, class token and the like.
+        weights: The tensors of its own layers, by their names in the adapter's file.
+        base: What is left of the file, by the published names of the plain backbone.
+        switches: In words, the fields that were set other than by default to compute what the published code does.
+        unused: By name in the file, why a tensor has no influence on what the model computes.
+    """
+
+    config: PointTunerConfig
+    weights: Mapping[str, torch.Tensor]
+    base: Mapping[str, torch.Tensor]
+    switches: tuple[str, ...] = ()
+    unused: Mapping[str, str] = MappingProxyType({})
 
 
 def read_size(settings: Mapping[str, Any], name: str, found: Any) -> Any:

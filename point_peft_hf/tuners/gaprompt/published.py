@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from ...models.convert_method import PublishedAdapter
-from ..published import Rules, module_names, read_size, split_published
+from ..published import PublishedAdapter, Rules, module_names, read_size, split_published
 from .config import GAPromptConfig
 
 # By the names in a published file, parts here and their tensors.

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from ...models.convert_method import PublishedAdapter
-from ..published import head_parts, module_names, option, split_published
+from ..published import PublishedAdapter, head_parts, module_names, option, split_published
 from .config import IDPTConfig
 
 _PARTS = {"1": "edge1", "2": "edge2", "3": "edge3", "5": "fusion"}

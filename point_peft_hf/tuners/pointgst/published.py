@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from ...models.convert_method import PublishedAdapter
-from ..published import module_names, read_size, split_published
+from ..published import PublishedAdapter, module_names, read_size, split_published
 from .config import PointGSTConfig
 
 # By the names in a published file, those of the adapter's own part.

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from ...models.convert_method import PublishedAdapter
-from ..published import module_names, read_size, size_in, split_published
+from ..published import PublishedAdapter, module_names, read_size, size_in, split_published
 from .config import PointLoRAConfig
 
 # By the names in a published file, those of the parts that all blocks share.

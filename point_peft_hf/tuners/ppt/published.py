@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from ...models.convert_method import PublishedAdapter
-from ..published import head_parts, module_names, read_size, size_in, split_published
+from ..published import PublishedAdapter, head_parts, module_names, read_size, size_in, split_published
 from .config import PPTConfig
 
 _NETWORKS = {"prompt_mlp": "patch", "prompt_pos_mlp": "prompt", "prompt_all_mlp": "token"}

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from ...models.convert_method import PublishedAdapter
 from ...slots import Stage
-from ..published import module_names, read_size
+from ..published import PublishedAdapter, module_names, read_size
 from .config import STAGConfig
 
 # By the name in a published file, the linear layer of the side network.
