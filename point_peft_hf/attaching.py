@@ -1,7 +1,7 @@
 """Attaching adapters to a backbone and taking them off again: what the tuners and the models' own methods share.
 
 Two rules hold for every way to attach an adapter: if it fails, the model is as it was before, and what the backbone's
-checkpoint did not bring (a head, a class token) must be in the adapter's file, or somebody hears of it.
+checkpoint did not bring (a head, a class token) must be in the adapter's file, or there is a warning.
 """
 
 from __future__ import annotations
@@ -31,10 +31,6 @@ def all_or_nothing(model: nn.Module, config: Any = None) -> Iterator[None]:
     """Restore the structure of a model if anything inside of the block fails.
 
     Modules, attributes and `requires_grad` come back, and so do the fields of a configuration; weights are not copied.
-
-    Args:
-        model: The model that the block changes.
-        config: A configuration that it changes as well.
     """
     attributes, containers, flags = [], [], []
     seen, stack = set(), [model]
@@ -77,14 +73,6 @@ def check_adapter_name(model: nn.Module, adapter_name: str, modules_to_save: Ite
 
     PEFT finds what belongs to an adapter by its name in the keys of the state dict. A name that a part of the head has
     as well would be cut out of that part's keys.
-
-    Args:
-        model: The backbone.
-        adapter_name: Name of the adapter.
-        modules_to_save: Modules that the adapter brings.
-
-    Raises:
-        ValueError: If it cannot.
     """
     if not isinstance(adapter_name, str) or not adapter_name or set(adapter_name) & set("./\\"):
         raise ValueError(
@@ -119,10 +107,6 @@ def backbone_tensors(
 ) -> list[tuple[str, torch.Tensor, Collection[str]]]:
     """All parameters and saved statistics of a backbone under its adapters.
 
-    Args:
-        model: The backbone.
-        left_out: Names of modules that are left out wherever they are.
-
     Returns:
         Name and tensor as they are without adapters, and the adapters that bring a copy of their own.
     """
@@ -148,15 +132,7 @@ def backbone_tensors(
 
 
 def check_active_together(model: nn.Module, adapter_names: str | Iterable[str]) -> None:
-    """Check that no two of the adapters that are to be active bring the same module.
-
-    Args:
-        model: A model with adapters.
-        adapter_names: The adapters.
-
-    Raises:
-        ValueError: If two of them do.
-    """
+    """Check that no two of the adapters that are to be active bring the same module."""
     names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
     if len(names) < 2:
         return
@@ -184,16 +160,7 @@ def active_adapters(model: nn.Module) -> list[str]:
 
 
 def activate(model: nn.Module, adapter_names: list[str], *, inference_mode: bool = False) -> None:
-    """Activate adapters, or none, in all layers and in all modules that adapters bring.
-
-    Args:
-        model: A model with adapters.
-        adapter_names: The adapters.
-        inference_mode: Whether they are frozen.
-
-    Raises:
-        ValueError: If two of them bring the same module.
-    """
+    """Activate adapters, or none, in all layers and in all modules that adapters bring."""
     check_active_together(model, adapter_names)
     for module in model.modules():
         if isinstance(module, AuxiliaryTrainingWrapper):
@@ -213,11 +180,6 @@ def deactivate(model: nn.Module, adapter_names: Collection[str], active: Iterabl
 
     PEFT chooses the next active adapter for each layer by itself, and leaves the heads of adapters out that bring one
     where the deleted adapter did not (huggingface/peft#3716).
-
-    Args:
-        model: A model with adapters.
-        adapter_names: The adapters that are going to be deleted.
-        active: The active adapters.
 
     Returns:
         The adapters that are active from now on: those that are left of them, or else the first of all others.
@@ -250,10 +212,6 @@ def deactivate(model: nn.Module, adapter_names: Collection[str], active: Iterabl
 def parts_without_checkpoint(model: nn.Module, adapter_names: Collection[str] | None = None) -> dict[str, list[str]]:
     """What of a model was not loaded from its checkpoint, and is in no adapter's file either.
 
-    Args:
-        model: The backbone, with or without adapters.
-        adapter_names: Adapters whose files count; default: all that the model carries.
-
     Returns:
         Names of tensors, by the module to name in `modules_to_save`.
     """
@@ -279,12 +237,7 @@ def _task_modules(model: nn.Module) -> set[str]:
 
 
 def complete_modules_to_save(config: Any, model: nn.Module) -> None:
-    """Add to `modules_to_save` what would be random after loading, because neither checkpoint nor file has it.
-
-    Args:
-        config: Configuration of an adapter that is about to be attached.
-        model: The backbone.
-    """
+    """Add to `modules_to_save` what would be random after loading, because neither checkpoint nor file has it."""
     saved = list(config.modules_to_save or ())
     parts = getattr(model, "task_module_names", ())
     if set(saved) - set(parts):
@@ -350,16 +303,7 @@ def _is_inside(model: nn.Module, part: str, wanted: str) -> bool:
 def unsaved_task_tensors(
     model: nn.Module, modules_to_save: Collection[str], brought_by_others: Collection[str] = ()
 ) -> dict[str, dict[str, torch.Tensor]]:
-    """Tensors of a model's task modules that no adapter brings: what an adapter needs from the backbone it is used on.
-
-    Args:
-        model: The backbone, with or without adapters.
-        modules_to_save: Modules that the adapter brings.
-        brought_by_others: Modules that another adapter is going to bring.
-
-    Returns:
-        The tensors by name, by task module.
-    """
+    """Tensors of the task modules that no adapter brings: what an adapter needs from its backbone."""
     result: dict[str, dict[str, torch.Tensor]] = {}
     task = _task_modules(model).difference(brought_by_others)
     for name, tensor, owners in backbone_tensors(model):
@@ -381,7 +325,7 @@ class RandomPartsGuard:
     """Part of a model: it remembers what its checkpoint did not bring, and sees to it that adapters do not lose it.
 
     The tuners of this package ask before they attach. PEFT's own have no room for that, so the model watches itself
-    for them: PEFT tells it of an adapter by setting `peft_config`, and loads weights with `load_state_dict`.
+    for them: PEFT announces an adapter by setting `peft_config`, and loads weights with `load_state_dict`.
     """
 
     _not_in_checkpoint: frozenset[str] = frozenset()
@@ -392,11 +336,7 @@ class RandomPartsGuard:
     _waits_for_more_adapters = False
 
     def note_loading(self, missing: Collection[str]) -> None:
-        """Note what was not loaded from a checkpoint.
-
-        Args:
-            missing: Names of the tensors.
-        """
+        """Note what was not loaded from a checkpoint."""
         missing, task = set(missing), _task_modules(self)
         self._not_in_checkpoint = frozenset(
             name
@@ -444,14 +384,7 @@ class RandomPartsGuard:
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def check_no_random_parts(self, adapter_names: Collection[str]) -> None:
-        """Check that adapters that were loaded leave nothing random.
-
-        Args:
-            adapter_names: The adapters.
-
-        Raises:
-            ValueError: If neither they, nor the checkpoint, nor any other adapter brings a part of the model.
-        """
+        """Check that adapters that were loaded leave nothing random."""
         parts = parts_without_checkpoint(self)
         if parts:
             raise ValueError(

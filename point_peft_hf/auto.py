@@ -80,7 +80,7 @@ class AutoPointPeftModel(AutoPeftModel):
             subfolder: Where in the repository, if it holds several adapters.
             backbone: Another place to take the backbone from, or the backbone itself; it must have the same weights.
             backbone_kwargs: Passed to the backbone's `from_pretrained` only, such as `{"revision": "v2"}`.
-            import_allowlist: Packages that the class of the backbone may come from, beside this one.
+            import_allowlist: Packages that the class of the backbone may come from, besides this one.
             token: Token of the Hub, for private repositories.
             cache_dir: Where downloads are kept.
             local_files_only: Whether to use what is in the cache only.
@@ -159,8 +159,8 @@ def _read(name: str | os.PathLike, place: dict[str, Any]) -> tuple[AdapterFiles,
     if files.config is None:
         where = f"{name}/{place['subfolder']}" if "subfolder" in place else f"{name}"
         raise ValueError(
-            f"{where} has no {CONFIG_NAME}, so it is no adapter. Pass the folder or repository of an adapter, and its "
-            "`subfolder` if it holds several."
+            f"{where} has no {CONFIG_NAME}, so it is not an adapter. Pass the folder or repository of an adapter, and "
+            "its `subfolder` if it holds several."
         )
     if files.weights is None:
         raise ValueError(f"{files.config.parent} has no {WEIGHTS_NAME}. Save or download the adapter again.")
@@ -259,7 +259,7 @@ def _backbone_class(files: AdapterFiles, import_allowlist: list[str]) -> type[Pr
         ) from error
     if not inspect.isclass(model_class) or not issubclass(model_class, PreTrainedModel):
         raise ValueError(
-            f"{files.config}: {class_name!r} in {library!r} is no model of transformers. Load the backbone yourself, "
-            "and pass it: `backbone=`."
+            f"{files.config}: {class_name!r} in {library!r} is not a model of transformers. Load the backbone "
+            "yourself, and pass it: `backbone=`."
         )
     return model_class

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from .models.layers import original, trained_weight
+from .models.layers import check_not_trained, original
 from .slots import AdapterSlot, Backbone, BranchSlot, EntrySlot, LayerSlot, OutputSlot, PointSlot, Stage, TokenSlot
 from .tokens import Cloud, Memo, Tokens, start_tokens
 
@@ -29,12 +29,7 @@ _NAMES = ("norm1", "attn", "norm2", "mlp")
 
 
 class SlottedActivation(nn.Module):
-    """The activation inside of a feed-forward network, after a slot for the layer in front of it.
-
-    Args:
-        activation: The activation, without parameters.
-        slot: The slot.
-    """
+    """The activation inside of a feed-forward network, after a slot for the layer in front of it."""
 
     def __init__(self, activation: nn.Module, slot: LayerSlot):
         super().__init__()
@@ -141,11 +136,7 @@ class SlottedBlock(nn.Module):
 
 
 def frozen_view(module: nn.Module) -> nn.Module:
-    """A module as it was pre-trained, in eval mode: the same weights, no adapters. The module itself does not change.
-
-    Args:
-        module: The module.
-    """
+    """A copy of a module as it was pre-trained, in eval mode: the same weights, no adapters."""
     module = original(module)
     if isinstance(module, SlottedActivation):
         return frozen_view(module.activation)
@@ -184,12 +175,7 @@ class ForeignBackbone(Backbone):
 
     def check_frozen(self, reason: str) -> None:
         """Check that nothing is trained of the pre-trained model; see the backbones of this package."""
-        name = trained_weight(self._model)
-        if name is not None:
-            raise ValueError(
-                f"{name!r}, a weight of the backbone, is being trained, but {reason}. Freeze it, or name its module "
-                "in the adapter's `modules_to_save`."
-            )
+        check_not_trained(self._model, reason)
 
 
 def add_slots(
@@ -321,7 +307,7 @@ def _check_block(block: nn.Module, name: str) -> None:
     missing = [part for part in _NAMES if not isinstance(getattr(block, part, None), nn.Module)]
     if missing:
         raise ValueError(
-            f"{name}, a {type(block).__name__}, has no {', '.join(missing)}: it is no block in the style of timm. "
+            f"{name}, a {type(block).__name__}, has no {', '.join(missing)}: it is not a block in the style of timm. "
             "Pass `block_class`, a class with the slots of SlottedBlock and the forward pass of your block."
         )
 

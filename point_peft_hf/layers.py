@@ -122,12 +122,7 @@ def add_product(target: torch.Tensor, left: torch.Tensor, right: torch.Tensor, s
 
 
 def recompute_in_backward(function: Callable[..., torch.Tensor], *arguments) -> torch.Tensor:
-    """Call a function, but keep only its arguments for the backward pass, which calls it again.
-
-    Args:
-        function: What is cheap to compute again.
-        *arguments: Its arguments.
-    """
+    """Call a function, but keep only its arguments for the backward pass, which calls it again."""
     # The compiler decides on its own what it keeps.
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(*arguments)

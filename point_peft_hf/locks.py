@@ -16,7 +16,7 @@ WAIT_SECONDS = 10.0
 def locked_folder(folder: str | Path) -> Iterator[None]:
     """Keep other processes from writing to a folder.
 
-    The lock is an empty hidden file beside the folder, which may so be replaced as a whole. It ends with the process,
+    The lock is an empty hidden file next to the folder, which can be replaced as a whole. It ends with the process,
     however that ends. Within one process a folder may be locked several times. Where the file system knows no locks,
     none is taken.
 

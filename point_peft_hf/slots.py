@@ -20,9 +20,10 @@ One value moves, [`~point_peft_hf.tokens.Tokens`], and slots map it. A forward p
     hidden = layernorm_slot(layernorm(tokens.features), tokens.features)
     pooled = readout_slot(pool(hidden), tokens, (tokens.with_features(hidden),))
 
-Encoders of scenes work on packed rows, one a voxel, of clouds of any size: there is no sequence to insert tokens into,
-and what a block knows of its voxels is a [`~point_peft_hf.voxels.VoxelStage`]. Beside the slots after norms and linear
-layers they have two kinds of slots of their own, which map plain rows; adapters of objects do not attach to them:
+Encoders of scenes work on packed rows, one a voxel, of clouds of any size: no sequence exists to insert tokens into,
+and what a block knows of its voxels is a [`~point_peft_hf.voxels.VoxelStage`]. Besides the slots after norms and
+linear layers they have two kinds of slots of their own, which map plain rows; adapters of objects do not attach to
+them:
 
     output = attention_slot(attention(query, key, value), query, voxels)
     hidden = hidden + drop_path(out_proj_slot(out_proj(output), output))
@@ -39,7 +40,6 @@ import torch
 from torch import nn
 
 from .tokens import Cloud, Tokens
-from .voxels import VoxelStage
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,10 @@ class AdapterSlot(nn.Module):
         """Numbers of the blocks that the slot serves."""
         return self.stage.layers
 
+    def forward(self, value: Any, *inputs: Any) -> Any:
+        """Return the first argument unchanged."""
+        return value
+
     def extra_repr(self) -> str:
         """Describe the slot where the model is printed."""
         return f"hidden_size={self.hidden_size}"
@@ -171,20 +175,12 @@ class PointSlot(AdapterSlot):
         """Numbers of the blocks that the slot serves: all."""
         return range(self.stage.total_layers)
 
-    def forward(self, cloud: Cloud, backbone: Backbone) -> Cloud:
-        """Return the clouds unchanged."""
-        return cloud
-
 
 class TokenSlot(AdapterSlot):
     """Before the blocks of a stage: `forward(tokens, backbone) -> tokens`.
 
     `backbone` gives a layer further tokens, position embeddings, and the tokens of the pre-trained encoder.
     """
-
-    def forward(self, tokens: Tokens, backbone: Backbone) -> Tokens:
-        """Return the tokens unchanged."""
-        return tokens
 
 
 class BlockSlot(AdapterSlot):
@@ -214,10 +210,6 @@ class BlockSlot(AdapterSlot):
 
 class EntrySlot(BlockSlot):
     """At the start of a block, before positions are added: `forward(tokens) -> tokens`."""
-
-    def forward(self, tokens: Tokens) -> Tokens:
-        """Return the tokens unchanged."""
-        return tokens
 
 
 class LayerSlot(AdapterSlot):
@@ -258,10 +250,6 @@ class LayerSlot(AdapterSlot):
         """Describe the slot where the model is printed."""
         return f"hidden_size={self.hidden_size}, layer={self.layer}"
 
-    def forward(self, output: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the output unchanged."""
-        return output
-
 
 class BranchSlot(BlockSlot):
     """After a branch of a block, before its residual connection.
@@ -269,11 +257,6 @@ class BranchSlot(BlockSlot):
     `forward(output, inputs, tokens, drop_path) -> (update, tokens)`: `output` is what the branch made of `inputs`
     (after the norm), `tokens.features` the residual stream. A layer that adds to `output` before it calls its base
     layer is inside of stochastic depth; what it adds to the result is outside.
-
-    Args:
-        stage: The stage of the block.
-        layer_index: Number of the block.
-        branch: "attention" or "ffn".
     """
 
     def __init__(self, stage: Stage, layer_index: int, branch: str):
@@ -290,10 +273,6 @@ class BranchSlot(BlockSlot):
 class OutputSlot(BlockSlot):
     """At the end of a block, before tokens that live for one block leave: `forward(tokens) -> tokens`."""
 
-    def forward(self, tokens: Tokens) -> Tokens:
-        """Return the tokens unchanged."""
-        return tokens
-
 
 class VoxelSlot(BlockSlot):
     """A slot in a block of a scene encoder, which works on packed rows of voxels."""
@@ -303,20 +282,11 @@ class PatchAttentionSlot(VoxelSlot):
     """After the attention within patches, before its output projection: `forward(output, query, voxels) -> output`.
 
     `output` and `query` are of shape `(N, num_heads, head_size)`, the query before any rotation and not scaled.
-
-    Args:
-        stage: The stage of the block.
-        layer_index: Number of the block.
-        num_heads: Attention heads of the block.
     """
 
     def __init__(self, stage: Stage, layer_index: int, num_heads: int):
         super().__init__(stage, layer_index)
         self.num_heads = num_heads
-
-    def forward(self, output: torch.Tensor, query: torch.Tensor, voxels: VoxelStage) -> torch.Tensor:
-        """Return the output unchanged."""
-        return output
 
 
 class VoxelFFNSlot(VoxelSlot):
@@ -325,13 +295,13 @@ class VoxelFFNSlot(VoxelSlot):
     `output` is what the network made of `inputs` (after the norm), both of shape `(N, hidden_size)`.
     """
 
-    def forward(self, output: torch.Tensor, inputs: torch.Tensor, voxels: VoxelStage) -> torch.Tensor:
-        """Return the output unchanged."""
-        return output
-
 
 class ReadoutSlot(AdapterSlot):
     """Between pooling and head: `forward(pooled, tokens, levels) -> pooled`.
+
+    `pooled` is of shape `(batch_size, pooled_size)`, `tokens` are those that left the last block, before the final
+    norm, and `levels` the same after it; for a part segmentation they are the tokens of each depth that its head
+    reads, after the final norm.
 
     A layer may return features of another width, if its tuner says so (`readout_size`): the adapter's own head is
     built for it.
@@ -355,14 +325,3 @@ class ReadoutSlot(AdapterSlot):
     def layers(self) -> range:
         """Numbers of the blocks that the slot serves: all."""
         return range(self.stage.total_layers)
-
-    def forward(self, pooled: torch.Tensor, tokens: Tokens, levels: tuple[Tokens, ...]) -> torch.Tensor:
-        """Return the pooled features unchanged.
-
-        Args:
-            pooled: Of shape `(batch_size, pooled_size)`.
-            tokens: The tokens that left the last block, before the final norm.
-            levels: The same after the final norm; for a part segmentation the tokens of each depth that its head
-                reads, after the final norm.
-        """
-        return pooled

@@ -48,7 +48,14 @@ class Memo:
         self.values: dict[str, Any] = dict(given or {})
         self._per_cloud: set[str] = set()
 
-    def once(self, name: str, compute: Callable[[], Any], *, per_cloud: bool = False) -> Any:
+    def once(
+        self,
+        name: str,
+        compute: Callable[[], Any],
+        *,
+        per_cloud: bool = False,
+        shape: tuple[int, ...] | None = None,
+    ) -> Any:
         """Return the value of this name; `compute` is called without gradient where there is none yet.
 
         Args:
@@ -56,13 +63,23 @@ class Memo:
             compute: What returns the value.
             per_cloud: Whether the value is a tensor that depends on each cloud alone, one row a cloud, so that it can
                 be computed ahead (`model.precompute(points)`) and passed in (`model(points, precomputed=...)`).
+            shape: Shape that the value must have if it is passed in; default: any.
+
+        Raises:
+            ValueError: If a value that was passed in has another shape.
         """
         if name not in self.values:
             with torch.no_grad():
                 self.values[name] = compute()
         if per_cloud:
             self._per_cloud.add(name)
-        return self.values[name]
+        value = self.values[name]
+        if shape is not None and value.shape != shape:
+            raise ValueError(
+                f"`precomputed[{name!r}]` must have shape {shape}, got {tuple(value.shape)}. Take it from "
+                "`model.precompute(points)` of the same clouds."
+            )
+        return value
 
     def per_cloud(self) -> dict[str, torch.Tensor]:
         """The values that can be passed in, by name."""

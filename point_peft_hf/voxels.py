@@ -63,13 +63,7 @@ class Patches(NamedTuple):
 
     @classmethod
     def cut(cls, counts: Sequence[int], size: int, device: torch.device | str | None = None) -> Patches:
-        """Cut clouds into patches.
-
-        Args:
-            counts: Number of voxels of each cloud.
-            size: Voxels of a patch.
-            device: Where the orders are.
-        """
+        """Cut clouds into patches."""
         full, short, pieces = [], [], []
         num_full, start = sum(count // size for count in counts), 0
         place, done = num_full * size, 0

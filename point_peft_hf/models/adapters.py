@@ -156,7 +156,7 @@ class AdapterModelMixin(RandomPartsGuard):
 
 
 def _hub_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Where on the Hub an adapter is, out of the several ways in which transformers may be told."""
+    """Where on the Hub an adapter is, out of the several ways to pass it to transformers."""
     sources = (
         getattr(given.get("load_config"), "download_kwargs", None) or {},
         given.get("kwargs", {}).get("download_kwargs") or {},

@@ -1,41 +1,17 @@
 """Auto classes: from a folder or a repository to the right class."""
 
-from collections import OrderedDict
+from __future__ import annotations
 
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForPreTraining
+from collections import OrderedDict
+from typing import NamedTuple
+
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedConfig
 from transformers.models.auto.auto_factory import _BaseAutoModelClass, _LazyAutoMapping
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from .point_bert import PointBertConfig, PointBertForClassification, PointBertForSegmentation, PointBertModel
-from .point_gpt import (
-    PointGPTConfig,
-    PointGPTForClassification,
-    PointGPTForPreTraining,
-    PointGPTForSegmentation,
-    PointGPTModel,
-)
-from .point_m2ae import (
-    PointM2AEConfig,
-    PointM2AEForClassification,
-    PointM2AEForPreTraining,
-    PointM2AEForSegmentation,
-    PointM2AEModel,
-)
-from .point_mae import (
-    PointMAEConfig,
-    PointMAEForClassification,
-    PointMAEForPreTraining,
-    PointMAEForSegmentation,
-    PointMAEModel,
-)
-from .ptv3 import (
-    PointTransformerV3Config,
-    PointTransformerV3ForClassification,
-    PointTransformerV3ForSemanticSegmentation,
-    PointTransformerV3Model,
-)
+from . import point_bert, point_gpt, point_m2ae, point_mae, ptv3, recon
+from .modeling import BackbonePreTrainedModel
 from .published import find_published_weights, published_model_type
-from .recon import ReConConfig, ReConForClassification, ReConForSegmentation, ReConModel
 
 
 class _AutoPointModel(_BaseAutoModelClass):
@@ -72,44 +48,79 @@ class AutoModelForPointCloudSegmentation(_AutoPointModel):
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
 
 
-# The configurations of all backbones, of objects and of scenes.
-CONFIGURATIONS: list[type] = []
-SCENE_CONFIGURATIONS: list[type] = [PointTransformerV3Config]
-
-
 class AutoModelForPointCloudSemanticSegmentation(_AutoPointModel):
     """The segmentation of scenes: `AutoModelForPointCloudSemanticSegmentation.from_pretrained(name)`."""
 
     _model_mapping = _LazyAutoMapping(CONFIG_MAPPING_NAMES, OrderedDict())
 
 
-def _register(
-    config: type, model: type, classifier: type, segmentation: type, pretraining: type | None = None
-) -> None:
-    CONFIGURATIONS.append(config)
-    AutoConfig.register(config.model_type, config)
-    AutoModel.register(config, model)
-    AutoModelForPointCloudClassification.register(config, classifier)
-    AutoModelForPointCloudSegmentation.register(config, segmentation)
-    if pretraining is not None:
-        AutoModelForPreTraining.register(config, pretraining)
+class ModelClasses(NamedTuple):
+    """The classes of a model type; `segmentation` is that of parts, or of a scene encoder that of scenes."""
+
+    config: type[PreTrainedConfig]
+    encoder: type[BackbonePreTrainedModel]
+    classifier: type[BackbonePreTrainedModel]
+    segmentation: type[BackbonePreTrainedModel]
+    pretraining: type[BackbonePreTrainedModel] | None = None
 
 
-_register(PointBertConfig, PointBertModel, PointBertForClassification, PointBertForSegmentation)
-_register(PointGPTConfig, PointGPTModel, PointGPTForClassification, PointGPTForSegmentation, PointGPTForPreTraining)
-_register(
-    PointM2AEConfig, PointM2AEModel, PointM2AEForClassification, PointM2AEForSegmentation, PointM2AEForPreTraining
-)
-_register(PointMAEConfig, PointMAEModel, PointMAEForClassification, PointMAEForSegmentation, PointMAEForPreTraining)
-_register(ReConConfig, ReConModel, ReConForClassification, ReConForSegmentation)
+MODEL_CLASSES = {
+    classes.config.model_type: classes
+    for classes in (
+        ModelClasses(
+            point_bert.PointBertConfig,
+            point_bert.PointBertModel,
+            point_bert.PointBertForClassification,
+            point_bert.PointBertForSegmentation,
+        ),
+        ModelClasses(
+            point_gpt.PointGPTConfig,
+            point_gpt.PointGPTModel,
+            point_gpt.PointGPTForClassification,
+            point_gpt.PointGPTForSegmentation,
+            point_gpt.PointGPTForPreTraining,
+        ),
+        ModelClasses(
+            point_m2ae.PointM2AEConfig,
+            point_m2ae.PointM2AEModel,
+            point_m2ae.PointM2AEForClassification,
+            point_m2ae.PointM2AEForSegmentation,
+            point_m2ae.PointM2AEForPreTraining,
+        ),
+        ModelClasses(
+            point_mae.PointMAEConfig,
+            point_mae.PointMAEModel,
+            point_mae.PointMAEForClassification,
+            point_mae.PointMAEForSegmentation,
+            point_mae.PointMAEForPreTraining,
+        ),
+        ModelClasses(
+            ptv3.PointTransformerV3Config,
+            ptv3.PointTransformerV3Model,
+            ptv3.PointTransformerV3ForClassification,
+            ptv3.PointTransformerV3ForSemanticSegmentation,
+        ),
+        ModelClasses(
+            recon.ReConConfig,
+            recon.ReConModel,
+            recon.ReConForClassification,
+            recon.ReConForSegmentation,
+        ),
+    )
+}
+# The configurations of the backbones of objects, and of those of scenes.
+SCENE_CONFIGURATIONS = [ptv3.PointTransformerV3Config]
+CONFIGURATIONS = [c.config for c in MODEL_CLASSES.values() if c.config not in SCENE_CONFIGURATIONS]
 
-
-AutoConfig.register(PointTransformerV3Config.model_type, PointTransformerV3Config)
-AutoModel.register(PointTransformerV3Config, PointTransformerV3Model)
-AutoModelForPointCloudClassification.register(PointTransformerV3Config, PointTransformerV3ForClassification)
-AutoModelForPointCloudSemanticSegmentation.register(
-    PointTransformerV3Config, PointTransformerV3ForSemanticSegmentation
-)
+for _classes in MODEL_CLASSES.values():
+    _config, _is_scene = _classes.config, _classes.config in SCENE_CONFIGURATIONS
+    AutoConfig.register(_config.model_type, _config)
+    AutoModel.register(_config, _classes.encoder)
+    AutoModelForPointCloudClassification.register(_config, _classes.classifier)
+    _auto = AutoModelForPointCloudSemanticSegmentation if _is_scene else AutoModelForPointCloudSegmentation
+    _auto.register(_config, _classes.segmentation)
+    if _classes.pretraining is not None:
+        AutoModelForPreTraining.register(_config, _classes.pretraining)
 
 __all__ = [
     "AutoModelForPointCloudClassification",

@@ -56,13 +56,11 @@ class PointConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     weights_license: str | None = None
 
-    # Fields that are at least 0 and below 1.
-    _rates = (
-        "drop_path_rate",
-        "attention_dropout",
-        "classifier_dropout",
-        "label_smoothing",
-    )
+    # Fields by the values that they can have: at least 0 and below 1; above 0 and below 1; above 0; a choice.
+    _rates = ("drop_path_rate", "attention_dropout", "classifier_dropout", "label_smoothing")
+    _shares = ()
+    _positive = ("mlp_ratio", "layer_norm_eps")
+    _choices = {}
 
     def __post_init__(self, **kwargs):
         known = set(_TRANSFORMERS_KEYS) | set(PreTrainedConfig.__dataclass_fields__)
@@ -80,8 +78,19 @@ class PointConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value < 1:
                 raise ValueError(f"`{name}` of {type(self).__name__} must be at least 0 and below 1, got {value!r}.")
-        for name in ("mlp_ratio", "layer_norm_eps"):
+        for name in self._shares:
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(
+                    f"`{name}` of {type(self).__name__} must be above 0 and below 1, got {getattr(self, name)}."
+                )
+        for name in self._positive:
             self._check_positive(name, getattr(self, name))
+        for name, choices in self._choices.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"`{name}` of {type(self).__name__} must be one of {', '.join(map(repr, choices))}, got "
+                    f"{getattr(self, name)!r}."
+                )
 
     def _check_positive(self, name: str, *values: int | float) -> None:
         for value in values:
@@ -113,7 +122,7 @@ class PointTransformerConfig(PointConfig):
             them, as the published heads do.
         segmentation_propagation_sizes: Widths of the layers of the segmentation head on the features that have been
             propagated to the points; published: (1536, 1024).
-        segmentation_hidden_sizes: Widths of its layers behind these, which see the whole cloud as well; published:
+        segmentation_hidden_sizes: Widths of its layers after these, which see the whole cloud as well; published:
             (512, 256).
         segmentation_dropout: Dropout in the segmentation head.
         skip_near_origin: Sample centres by the rule of the published CUDA operator, which never selects points within
@@ -136,10 +145,10 @@ class PointTransformerConfig(PointConfig):
     skip_near_origin: bool = False
 
     _rates = (*PointConfig._rates, "segmentation_dropout")
+    _positive = (*PointConfig._positive, "classifier_hidden_size")
 
     def _check_ranges(self) -> None:
         super()._check_ranges()
-        self._check_positive("classifier_hidden_size", self.classifier_hidden_size)
         self._check_segmentation()
 
     def _check_segmentation(self) -> None:
@@ -184,8 +193,8 @@ class SingleStageConfig(PointTransformerConfig):
         num_hidden_layers: Number of blocks.
         num_groups: Number of groups, hence patch tokens, of a cloud: 64 for 1024 points, 128 for 2048.
         group_size: Number of points of a group.
-        patch_hidden_sizes: Widths inside of the patch embedding.
-        position_hidden_size: Width inside the position embedding.
+        patch_hidden_sizes: Widths inside of the patch embedding: of the layers before the maximum over the group, and
+            of the one between it and the last layer.
         segmentation_layers: Numbers of the blocks, counted from 0, whose tokens the segmentation head reads; default:
             at one, two and three thirds of the depth (3, 7 and 11 of 12, as published).
         **kwargs: Fields of [`PointTransformerConfig`] and of transformers.
@@ -199,26 +208,49 @@ class SingleStageConfig(PointTransformerConfig):
     num_groups: int = 64
     group_size: int = 32
     patch_hidden_sizes: list[int] | tuple[int, ...] = (128, 256, 512)
-    position_hidden_size: int = 128
     segmentation_layers: list[int] | tuple[int, ...] | None = None
+
+    _positive = (*PointTransformerConfig._positive, "hidden_size", "num_hidden_layers", "num_groups", "group_size")
+    # The depth that the default of `segmentation_layers` is counted in, if the model is deeper.
+    _segmentation_depth = None
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
         """Numbers of the blocks whose tokens the segmentation head reads."""
         if self.segmentation_layers is not None:
             return tuple(self.segmentation_layers)
-        depths = (max(round(third * self.num_hidden_layers / 3), 1) for third in (1, 2, 3))
+        depth = min(self.num_hidden_layers, self._segmentation_depth or self.num_hidden_layers)
+        depths = (max(round(third * depth / 3), 1) for third in (1, 2, 3))
         return tuple(dict.fromkeys(depth - 1 for depth in depths))
 
     def _check_ranges(self) -> None:
         super()._check_ranges()
-        for name in ("hidden_size", "num_hidden_layers", "num_groups", "group_size", "position_hidden_size"):
-            self._check_positive(name, getattr(self, name))
         self._check_heads(self.hidden_size)
-        self._check_list("patch_hidden_sizes", 3)
+        self._check_list("patch_hidden_sizes")
         layers = self.segmentation_layers
         if layers is not None and (not layers or any(not 0 <= layer < self.num_hidden_layers for layer in layers)):
             raise ValueError(
                 f"`segmentation_layers` of {type(self).__name__} must be numbers of blocks, 0 to "
                 f"{self.num_hidden_layers - 1}, got {layers}."
             )
+
+
+@strict
+class LearnedPositionConfig(SingleStageConfig):
+    """Base of the configurations of point transformers that learn the embedding of positions.
+
+    Args:
+        position_hidden_size: Width inside the position embedding.
+        **kwargs: Fields of [`SingleStageConfig`], of [`PointTransformerConfig`] and of transformers.
+
+    Raises:
+        ValueError: If a field does not exist or does not fit, with the name of the field.
+    """
+
+    position_hidden_size: int = 128
+
+    _positive = (*SingleStageConfig._positive, "position_hidden_size")
+
+    def _check_ranges(self) -> None:
+        super()._check_ranges()
+        self._check_list("patch_hidden_sizes", 3)

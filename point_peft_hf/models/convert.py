@@ -6,7 +6,7 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from ..io.folders import replaced_folder
 from ..io.save import save_adapter
 from ..io.weights import KEY_PREFIX
+from .auto import MODEL_CLASSES
 from .convert_checks import check_encoder, check_shapes, shapes_of
 from .convert_config import backbone_fields, read_config_file
 from .convert_keys import check_model_type
@@ -36,57 +37,10 @@ from .convert_tensors import (
     rename_tensors,
 )
 from .modeling import BackbonePreTrainedModel
-from .point_bert import PointBertForClassification, PointBertModel
-from .point_gpt import (
-    PointGPTForClassification,
-    PointGPTForPreTraining,
-    PointGPTForSegmentation,
-    PointGPTModel,
-)
-from .point_m2ae import PointM2AEForClassification, PointM2AEForPreTraining, PointM2AEModel
-from .point_mae import (
-    PointMAEForClassification,
-    PointMAEForPreTraining,
-    PointMAEForSegmentation,
-    PointMAEModel,
-)
-from .ptv3 import (
-    PointTransformerV3ForClassification,
-    PointTransformerV3ForSemanticSegmentation,
-    PointTransformerV3Model,
-)
-from .recon import ReConForClassification, ReConModel
 
 REPORT_NAME = "conversion_report.json"
 # The two folders that a file of a method becomes.
 BACKBONE, ADAPTER = "backbone", "adapter"
-
-
-class ModelClasses(NamedTuple):
-    """The classes of a model type that published files hold."""
-
-    encoder: type[BackbonePreTrainedModel]
-    classifier: type[BackbonePreTrainedModel]
-    pretraining: type[BackbonePreTrainedModel] | None = None
-    segmentation: type[BackbonePreTrainedModel] | None = None
-
-
-MODEL_CLASSES = {
-    "point_bert": ModelClasses(PointBertModel, PointBertForClassification),
-    "point_gpt": ModelClasses(
-        PointGPTModel, PointGPTForClassification, PointGPTForPreTraining, PointGPTForSegmentation
-    ),
-    "point_m2ae": ModelClasses(PointM2AEModel, PointM2AEForClassification, PointM2AEForPreTraining),
-    "point_mae": ModelClasses(
-        PointMAEModel, PointMAEForClassification, PointMAEForPreTraining, PointMAEForSegmentation
-    ),
-    "ptv3": ModelClasses(
-        PointTransformerV3Model,
-        PointTransformerV3ForClassification,
-        segmentation=PointTransformerV3ForSemanticSegmentation,
-    ),
-    "recon": ModelClasses(ReConModel, ReConForClassification),
-}
 
 
 def choose_class(
@@ -94,16 +48,8 @@ def choose_class(
 ) -> tuple[type[BackbonePreTrainedModel], dict[str, torch.Size]]:
     """Choose the class that a checkpoint has all parts of.
 
-    Args:
-        model_type: The model type.
-        converted: The checkpoint.
-        name: Name of the file, for messages.
-
     Returns:
         The class, and the shapes of its tensors.
-
-    Raises:
-        ValueError: If the checkpoint does not have the whole class, or has more inside of the encoder.
     """
     model_class, expected = _choose_class(model_type, converted)
     check_shapes({key: tensor for key, tensor in converted.tensors.items() if key in expected}, expected, name)
@@ -114,7 +60,7 @@ def choose_class(
 def _choose_class(
     model_type: str, converted: ConvertedTensors
 ) -> tuple[type[BackbonePreTrainedModel], dict[str, torch.Size]]:
-    encoder, classifier, pretraining, segmentation = MODEL_CLASSES[model_type]
+    _, encoder, classifier, segmentation, pretraining = MODEL_CLASSES[model_type]
     fields, tensors = converted.config_fields, converted.tensors
     heads = {"segmentation_head.": segmentation, "semantic_head.": segmentation, "classifier.": classifier}
     for prefix, model_class in heads.items():
@@ -153,7 +99,7 @@ def convert_checkpoint(
             folder with `model.safetensors`.
         output_dir: Folder to write `config.json`, `model.safetensors` and `conversion_report.json` into.
         model_type: "point_bert", "point_gpt", "point_mae", "point_m2ae", "ptv3" or "recon".
-        config: Fields of the configuration that no tensor tells, if they are not the published ones: a dictionary or a
+        config: Fields of the configuration that no tensor shows, if they are not the published ones: a dictionary or a
             JSON file. Widths, depth and classes are read from the tensors. With a method, its options as well, all in
             one flat object, under their published names.
         method: The fine-tuning method that the file is of, by the name of its PEFT type ("stag", ...). Then two

@@ -17,15 +17,7 @@ _COUNTER = "num_batches_tracked"
 
 
 def refuse_family(keys: Iterable[str], name: str) -> None:
-    """Refuse a file of a model or method that is known, but cannot be converted.
-
-    Args:
-        keys: Names in the file.
-        name: Name of the file, for the message.
-
-    Raises:
-        ValueError: If it is one, with its name and what can be done.
-    """
+    """Refuse a file of a model or method that is known, but cannot be converted."""
     names = {research_name: key for key, research_name in research_names(keys).items()}
     found = recognize_family(names)
     if found is not None:
@@ -34,16 +26,7 @@ def refuse_family(keys: Iterable[str], name: str) -> None:
 
 
 def check_guess(keys: Iterable[str], model_type: str, name: str) -> None:
-    """Check that a file is not of another model type.
-
-    Args:
-        keys: Names in the file.
-        model_type: The model type.
-        name: Name of the file, for the message.
-
-    Raises:
-        ValueError: If it is.
-    """
+    """Check that a file is not of another model type."""
     guess = guess_model_type(keys)
     if guess not in (None, model_type):
         raise ValueError(
@@ -53,17 +36,7 @@ def check_guess(keys: Iterable[str], model_type: str, name: str) -> None:
 
 
 def check_names(tensors: Mapping[str, torch.Tensor], model_type: str, known: Collection[str], name: str) -> None:
-    """Check that a file is of a model type, and that all it has inside of the encoder is known.
-
-    Args:
-        tensors: Tensors by name in the file.
-        model_type: The model type.
-        known: Names in the file that are converted.
-        name: Name of the file, for messages.
-
-    Raises:
-        ValueError: If not, with the tensor, and the model or method that it is of if that is known.
-    """
+    """Check that a file is of a model type, and that all it has inside of the encoder is known."""
     name = name or "the checkpoint"
     refuse_family(tensors, name)
     check_guess(tensors, model_type, name)
@@ -82,16 +55,7 @@ def check_names(tensors: Mapping[str, torch.Tensor], model_type: str, known: Col
 
 
 def check_values(tensors: Mapping[str, torch.Tensor], sources: Mapping[str, tuple[str, ...]], name: str) -> None:
-    """Check that tensors can be weights: of a type that is computed in, dense, and without NaN.
-
-    Args:
-        tensors: Tensors by name here.
-        sources: By name here, the names in the file.
-        name: Name of the file, for messages.
-
-    Raises:
-        ValueError: If not, with the tensor.
-    """
+    """Check that tensors can be weights: of a type that is computed in, dense, and without NaN."""
     for target, tensor in tensors.items():
         problem = _problem_of(target, tensor)
         if problem:
@@ -103,7 +67,7 @@ def check_values(tensors: Mapping[str, torch.Tensor], sources: Mapping[str, tupl
 
 def _problem_of(target: str, tensor: torch.Tensor) -> str:
     if tensor.layout != torch.strided or tensor.is_quantized:
-        return f"is no dense tensor (it is of {tensor.layout if not tensor.is_quantized else tensor.dtype})"
+        return f"is not a dense tensor (it is of {tensor.layout if not tensor.is_quantized else tensor.dtype})"
     if target.endswith(_COUNTER) and tensor.dtype in _COUNTS:
         return ""
     if tensor.dtype not in _FLOATS:
@@ -120,15 +84,7 @@ def _problem_of(target: str, tensor: torch.Tensor) -> str:
 
 
 def shapes_of(model_class: type, fields: Mapping[str, Any]) -> dict[str, torch.Size]:
-    """Shapes of the tensors of a model, by name as in a model with a head, without creating them.
-
-    Args:
-        model_class: The class.
-        fields: Fields of its configuration.
-
-    Raises:
-        ValueError: If the fields do not fit.
-    """
+    """Shapes of the tensors of a model, by name as in a model with a head, without creating them."""
     try:
         config = model_class.config_class(**fields)
     except (TypeError, StrictDataclassError) as error:
@@ -141,16 +97,7 @@ def shapes_of(model_class: type, fields: Mapping[str, Any]) -> dict[str, torch.S
 
 
 def check_shapes(converted: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size], name: str) -> None:
-    """Check that tensors have the shapes that a model wants.
-
-    Args:
-        converted: Tensors by name here.
-        expected: The shapes.
-        name: Name of the file, for messages.
-
-    Raises:
-        ValueError: If not, with the tensor.
-    """
+    """Check that tensors, by name here, have the shapes that a model expects."""
     for key, tensor in converted.items():
         if tensor.shape != expected[key]:
             raise ValueError(
@@ -165,17 +112,7 @@ def check_encoder(
 ) -> None:
     """Check that a file has the whole encoder of a class, the rest of the class, and nothing more in the encoder.
 
-    A class token may be missing where it is no part of the pre-training, but not with a head that was trained with it.
-
-    Args:
-        converted: Names here of the tensors in the file.
-        expected: Names of the tensors of the class.
-        encoder_class: Its encoder.
-        model_class: The class.
-        name: Name of the file, for messages.
-
-    Raises:
-        ValueError: If not, with the tensors.
+    A class token may be missing where pre-training does not have one, but not with a head that was trained with it.
     """
     converted, expected, name = set(converted), set(expected), name or "The checkpoint"
     base = f"{encoder_class.base_model_prefix}."
@@ -199,17 +136,7 @@ def check_encoder(
 
 
 def size_of(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int = 0) -> int:
-    """The size of a tensor along an axis.
-
-    Args:
-        shapes: Shapes by research name.
-        name: Its research name.
-        axis: The axis.
-
-    Raises:
-        KeyError: If there is no such tensor.
-        ValueError: If it has no such axis, or nothing along it.
-    """
+    """The size of a tensor along an axis, by research name; `KeyError` if there is no such tensor."""
     shape = shapes[name]
     if axis >= len(shape) or shape[axis] == 0:
         raise ValueError(

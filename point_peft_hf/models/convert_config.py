@@ -15,49 +15,34 @@ from .convert_checks import size_of
 from .convert_parts import segmentation_sizes
 
 # Names of the research repositories' configurations, and what they are called here.
+_COMMON_FIELDS = {"num_heads": "num_attention_heads", "num_classes": "num_labels", "cls_dim": "num_labels"}
+_SINGLE_STAGE_FIELDS = {
+    "trans_dim": "hidden_size",
+    "depth": "num_hidden_layers",
+    "num_group": "num_groups",
+    **_COMMON_FIELDS,
+}
 _RESEARCH_FIELDS = {
     "point_mae": {
-        "trans_dim": "hidden_size",
-        "depth": "num_hidden_layers",
-        "num_heads": "num_attention_heads",
-        "num_group": "num_groups",
-        "num_classes": "num_labels",
-        "cls_dim": "num_labels",
+        **_SINGLE_STAGE_FIELDS,
         "decoder_depth": "decoder_num_hidden_layers",
         "decoder_num_heads": "decoder_num_attention_heads",
     },
-    "point_bert": {
-        "trans_dim": "hidden_size",
-        "depth": "num_hidden_layers",
-        "num_heads": "num_attention_heads",
-        "num_group": "num_groups",
-        "encoder_dims": "patch_embedding_size",
-        "num_classes": "num_labels",
-        "cls_dim": "num_labels",
-    },
+    "point_bert": {**_SINGLE_STAGE_FIELDS, "encoder_dims": "patch_embedding_size"},
     "point_gpt": {
-        "trans_dim": "hidden_size",
-        "depth": "num_hidden_layers",
-        "num_heads": "num_attention_heads",
-        "num_group": "num_groups",
-        "num_classes": "num_labels",
-        "cls_dim": "num_labels",
+        **_SINGLE_STAGE_FIELDS,
         "decoder_depth": "generator_num_hidden_layers",
         "keep_attend": "num_seen_groups",
     },
     "point_m2ae": {
+        **_COMMON_FIELDS,
         "encoder_dims": "hidden_sizes",
         "encoder_depths": "depths",
-        "num_heads": "num_attention_heads",
         "num_groups": "num_groups",
         "local_radius": "attention_radii",
         "decoder_depths": "decoder_depths",
-        "num_classes": "num_labels",
-        "cls_dim": "num_labels",
     },
-}
-_RESEARCH_FIELDS["recon"] = {
-    name: field for name, field in _RESEARCH_FIELDS["point_mae"].items() if not name.startswith("decoder")
+    "recon": _SINGLE_STAGE_FIELDS,
 }
 _SAME_FIELDS = ("group_size", "group_sizes", "mlp_ratio", "drop_path_rate", "mask_ratio", "layer_norm_eps")
 _RESEARCH_MARKS = ("trans_dim", "encoder_dims", "num_group")
@@ -73,18 +58,7 @@ _GPT_HEADS = {384: 6, 768: 12, 1024: 16}
 
 
 def infer_sizes(model_type: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Read from the shapes of the tensors what they tell of a configuration.
-
-    Args:
-        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
-        shapes: Shapes by research name.
-
-    Returns:
-        Fields of the configuration.
-
-    Raises:
-        ValueError: If tensors that must be there are missing.
-    """
+    """Read the fields of the configuration that follow from the shapes of the tensors, by research name."""
     reader = {"point_m2ae": _infer_point_m2ae, "point_gpt": _infer_point_gpt}.get(model_type, _infer_single_stage)
     try:
         sizes = reader(model_type, shapes)
@@ -200,15 +174,10 @@ def _infer_point_m2ae(model_type: str, shapes: Mapping[str, tuple[int, ...]]) ->
 
 
 def published_settings(model_type: str, sizes: Mapping[str, Any], name: str = "") -> dict[str, Any]:
-    """What no tensor tells, as it was in the published model: heads, groups, their sizes and radii.
+    """The fields that no tensor shows, as in the published model: heads, groups, their sizes and radii.
 
-    Args:
-        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
-        sizes: What the tensors tell; a classifier of 15 classes is taken for one of ScanObjectNN.
-        name: Name of the file or repository; "scanobjectnn", "shapenetpart", "4k" and "8k" in it are understood.
-
-    Returns:
-        Fields of the configuration.
+    A classifier of 15 classes is taken for one of ScanObjectNN; "scanobjectnn", "shapenetpart", "4k" and "8k" in the
+    name of the file or repository are understood.
     """
     # Only the last part: folders further up may be called anything.
     parts = [part for part in re.split(r"[/\\]", name.lower()) if part and part != "model.safetensors"]
@@ -244,22 +213,14 @@ def _settings(model_type: str, sizes: Mapping[str, Any], name: str, is_scan: boo
 
 
 def read_options(path: str | Path, what: str) -> dict[str, Any]:
-    """Read the JSON object in a file.
-
-    Args:
-        path: The file.
-        what: What the object should have, for the message.
-
-    Raises:
-        ValueError: If there is no such file, or it is no JSON object.
-    """
+    """Read the JSON object in a file."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"There is no configuration file {str(path)!r}. Leave it out for the published settings.")
     try:
         options = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"The configuration {str(path)!r} is no JSON file: {error}.") from None
+        raise ValueError(f"The configuration {str(path)!r} is not a JSON file: {error}.") from None
     if not isinstance(options, dict):
         raise ValueError(
             f"The configuration {str(path)!r} must be a JSON object with {what}, got {type(options).__name__}."
@@ -268,18 +229,10 @@ def read_options(path: str | Path, what: str) -> dict[str, Any]:
 
 
 def read_config_file(path: str | Path, model_type: str) -> dict[str, Any]:
-    """Read the fields that a user gives for a conversion.
+    """Read the fields that a user gives for a conversion from a JSON file.
 
-    Args:
-        path: A JSON file: fields of the configuration class, or a configuration in the names of the research
-            repositories ("trans_dim", "num_heads", "num_group", ...), of which only what is needed is taken.
-        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
-
-    Returns:
-        Fields of the configuration.
-
-    Raises:
-        ValueError: If there is no such file, if it is no JSON object, or is for another model type.
+    They are fields of the configuration class, or a configuration in the names of the research repositories
+    ("trans_dim", "num_heads", "num_group", ...), of which only what is needed is taken.
     """
     fields = read_options(path, "the fields of the model")
     if fields.get("model_type", model_type) != model_type:
@@ -302,14 +255,7 @@ def _research_fields(model_type: str) -> dict[str, str]:
 def backbone_fields(settings: Mapping[str, Any], model_type: str, config_class: type) -> dict[str, Any]:
     """The fields of a backbone among the options of a method that was trained on it.
 
-    Args:
-        settings: The options, those of the backbone under the names of the research repositories or of its
-            configuration class.
-        model_type: The model type.
-        config_class: The configuration class.
-
-    Returns:
-        Fields of the configuration.
+    They have the names of the research repositories or of the configuration class.
     """
     own = {*config_class.__dataclass_fields__, "num_labels"} - {*PreTrainedConfig.__dataclass_fields__, "model_type"}
     known = {**{name: name for name in own}, **_research_fields(model_type)}

@@ -1,4 +1,4 @@
-"""Published checkpoints that are no plain backbone: how their tensors are recognised, and what can be done with them.
+"""Published checkpoints that are not plain backbones: how they are recognised, and what can be done with them.
 
 Most of them hold the blocks of Point-MAE and something more. Without it the blocks would load, and compute something
 else than the model that was trained.
@@ -77,9 +77,6 @@ FAMILIES = (
 
 def recognize_family(names: Iterable[str]) -> tuple[Family, str] | None:
     """Recognise a checkpoint that is not that of a plain backbone.
-
-    Args:
-        names: Research names of its tensors.
 
     Returns:
         The family, and the name that gave it away; `None` if the file belongs to none of them.

@@ -9,11 +9,12 @@ the names of this package.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 
 from .convert_ptv3_keys import is_of_family
+from .convert_rules import Names, NameTable, nested
 
 MODEL_NAMES = {
     "point_bert": "Point-BERT",
@@ -65,32 +66,48 @@ _TORCH_POINTCLOUD_MARK = re.compile(r"(^|\.)(lins\.\d+|norms\.\d+\.module)\.")
 _DEEP_HEAD = {"lins.0": "0", "norms.0.module": "1", "lins.1": "4", "norms.1.module": "5", "lins.2": "8"}
 _SHALLOW_HEAD = {"lins.0": "0", "lins.1": "3"}
 
-_BLOCK = r"(?P<leaf>norm1|norm2|attn\.proj|mlp\.fc1|mlp\.fc2)\.(?P<kind>weight|bias)"
-_QKV = r"attn\.qkv\.(?P<kind>weight|bias)"
-_CONV = {"0": "linear1", "1": "norm1", "3": "linear2", "4": "norm2", "6": "linear3"}
-# PointGPT names the parts of its blocks after those of GPT.
-_GPT_LEAVES = {
-    "ln_1.": "norm1.",
-    "ln_2.": "norm2.",
-    "attn.out_proj.": "attention.out_proj.",
-    "mlp.0.": "mlp.fc1.",
-    "mlp.2.": "mlp.fc2.",
-    "mlp.fc1.": "mlp.fc1.",
-    "mlp.fc2.": "mlp.fc2.",
+# The parts of the models, in the names of the research repositories, and what they are called here.
+_QKV = tuple(f"attention.{name}_proj" for name in "qkv")
+_BLOCK = {
+    **{name: name for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")},
+    "attn.qkv": _QKV,
+    "attn.proj": "attention.out_proj",
 }
-_POSITION = {"0": "linear1", "2": "linear2"}
-_STATE = r"(?P<kind>weight|bias|running_mean|running_var|num_batches_tracked)"
+_PATCH_EMBEDDING = {
+    f"{half}_conv.{number}": f"{half}_{name}"
+    for half in ("first", "second")
+    for number, name in {"0": "linear1", "1": "norm1", "3": "linear2"}.items()
+}
+_POSITION_EMBEDDING = {"0": "linear1", "2": "linear2"}
+_CLASS_TOKEN = {"cls_token": "class_token.token", "cls_pos": "class_token.position"}
+_DEEP_HEAD_NAMES = nested(
+    "cls_head_finetune", "classifier", {"0": "dense1", "1": "norm1", "4": "dense2", "5": "norm2", "8": "output"}
+)
+_SHALLOW_HEAD_NAMES = nested("cls_head_finetune", "classifier", {"0": "dense", "3": "output"})
+# In the blocks of ReCon.
+_CONTRAST = {
+    "norm1_contrast": "contrast_norm1",
+    "norm2_contrast": "contrast_norm2",
+    "attn_contrast.q": "contrast_attention.q_proj",
+    "attn_contrast.kv": ("contrast_attention.k_proj", "contrast_attention.v_proj"),
+    "attn_contrast.proj": "contrast_attention.out_proj",
+    "mlp_contrast.fc1": "contrast_mlp.fc1",
+    "mlp_contrast.fc2": "contrast_mlp.fc2",
+}
+# PointGPT names the parts of its blocks after those of GPT; torch-pointcloud has its own names for two of them.
+_GPT_BLOCK = {
+    "ln_1": "norm1",
+    "ln_2": "norm2",
+    **{f"attn.in_proj_{kind}": tuple(f"{name}.{kind}" for name in _QKV) for kind in ("weight", "bias")},
+    "attn.out_proj": "attention.out_proj",
+    **dict.fromkeys(("mlp.0", "mlp.fc1"), "mlp.fc1"),
+    **dict.fromkeys(("mlp.2", "mlp.fc2"), "mlp.fc2"),
+}
+_GPT_PATCH_EMBEDDING = {**_PATCH_EMBEDDING, "first_conv.4": "first_norm2", "first_conv.6": "first_linear3"}
 
 
 def check_model_type(model_type: str) -> None:
-    """Check that there is such a model type.
-
-    Args:
-        model_type: The model type.
-
-    Raises:
-        ValueError: If not.
-    """
+    """Check that there is such a model type."""
     if model_type not in MODEL_NAMES:
         raise ValueError(f"`model_type` must be one of {', '.join(map(repr, MODEL_NAMES))}, got {model_type!r}.")
 
@@ -120,14 +137,8 @@ def guess_model_type(keys: Iterable[str]) -> str | None:
 def research_names(keys: Iterable[str]) -> dict[str, str]:
     """Bring the names in a file to those of the research repositories, without prefix.
 
-    Args:
-        keys: Names in the file.
-
     Returns:
         By name in the file, the name to look up. Names that belong to no known layout stay as they are.
-
-    Raises:
-        ValueError: If the file has several encoders.
     """
     names, wrapper = _wrapped_names(keys)
     return {key: _without_wrapper(name, wrapper) for key, name in names.items()}
@@ -136,15 +147,9 @@ def research_names(keys: Iterable[str]) -> dict[str, str]:
 def encoder_keys(keys: Iterable[str]) -> tuple[set[str], set[str]]:
     """Which tensors of a file stand inside of its encoder.
 
-    Args:
-        keys: Names in the file.
-
     Returns:
         The names in the file of what is inside; and, of a file that has a prefix around its encoder, of what stands
         outside under a name of the encoder, so that it is unclear whether it belongs to it.
-
-    Raises:
-        ValueError: If the file has several encoders.
     """
     names, wrapper = _wrapped_names(keys)
     inside, unclear = set(), set()
@@ -202,224 +207,99 @@ def _encoder_wrapper(names: Iterable[str]) -> str:
     return found.pop() if found else ""
 
 
-class _Rule:
-    """A pattern of research names, and the function from its match to the names here."""
-
-    def __init__(self, pattern: str, target: Callable[[re.Match], str | list[str]]):
-        self.pattern, self.target = re.compile(pattern), target
-
-    def __call__(self, name: str) -> list[str] | None:
-        match = self.pattern.fullmatch(name)
-        if match is None:
-            return None
-        target = self.target(match)
-        return [target] if isinstance(target, str) else target
+def _single_stage(base: str) -> Names:
+    return {
+        **nested("encoder", f"{base}.patch_embedding", _PATCH_EMBEDDING),
+        **nested("pos_embed", f"{base}.position_embedding", _POSITION_EMBEDDING),
+        **{name: f"{base}.{here}" for name, here in _CLASS_TOKEN.items()},
+        **nested("blocks.blocks.#", f"{base}.encoder.layers.#", _BLOCK),
+        "norm": f"{base}.layernorm",
+    }
 
 
-def _blocks(source: str, target: str) -> list[_Rule]:
-    """Rules for a list of blocks; `source` may catch a `stage`, which `target` then names as `{stage}`."""
-
-    def place(match: re.Match) -> str:
-        groups = match.groupdict()
-        return f"{target.format(stage=groups.get('stage'))}.layers.{groups['block']}"
-
-    leaves = {"attn.proj": "attention.out_proj"}
-    return [
-        _Rule(
-            rf"{source}\.(?P<block>\d+)\.{_BLOCK}",
-            lambda m: f"{place(m)}.{leaves.get(m['leaf'], m['leaf'])}.{m['kind']}",
-        ),
-        _Rule(
-            rf"{source}\.(?P<block>\d+)\.{_QKV}",
-            lambda m: [f"{place(m)}.attention.{name}_proj.{m['kind']}" for name in "qkv"],
-        ),
-    ]
+def _point_bert() -> Names:
+    return {**_single_stage("point_bert"), "reduce_dim": "point_bert.patch_projection", **_SHALLOW_HEAD_NAMES}
 
 
-def _patch_embedding(source: str, target: str, layers: str = "013") -> _Rule:
-    return _Rule(
-        rf"{source}\.(?P<half>first|second)_conv\.(?P<layer>[{layers}])\.{_STATE}",
-        lambda m: f"{target.format(stage=m.groupdict().get('stage'))}.{m['half']}_{_CONV[m['layer']]}.{m['kind']}",
-    )
+def _point_mae() -> Names:
+    return {
+        **_single_stage("point_mae"),
+        **_DEEP_HEAD_NAMES,
+        "mask_token": "mask_token",
+        **nested("decoder_pos_embed", "decoder_position_embedding", _POSITION_EMBEDDING),
+        **nested("MAE_decoder.blocks.#", "decoder.layers.#", _BLOCK),
+        "MAE_decoder.norm": "decoder_layernorm",
+        "increase_dim.0": "reconstruction_head",
+    }
 
 
-def _position_embedding(source: str, target: str) -> _Rule:
-    return _Rule(
-        rf"{source}\.(?P<layer>[02])\.(?P<kind>weight|bias)",
-        lambda m: f"{target.format(stage=m.groupdict().get('stage'))}.{_POSITION[m['layer']]}.{m['kind']}",
-    )
+def _recon() -> Names:
+    tokens = {
+        f"{source}_{part}": f"recon.{target}_token.{here}"
+        for source, target in (("img", "image"), ("text", "text"))
+        for part, here in (("token", "token"), ("pos", "position"))
+    }
+    blocks = nested("blocks.blocks.#", "recon.encoder.layers.#", _CONTRAST)
+    return {**_single_stage("recon"), **tokens, **blocks, **_DEEP_HEAD_NAMES}
 
 
-def _renamed(source: str, target: str) -> _Rule:
-    """A rule for one module or parameter, with everything in it."""
-    return _Rule(rf"{source}(?P<rest>(\..*)?)", lambda m: target + m["rest"])
+def _point_m2ae(num_stages: int) -> Names:
+    last, base = num_stages - 1, "point_m2ae"
+    residual = {f"net{half}.{layer}": f"{name}{half}" for half in "12" for layer, name in ((0, "linear"), (1, "norm"))}
+    return {
+        **nested("h_encoder.token_embed.#", f"{base}.patch_embeddings.#", _PATCH_EMBEDDING),
+        **nested("h_encoder.encoder_pos_embeds.#", f"{base}.position_embeddings.#", _POSITION_EMBEDDING),
+        **nested("h_encoder.encoder_blocks.#.blocks.#", f"{base}.stages.#.layers.#", _BLOCK),
+        # The classifier has one norm, after the last stage; pre-training has one after each.
+        **{f"h_encoder.encoder_norms.{stage}": f"stage_layernorms.{stage}" for stage in range(last)},
+        **dict.fromkeys((f"h_encoder.encoder_norms.{last}", "norm"), f"{base}.layernorm"),
+        **_DEEP_HEAD_NAMES,
+        "mask_token": "mask_token",
+        **nested("h_decoder.#.blocks.#", "decoder_stages.#.layers.#", _BLOCK),
+        **nested("decoder_pos_embeds.#", "decoder_position_embeddings.#", _POSITION_EMBEDDING),
+        **nested("token_prop.#.fuse.net", "token_propagations.#", {"0": "fuse_linear", "1": "fuse_norm"}),
+        **nested("token_prop.#.extraction.operation.#", "token_propagations.#.layers.#", residual),
+        "decoder_norm": "decoder_layernorm",
+        "rec_head": "reconstruction_head",
+    }
 
 
-def _unused(source: str) -> _Rule:
-    """A rule for a module or parameter that has no say in what a model computes."""
-    return _Rule(rf"{source}(\..*)?", lambda m: [])
-
-
-def _head(layers: dict[str, str]) -> list[_Rule]:
-    return [_renamed(rf"cls_head_finetune\.{number}", f"classifier.{name}") for number, name in layers.items()]
-
-
-_DEEP_HEAD_RULES = _head({"0": "dense1", "1": "norm1", "4": "dense2", "5": "norm2", "8": "output"})
-
-
-def _single_stage(base: str) -> list[_Rule]:
-    return [
-        _patch_embedding("encoder", f"{base}.patch_embedding"),
-        _position_embedding("pos_embed", f"{base}.position_embedding"),
-        _renamed("cls_token", f"{base}.class_token.token"),
-        _renamed("cls_pos", f"{base}.class_token.position"),
-        *_blocks(r"blocks\.blocks", f"{base}.encoder"),
-        _renamed("norm", f"{base}.layernorm"),
-    ]
-
-
-def _recon() -> list[_Rule]:
-    block, target = r"blocks\.blocks\.(?P<block>\d+)", "recon.encoder.layers.{}"
-    kind = r"(?P<kind>weight|bias)"
-    names = {"q": "q_proj", "proj": "out_proj", "kv": "k_proj", "img": "image", "text": "text"}
-    return [
-        *_single_stage("recon"),
-        *(
-            _renamed(rf"{source}_{part}", f"recon.{names[source]}_token.{here}")
-            for source in ("img", "text")
-            for part, here in (("token", "token"), ("pos", "position"))
-        ),
-        _Rule(
-            rf"{block}\.norm(?P<number>[12])_contrast\.{kind}",
-            lambda m: f"{target.format(m['block'])}.contrast_norm{m['number']}.{m['kind']}",
-        ),
-        _Rule(
-            rf"{block}\.attn_contrast\.(?P<name>q|proj)\.{kind}",
-            lambda m: f"{target.format(m['block'])}.contrast_attention.{names[m['name']]}.{m['kind']}",
-        ),
-        _Rule(
-            rf"{block}\.attn_contrast\.kv\.{kind}",
-            lambda m: [f"{target.format(m['block'])}.contrast_attention.{name}_proj.{m['kind']}" for name in "kv"],
-        ),
-        _Rule(
-            rf"{block}\.mlp_contrast\.(?P<name>fc[12])\.{kind}",
-            lambda m: f"{target.format(m['block'])}.contrast_mlp.{m['name']}.{m['kind']}",
-        ),
-        *_DEEP_HEAD_RULES,
-    ]
-
-
-def _point_m2ae(num_stages: int) -> list[_Rule]:
-    stage, last = r"(?P<stage>\d+)", num_stages - 1
-    return [
-        _patch_embedding(rf"h_encoder\.token_embed\.{stage}", "point_m2ae.patch_embeddings.{stage}"),
-        _position_embedding(rf"h_encoder\.encoder_pos_embeds\.{stage}", "point_m2ae.position_embeddings.{stage}"),
-        *_blocks(rf"h_encoder\.encoder_blocks\.{stage}\.blocks", "point_m2ae.stages.{stage}"),
-        # The classifier has one norm, behind the last stage; pre-training has one behind each.
-        _renamed(rf"h_encoder\.encoder_norms\.{last}", "point_m2ae.layernorm"),
-        _Rule(
-            rf"h_encoder\.encoder_norms\.(?P<stage>{'|'.join(map(str, range(last)))})\.(?P<kind>weight|bias)",
-            lambda m: f"stage_layernorms.{m['stage']}.{m['kind']}",
-        ),
-        _renamed("norm", "point_m2ae.layernorm"),
-        *_DEEP_HEAD_RULES,
-        _renamed("mask_token", "mask_token"),
-        *_blocks(rf"h_decoder\.{stage}\.blocks", "decoder_stages.{stage}"),
-        _position_embedding(rf"decoder_pos_embeds\.{stage}", "decoder_position_embeddings.{stage}"),
-        _Rule(
-            rf"token_prop\.{stage}\.fuse\.net\.(?P<layer>[01])\.{_STATE}",
-            lambda m: f"token_propagations.{m['stage']}.fuse_{('linear', 'norm')[int(m['layer'])]}.{m['kind']}",
-        ),
-        _Rule(
-            rf"token_prop\.{stage}\.extraction\.operation\.(?P<block>\d+)\.net(?P<half>[12])\.(?P<layer>[01])\.{_STATE}",
-            lambda m: (
-                f"token_propagations.{m['stage']}.layers.{m['block']}."
-                f"{('linear', 'norm')[int(m['layer'])]}{m['half']}.{m['kind']}"
-            ),
-        ),
-        _renamed("decoder_norm", "decoder_layernorm"),
-        _renamed("rec_head", "reconstruction_head"),
-    ]
-
-
-def _gpt_blocks(source: str, target: str) -> list[_Rule]:
-    def place(match: re.Match) -> str:
-        return f"{target}.layers.{match['block']}"
-
-    leaves = "|".join(map(re.escape, _GPT_LEAVES))
-    return [
-        _Rule(
-            rf"{source}\.layers\.(?P<block>\d+)\.(?P<leaf>{leaves})(?P<kind>weight|bias)",
-            lambda m: f"{place(m)}.{_GPT_LEAVES[m['leaf']]}{m['kind']}",
-        ),
-        _Rule(
-            rf"{source}\.layers\.(?P<block>\d+)\.attn\.in_proj_(?P<kind>weight|bias)",
-            lambda m: [f"{place(m)}.attention.{name}_proj.{m['kind']}" for name in "qkv"],
-        ),
-    ]
-
-
-def _point_gpt(has_segmentation_head: bool) -> list[_Rule]:
+def _point_gpt(has_segmentation_head: bool) -> Names:
     base = "point_gpt"
-    return [
-        _patch_embedding("encoder", f"{base}.patch_embedding", layers="01346"),
-        _renamed(r"blocks\.sos", f"{base}.start_token.token"),
-        _renamed("sos_pos", f"{base}.start_token.position"),
-        _renamed("cls_token", f"{base}.class_token.token"),
-        _renamed("cls_pos", f"{base}.class_token.position"),
-        *_gpt_blocks("blocks", f"{base}.encoder"),
-        _renamed(r"blocks\.ln_f", f"{base}.layernorm"),
-        _renamed("cls_norm", f"{base}.readout_norm"),
-        *_DEEP_HEAD_RULES,
-        *_gpt_blocks("generator_blocks", "generator.blocks"),
-        _renamed(r"generator_blocks\.ln_f", "generator.layernorm"),
-        _renamed(r"generator_blocks\.increase_dim\.0", "generator.reconstruction_head"),
+    return {
+        **nested("encoder", f"{base}.patch_embedding", _GPT_PATCH_EMBEDDING),
+        **nested("blocks.layers.#", f"{base}.encoder.layers.#", _GPT_BLOCK),
+        "blocks.sos": f"{base}.start_token.token",
+        "sos_pos": f"{base}.start_token.position",
+        **{name: f"{base}.{here}" for name, here in _CLASS_TOKEN.items()},
+        "blocks.ln_f": f"{base}.layernorm",
+        "cls_norm": f"{base}.readout_norm",
         # In every file, but only the part segmentation has a use for it.
-        _renamed("norm", f"{base}.level_norm") if has_segmentation_head else _unused("norm"),
-        _unused(r"blocks\.increase_dim"),
-        _unused(r"generator_blocks\.sos"),
-    ]
+        "norm": f"{base}.level_norm" if has_segmentation_head else (),
+        **_DEEP_HEAD_NAMES,
+        **nested("generator_blocks.layers.#", "generator.blocks.layers.#", _GPT_BLOCK),
+        "generator_blocks.ln_f": "generator.layernorm",
+        "generator_blocks.increase_dim.0": "generator.reconstruction_head",
+        **dict.fromkeys(("generator_blocks.sos", "blocks.increase_dim.#"), ()),
+    }
 
 
-def conversion_rules(model_type: str, num_stages: int = 1, has_segmentation_head: bool = False) -> list[_Rule]:
-    """Rules from research names to the names of a model here, pre-training and classification alike.
-
-    Args:
-        model_type: The model type.
-        num_stages: Number of stages of a Point-M2AE.
-        has_segmentation_head: Whether a PointGPT has a head for part segmentation.
-    """
-    if model_type == "point_m2ae":
-        return _point_m2ae(num_stages)
-    if model_type == "point_gpt":
-        return _point_gpt(has_segmentation_head)
-    if model_type == "recon":
-        return _recon()
-    rules = _single_stage(model_type)
-    if model_type == "point_bert":
-        heads = _head({"0": "dense", "3": "output"})
-        return [*rules, _renamed("reduce_dim", "point_bert.patch_projection"), *heads]
-    return [
-        *rules,
-        *_DEEP_HEAD_RULES,
-        _renamed("mask_token", "mask_token"),
-        _position_embedding("decoder_pos_embed", "decoder_position_embedding"),
-        *_blocks(r"MAE_decoder\.blocks", "decoder"),
-        _renamed(r"MAE_decoder\.norm", "decoder_layernorm"),
-        _renamed(r"increase_dim\.0", "reconstruction_head"),
-    ]
+def name_table(model_type: str, num_stages: int = 1, has_segmentation_head: bool = False) -> NameTable:
+    """The names here of the research names of a model type, for pre-training and all heads alike."""
+    names = {
+        "point_bert": _point_bert,
+        "point_gpt": lambda: _point_gpt(has_segmentation_head),
+        "point_m2ae": lambda: _point_m2ae(num_stages),
+        "point_mae": _point_mae,
+        "recon": _recon,
+    }
+    return NameTable(names[model_type]())
 
 
 def converted_tensors(
     name: str, targets: list[str], tensor: torch.Tensor, from_torch_pointcloud: bool
 ) -> dict[str, torch.Tensor]:
     """The tensors here that a published tensor becomes.
-
-    Args:
-        name: Its research name.
-        targets: Names here.
-        tensor: The published tensor.
-        from_torch_pointcloud: Whether it is from a file of torch-pointcloud.
 
     Returns:
         Tensors by name: convolutions of kernel size 1 as linear layers, fused projections in their parts.

@@ -72,9 +72,6 @@ def read_settings(config: str | Path | Mapping[str, Any] | None) -> Settings:
     Args:
         config: A JSON file with one flat object, or a dictionary: options of backbone and method by their published
             names; `None` for the published ones.
-
-    Raises:
-        ValueError: If there is no such file, or it is no JSON object.
     """
     if config is None or isinstance(config, Mapping):
         return Settings(config or {})
@@ -84,21 +81,7 @@ def read_settings(config: str | Path | Mapping[str, Any] | None) -> Settings:
 def read_adapter(
     tensors: Mapping[str, torch.Tensor], settings: Settings, model_type: str, method: str, name: str
 ) -> PublishedAdapter:
-    """Find the adapter in a published file.
-
-    Args:
-        tensors: Tensors by name in the file.
-        settings: Options by their published names.
-        model_type: The model type of the backbone.
-        method: Name of the method: that of its PEFT type, in lower case.
-        name: Name of the file, for messages.
-
-    Returns:
-        The adapter, and what is left of the file.
-
-    Raises:
-        ValueError: If the method is not known, or the file is not of this method or not whole.
-    """
+    """Find the adapter in a published file."""
     names = research_names(tensors)
     if len(set(names.values())) < len(names):
         twice = next(new for new in names.values() if list(names.values()).count(new) > 1)
@@ -150,12 +133,7 @@ def _check_family(found: tuple[Family, str] | None, method: str, name: str) -> N
 
 
 def adapter_tensors(adapter: PublishedAdapter, converted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """All tensors of an adapter's file: its own, and those of the modules it brings.
-
-    Args:
-        adapter: The adapter.
-        converted: The rest of the file, by name here.
-    """
+    """All tensors of an adapter's file: its own, and those of the modules it brings."""
     saved = adapter.config.modules_to_save or ()
     brought = {KEY_PREFIX + key: tensor for key, tensor in converted.items() if is_under(key, saved)}
     return {**adapter.weights, **brought}
@@ -164,14 +142,7 @@ def adapter_tensors(adapter: PublishedAdapter, converted: Mapping[str, torch.Ten
 def complete_report(
     report: ConversionReport, tensors: Mapping[str, torch.Tensor], adapter: PublishedAdapter, settings: Settings
 ) -> None:
-    """Add to the report of a backbone what became of the rest of the file, all under the names in the file.
-
-    Args:
-        report: The report, which is changed.
-        tensors: Tensors by name in the file.
-        adapter: The adapter in it.
-        settings: The options.
-    """
+    """Add to the report of a backbone what became of the rest of the file, all under the names in the file."""
     by_tensor = {id(tensor): key for key, tensor in tensors.items()}
     names = {new: key for key, new in research_names(tensors).items()}
     # What is left of a file may have names there that another tensor of the file has.
@@ -181,7 +152,7 @@ def complete_report(
     report.ignored = [*(in_file[new] for new in report.ignored), *report.unused]
     known = {*report.loaded, *report.ignored}
     report.adapter = [key for key in tensors if key not in known]
-    sampling = "skip_near_origin=True in the backbone: points close to the origin are no centres of groups"
+    sampling = "skip_near_origin=True in the backbone: points close to the origin are never centres of groups"
     report.switches = [*adapter.switches, *([] if "skip_near_origin" in settings else [sampling])]
     report.not_asked_for = settings.not_asked_for()
 
@@ -189,20 +160,7 @@ def complete_report(
 def attach_adapter(
     model: BackbonePreTrainedModel, adapter: PublishedAdapter, tensors: Mapping[str, torch.Tensor], name: str
 ) -> PeftModel:
-    """Attach an adapter with its weights to its backbone.
-
-    Args:
-        model: The backbone with the weights of the file.
-        adapter: The adapter.
-        tensors: All tensors of its file.
-        name: Name of the published file, for messages.
-
-    Returns:
-        The model with the adapter.
-
-    Raises:
-        ValueError: If the published file does not have exactly what such an adapter has.
-    """
+    """Attach an adapter with its weights to its backbone."""
     try:
         attached = get_peft_model(model, adapter.config)
     except ValueError as error:

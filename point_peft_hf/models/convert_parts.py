@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .convert_checks import size_of
 
-# Hidden layers behind the propagation, with their BatchNorms; then the output.
+# Hidden layers after the propagation, with their BatchNorms; then the output.
 _HIDDEN = (("convs1", "bns1"), ("convs2", "bns2"))
 _OUTPUT = "convs3"
 _MARKS = ("propagation_0.mlp_convs.0.weight", "label_conv.1.running_var", f"{_OUTPUT}.bias")
@@ -54,15 +54,9 @@ def convert_segmentation_head(
 ) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, ...]]]:
     """Convert a published segmentation head.
 
-    Args:
-        tensors: Tensors by research name, those of the encoder among them.
-
     Returns:
         Tensors by name here, and by name here the research names that they were made of; none if there is no such
         head.
-
-    Raises:
-        ValueError: If the head is incomplete, has more than the published one, or its layers do not fit together.
     """
     if not has_segmentation_head(tensors):
         return {}, {}
@@ -134,7 +128,7 @@ def _propagation(names: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _category_features(tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, list[str]]:
-    """What the head is told of each category, of shape `(num_categories, size)`, and the names it is made of."""
+    """What the head knows of each category, of shape `(num_categories, size)`, and the names it is made of."""
     norm = [f"label_conv.1.{part}" for part in _NORM_PARTS]
     linear = "label_conv.0.weight"
     normed = F.batch_norm(tensors[linear].T, *(tensors[name] for name in norm), training=False, eps=_EPS)

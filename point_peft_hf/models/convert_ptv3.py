@@ -61,7 +61,7 @@ _ARGUMENTS = {
     "enable_rpe": "relative_positions",
     "rope_base": "rope_base",
 }
-# Fields that a file may not tell, which `from_pretrained` then takes.
+# Fields that a file may leave open, which `from_pretrained` then takes.
 UNTOLD = (
     "legacy_position_features",
     "num_attention_heads",
@@ -79,14 +79,7 @@ _PATCH_SIZE, _TABLE_PATCH_SIZE = 1024, 128
 
 
 def read_arguments(path: Path) -> dict[str, Any]:
-    """The arguments of the published model, which are in its file, or in `config.json` in the same folder.
-
-    Args:
-        path: The file of the weights.
-
-    Returns:
-        The arguments; none if there are none.
-    """
+    """The arguments of the published model, which are in its file, or in `config.json` in the same folder."""
     if path.suffix == ".safetensors":
         config = path.with_name("config.json")
         found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
@@ -159,15 +152,8 @@ def rename_ptv3(
 ) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, ...]], dict[str, str]]:
     """Rename and reshape the tensors of a model, or of a head alone.
 
-    Args:
-        tensors: Tensors by name in the file.
-        name: Name of the file, for messages.
-
     Returns:
         Tensors by name here; by name here, the names in the file; by name in the file, the research names.
-
-    Raises:
-        ValueError: If there is a tensor inside of the model that it does not have here, or one twice.
     """
     names = with_stem(research_names(tensors), {key: tuple(tensor.shape) for key, tensor in tensors.items()})
     family = recognize_family(names.values())
@@ -195,7 +181,7 @@ def rename_ptv3(
     return converted, sources, names
 
 
-# -- What the tensors tell ------------------------------------------------------------------------------------------
+# -- What the tensors show ------------------------------------------------------------------------------------------
 
 
 def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -351,16 +337,7 @@ def _complete(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def check_rotation(tensors: Mapping[str, torch.Tensor], rope_base: float | None, name: str) -> None:
-    """Check that a file has rotations of attention where a model has them, and not where it has none.
-
-    Args:
-        tensors: Tensors by name in the file.
-        rope_base: Base of the rotations of the model.
-        name: Name of the file, for messages.
-
-    Raises:
-        ValueError: If not.
-    """
+    """Check that a file has rotations of attention where a model has them, and not where it has none."""
     names = research_names(tensors).values()
     has_encoder = any(re.match(r"enc\.", research_name) for research_name in names)
     turns = any(ROPE.fullmatch(research_name) for research_name in names)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from .convert_rules import NameTable, nested
+
 _MARK = "embedding.stem."
-# In files of a self-supervised training, beside the network that is used later.
+# In files of a self-supervised training, which also hold the network that is used later.
 _STUDENT, _TEACHER = "student.", "teacher."
 _HEADS = re.compile(r"(seg_head|cls_head)\.")
 # For pre-training only, inside of the encoder.
@@ -42,37 +44,18 @@ _LEAVES = {
     "ls1.0": "scale1",
     "ls2.0": "scale2",
 }
-_STATE = r"(?P<kind>weight|bias|gamma|running_mean|running_var|num_batches_tracked)"
-_LEAF = "|".join(map(re.escape, _LEAVES))
-_RULES = tuple(
-    (re.compile(pattern), target)
-    for pattern, target in (
-        (rf"embedding\.stem\.(?P<part>linear|conv|norm)\.{_STATE}", "ptv3.stem.{part}.{kind}"),
-        (rf"enc\.enc(?P<s>\d+)\.down\.proj\.{_STATE}", "ptv3.stages.{s}.pooling.linear.{kind}"),
-        (rf"enc\.enc(?P<s>\d+)\.down\.norm\.0\.{_STATE}", "ptv3.stages.{s}.pooling.norm.{kind}"),
-        (
-            rf"enc\.enc(?P<s>\d+)\.block(?P<i>\d+)\.(?P<leaf>{_LEAF})\.{_STATE}",
-            "ptv3.stages.{s}.layers.{i}.{leaf}.{kind}",
-        ),
-        (
-            r"enc\.enc(?P<s>\d+)\.block(?P<i>\d+)\.attn\.rpe\.rpe_table",
-            "ptv3.stages.{s}.layers.{i}.attention.relative_positions.table",
-        ),
-        (rf"dec\.dec(?P<s>\d+)\.up\.proj\.0\.{_STATE}", "ptv3.decoder.unpoolings.{s}.linear.{kind}"),
-        (rf"dec\.dec(?P<s>\d+)\.up\.proj\.1\.{_STATE}", "ptv3.decoder.unpoolings.{s}.norm.{kind}"),
-        (rf"dec\.dec(?P<s>\d+)\.up\.proj_skip\.0\.{_STATE}", "ptv3.decoder.unpoolings.{s}.skip_linear.{kind}"),
-        (rf"dec\.dec(?P<s>\d+)\.up\.proj_skip\.1\.{_STATE}", "ptv3.decoder.unpoolings.{s}.skip_norm.{kind}"),
-        (
-            rf"dec\.dec(?P<s>\d+)\.block(?P<i>\d+)\.(?P<leaf>{_LEAF})\.{_STATE}",
-            "ptv3.decoder.stages.{s}.layers.{i}.{leaf}.{kind}",
-        ),
-        (
-            r"dec\.dec(?P<s>\d+)\.block(?P<i>\d+)\.attn\.rpe\.rpe_table",
-            "ptv3.decoder.stages.{s}.layers.{i}.attention.relative_positions.table",
-        ),
-        (rf"seg_head\.{_STATE}", "semantic_head.linear.{kind}"),
-        (rf"cls_head\.(?P<layer>{'|'.join(_CLASS_HEAD)})\.{_STATE}", "classifier.{layer}.{kind}"),
-    )
+_BLOCK = {**_LEAVES, "attn.rpe.rpe_table": "attention.relative_positions.table"}
+_UNPOOLING = {"proj.0": "linear", "proj.1": "norm", "proj_skip.0": "skip_linear", "proj_skip.1": "skip_norm"}
+_TABLE = NameTable(
+    {
+        **nested("embedding.stem", "ptv3.stem", {part: part for part in ("linear", "conv", "norm")}),
+        **nested("enc.enc#.down", "ptv3.stages.#.pooling", {"proj": "linear", "norm.0": "norm"}),
+        **nested("enc.enc#.block#", "ptv3.stages.#.layers.#", _BLOCK),
+        **nested("dec.dec#.up", "ptv3.decoder.unpoolings.#", _UNPOOLING),
+        **nested("dec.dec#.block#", "ptv3.decoder.stages.#.layers.#", _BLOCK),
+        "seg_head": "semantic_head.linear",
+        **nested("cls_head", "classifier", _CLASS_HEAD),
+    }
 )
 ROPE = re.compile(r"(enc|dec)\.(enc|dec)\d+\.block\d+\.attn\.rope\.inv_freq")
 
@@ -91,14 +74,8 @@ def is_of_family(keys: Iterable[str]) -> bool:
 def research_names(keys: Iterable[str]) -> dict[str, str]:
     """Bring the names in a file to those of the research repositories, without prefix.
 
-    Args:
-        keys: Names in the file.
-
     Returns:
         By name in the file, the name to look up. What stands outside of the model keeps its name.
-
-    Raises:
-        ValueError: If the file has several models, and it is unclear which is meant.
     """
     keys = list(keys)
     if is_torch_pointcloud(keys):
@@ -120,7 +97,7 @@ def research_names(keys: Iterable[str]) -> dict[str, str]:
         if prefix and key.startswith(prefix):
             names[key] = key[len(prefix) :]
         else:
-            # A head stands beside the backbone, or alone in a file.
+            # A head is next to the backbone, or alone in a file.
             head = key.removeprefix(outer) if prefix else _HEADS.sub(r"\1.", key.removeprefix("module."))
             names[key] = head if _HEADS.match(head) else key
     return names
@@ -159,15 +136,7 @@ def with_stem(names: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> dict
 
 def target_name(name: str) -> str | None:
     """The name here of a tensor, by its research name; `None` for what a model here does not have."""
-    for pattern, target in _RULES:
-        if match := pattern.fullmatch(name):
-            parts = match.groupdict()
-            if "leaf" in parts:
-                parts["leaf"] = _LEAVES[parts["leaf"]]
-            if "layer" in parts:
-                parts["layer"] = _CLASS_HEAD[parts["layer"]]
-            return target.format(**parts)
-    return None
+    return next(iter(_TABLE(name) or ()), None)
 
 
 def is_left_out(name: str) -> bool:

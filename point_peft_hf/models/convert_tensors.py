@@ -22,9 +22,9 @@ from .convert_checks import check_guess, check_names, check_values, size_of
 from .convert_config import infer_sizes, published_settings
 from .convert_keys import (
     check_model_type,
-    conversion_rules,
     converted_tensors,
     is_torch_pointcloud,
+    name_table,
     research_names,
 )
 from .convert_parts import convert_segmentation_head, has_segmentation_head
@@ -129,10 +129,6 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
 
     Returns:
         Tensors by name, on the CPU; where the format allows it, they are read from the disk when they are used.
-
-    Raises:
-        ValueError: If there is no such file, if it is damaged, if it holds objects that only running code could
-            restore, if it has no tensors, or several state dicts.
     """
     path = Path(path)
     if not path.is_file():
@@ -144,7 +140,9 @@ def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
-            raise ValueError(f"{str(path)!r} is no readable safetensors file: {error}. Download it again.") from None
+            raise ValueError(
+                f"{str(path)!r} is not a readable safetensors file: {error}. Download it again."
+            ) from None
     content = _read_pickle(path)
     tensors = _flatten(_state_dict(content, str(path)))
     if not tensors:
@@ -201,10 +199,10 @@ def _read_pickle(path: Path) -> Any:
                 "without access to anything: torch.save(torch.load(path, weights_only=False)['base_model'], "
                 "'weights.pth')."
             ) from None
-        raise ValueError(f"{str(path)!r} is no checkpoint of PyTorch: {error}. Download it again.") from None
+        raise ValueError(f"{str(path)!r} is not a checkpoint of PyTorch: {error}. Download it again.") from None
     except (EOFError, RuntimeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{str(path)!r} is damaged or no checkpoint of PyTorch: {error}. Download it again."
+            f"{str(path)!r} is damaged or not a checkpoint of PyTorch: {error}. Download it again."
         ) from None
 
 
@@ -222,21 +220,12 @@ def convert_tensors(
 
     Args:
         tensors: Tensors by name, in the layout of a research repository or of torch-pointcloud.
-        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
-        config_fields: Fields of the configuration that no tensor tells (heads, groups, their sizes, radii), or that
-            should be other than in the published model.
+        model_type: The model type.
+        config_fields: Fields of the configuration that no tensor shows, or that differ from the published model.
         name: Name of the file or repository, for the published settings and for messages.
-        has_head: Whether there is a classification head, whatever its width is, since an adapter may read out other
-            features; default: if it fits the backbone.
+        has_head: Whether there is a classification head of any width; default: if it fits the backbone.
         arguments: Of a ptv3, the arguments of the published model, from [`read_arguments`].
         variant: Of a ptv3, one of `convert_ptv3.VARIANTS`.
-
-    Returns:
-        The tensors and the configuration.
-
-    Raises:
-        ValueError: If nothing in the file belongs to such a model, if the file is of another model or of a method on
-            such a model, if its encoder cannot be recognised, or if its tensors contradict `config_fields`.
     """
     check_model_type(model_type)
     if model_type == "ptv3":
@@ -290,24 +279,15 @@ def rename_tensors(
 ) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, ...]]]:
     """Rename, split and reshape the tensors that are known, and leave out the others outside of the encoder.
 
-    Args:
-        tensors: Tensors by name in the file.
-        model_type: "point_bert", "point_gpt", "point_mae" or "point_m2ae".
-        num_stages: Number of stages of a Point-M2AE.
-        name: Name of the file or repository, for messages.
-
     Returns:
         Tensors by name here, and by name here the names in the file that they were made of.
-
-    Raises:
-        ValueError: If a tensor inside of the encoder is not known, if two are the same, or if one cannot be a weight.
     """
     if model_type == "ptv3":
         return rename_ptv3(tensors, name)[:2]
     names, foreign = research_names(tensors), is_torch_pointcloud(tensors)
     has_parts = model_type in _WITH_PARTS and has_segmentation_head(names.values())
-    rules = conversion_rules(model_type, num_stages, has_parts)
-    found = {key: next((t for rule in rules if (t := rule(names[key])) is not None), None) for key in tensors}
+    table = name_table(model_type, num_stages, has_parts)
+    found = {key: table(names[key]) for key in tensors}
     known = {key: targets for key, targets in found.items() if targets is not None}
     check_names(tensors, model_type, known.keys(), name)
     converted: dict[str, torch.Tensor] = {}

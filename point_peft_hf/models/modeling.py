@@ -16,7 +16,7 @@ from ..ops import validate_points
 from ..tokens import Memo, Tokens
 from .adapters import AdapterModelMixin
 from .configuration import PointConfig, PointTransformerConfig
-from .layers import ClassificationHead, ClassToken, PointAttention, trained_weight
+from .layers import ClassificationHead, ClassToken, PointAttention, check_not_trained
 from .layers.encoder import OwnTokens
 from .modeling_outputs import PointClassifierOutput, PointModelOutput
 from .published import find_published_weights, load_published_weights
@@ -82,7 +82,7 @@ class PointPreTrainedModel(BackbonePreTrainedModel):
         "attentions": OutputRecorder(PointAttention, index=1),
     }
 
-    # The norm behind the last block, which the paper's method tunes as well.
+    # The norm after the last block, which the paper's method tunes as well.
     final_norm_names: tuple[str, ...] = ("layernorm",)
 
     @torch.no_grad()
@@ -170,7 +170,7 @@ class PointEncoderMixin:
             The tokens after the final norm (class token first), the pooled features and the centres.
 
         Raises:
-            ValueError: If the clouds are no float tensor of that shape, not finite or too small.
+            ValueError: If the clouds are not a float tensor of that shape, not finite or too small.
         """
         encoded = self.encode(points, sample_ids, precomputed)
         return PointModelOutput(
@@ -189,12 +189,7 @@ class PointEncoderMixin:
             ValueError: If something is, with its name.
         """
         left_out = () if getattr(self, "is_pretrained_with_class_token", False) else self.task_module_names
-        name = trained_weight(self, left_out)
-        if name is not None:
-            raise ValueError(
-                f"{name!r}, a weight of the backbone, is being trained, but {reason}. Freeze it, or name its module "
-                "in the adapter's `modules_to_save`."
-            )
+        check_not_trained(self, reason, left_out)
 
     def check_points(self, points: torch.Tensor, num_groups: int, group_size: int) -> torch.Tensor:
         """Check the clouds; geometry is computed in float32 whatever the weights are in."""
@@ -203,9 +198,20 @@ class PointEncoderMixin:
 
 
 class PointClassificationMixin:
-    """The forward pass of a classifier: the encoder, then `classifier` on its pooled features."""
+    """A classifier: the encoder, then `classifier` on its pooled features."""
 
+    encoder_class: ClassVar[type[PreTrainedModel]]
     head_class: ClassVar[type[nn.Module]] = ClassificationHead
+
+    def __init__(self, config: PointTransformerConfig):
+        super().__init__(config)
+        setattr(self, self.base_model_prefix, self.encoder_class(config))
+        self.classifier = self.build_head(self.base_model.readout_slot.hidden_size)
+        self._build_more(config)
+        self.post_init()
+
+    def _build_more(self, config: PointTransformerConfig) -> None:
+        """Build what a classifier has besides encoder and head; by default nothing."""
 
     def build_head(self, in_size: int) -> nn.Module:
         """A new head for features of shape `(batch_size, in_size)`."""
@@ -248,6 +254,38 @@ class PointClassificationMixin:
     def further_losses(self, encoded: Encoded) -> tuple[torch.Tensor, ...]:
         """Scalars that the backbone itself adds to the loss of the task."""
         return ()
+
+
+class MaskedAutoencoderMixin:
+    """What masked autoencoders share: a `mask_token`, and which groups are masked."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MaskedAutoencoderMixin):
+            init.trunc_normal_(module.mask_token, std=self.config.initializer_range)
+
+    def _random_mask(self, centers: torch.Tensor) -> torch.Tensor:
+        """Mask groups with centres of shape `(batch_size, num_groups, 3)`; at least one of each cloud, and not all."""
+        batch_size, num_groups, _ = centers.shape
+        num_masked = min(max(int(self.config.mask_ratio * num_groups), 1), num_groups - 1)
+        noise = torch.rand(batch_size, num_groups, device=centers.device)
+        return torch.zeros_like(noise, dtype=torch.bool).scatter(1, noise.argsort(dim=1)[:, :num_masked], True)
+
+    @staticmethod
+    def _check_mask(mask: torch.Tensor, centers: torch.Tensor, count: str = "num_groups") -> torch.Tensor:
+        expected = tuple(centers.shape[:2])
+        if tuple(mask.shape) != expected or mask.dtype != torch.bool:
+            raise ValueError(
+                f"`mask` must be a bool tensor of shape (batch_size, {count}) = {expected}, got {mask.dtype} of shape "
+                f"{tuple(mask.shape)}."
+            )
+        if mask.all(dim=1).any() or not mask.any(dim=1).all():
+            raise ValueError(
+                "`mask` must mask at least one group of each cloud and not all, got "
+                f"{mask.sum(dim=1).tolist()} of {expected[1]}."
+            )
+        return mask
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: PointConfig) -> torch.Tensor:

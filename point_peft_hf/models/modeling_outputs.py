@@ -46,7 +46,7 @@ class PointClassifierOutput(ModelOutput):
 
 
 @dataclass
-class PointSegmentationOutput(ModelOutput):
+class PointSegmentationOutput(PointClassifierOutput):
     """Output of a part segmentation.
 
     Args:
@@ -55,11 +55,6 @@ class PointSegmentationOutput(ModelOutput):
         hidden_states: As in [`PointModelOutput`].
         attentions: As in [`PointModelOutput`].
     """
-
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass

@@ -24,10 +24,6 @@ _HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "proxies", "revi
 def find_published_weights(name: str | os.PathLike | None, kwargs: dict[str, Any]) -> Path | None:
     """The weights of a folder or repository, if they are in a published layout.
 
-    Args:
-        name: Name of a repository, a folder, or a file of weights.
-        kwargs: Keyword arguments of `from_pretrained`.
-
     Returns:
         The file, downloaded if need be; `None` for everything that transformers loads itself, or reports as missing.
     """
@@ -46,14 +42,7 @@ def find_published_weights(name: str | os.PathLike | None, kwargs: dict[str, Any
 
 
 def published_model_type(weights: Path) -> str | None:
-    """The model type of a file in a published layout; `None` if it is in no published layout.
-
-    Args:
-        weights: The file.
-
-    Raises:
-        ValueError: If it is of a model that is known not to be one of this package, with its name.
-    """
+    """The model type of a file in a published layout; `None` if it is in no published layout."""
     if weights.suffix == ".safetensors":
         with safe_open(weights, framework="pt") as file:
             keys = list(file.keys())
@@ -90,17 +79,8 @@ def load_published_weights(
 ) -> tuple[PreTrainedConfig, dict[str, torch.Tensor], dict[str, Any]]:
     """Read and convert published weights for a class.
 
-    Args:
-        model_class: The class that is to be loaded.
-        weights: The file.
-        name: Name of the folder or repository.
-        kwargs: Keyword arguments of `from_pretrained`.
-
     Returns:
         The configuration, the tensors in the names of this package, and the keyword arguments that are left.
-
-    Raises:
-        ValueError: If the weights are those of another model type, incomplete or damaged.
     """
     from .convert import choose_class  # It imports the models, and they this module.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 from transformers.utils.output_capturing import capture_outputs
 
 from ..slots import ReadoutSlot
@@ -18,24 +20,29 @@ IGNORE_INDEX = -100
 
 
 class PointSegmentationMixin:
-    """The forward pass of a part segmentation: the encoder, then `segmentation_head` on its tokens and the points.
+    """A part segmentation: the encoder, then `segmentation_head` on its tokens and the points.
 
     The scores of a point follow the point: with the first point where it was, clouds whose points come in another
     order give the same scores in that order. (The first point is where the sampling of the groups starts; another one
     gives other groups.)
     """
 
-    def _build(self, config: PointTransformerConfig) -> None:
-        """Build read-out and head; the encoder is there already."""
+    encoder_class: ClassVar[type[PreTrainedModel]]
+    encoder_options: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, config: PointTransformerConfig):
+        super().__init__(config)
+        setattr(self, self.base_model_prefix, self.encoder_class(config, **self.encoder_options))
         # The head reads the tokens of several depths, not what a classification head would.
         unread = self.base_model.readout_slot
         unread.is_read = False
         stage, fusion = unread.stage, self._build_fusion()
         self.readout_slot = ReadoutSlot(stage, "points", SegmentationHead.global_size(fusion), len(self._levels))
         self.segmentation_head = self.build_head(self.readout_slot.hidden_size)
+        self.post_init()
 
     def build_head(self, in_size: int) -> SegmentationHead:
-        """A new head that knows `in_size` features of the whole cloud, beside those of the points."""
+        """A new head that knows `in_size` features of the whole cloud, in addition to those of the points."""
         config = self.config
         return SegmentationHead(
             self._build_fusion(),
@@ -113,7 +120,7 @@ def check_category_ids(
         config: Configuration of the model.
 
     Returns:
-        The categories, int64, on the device of the points; `None` for a model that is not told them.
+        The categories, int64, on the device of the points; `None` for a model that does not take them.
 
     Raises:
         ValueError: If they have another shape or type, or are out of range.

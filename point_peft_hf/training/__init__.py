@@ -15,14 +15,12 @@ from .methods import (
     method_config,
     prepare_method,
 )
-from .metrics import ClassificationMetrics
 from .part_predictor import PartPrediction, PartPredictor
 from .predictor import Predictor, load_predictor
-from .record import data_fingerprint, results_table
+from .record import data_fingerprint, results_table, versions
 from .resident import load_resident, share_weights
-from .resources import versions
 from .segmentation import SegmentationMetrics, SegmentationTask, load_segmentation_task, predict_parts
-from .task import ClassificationTask, load_task
+from .task import ClassificationMetrics, ClassificationTask, load_task
 from .tasks import Task, load_task_of
 from .trainer import PointCloudTrainer
 from .verbosity import show_only_own_messages

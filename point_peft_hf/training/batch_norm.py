@@ -128,10 +128,6 @@ def estimate_statistics(norms: Sequence[FreezableBatchNorm1d], accelerator: Acce
     The running statistics of training lag behind the weights, more so in every layer above, so that the accuracy of an
     epoch can be read far too low. Within this context the norms normalise each batch by itself, as in training; all
     other layers should be in eval mode.
-
-    Args:
-        norms: The norms; their mode is put back at the end.
-        accelerator: The accelerator.
     """
     before = [(norm.training, norm.num_batches_tracked.clone()) for norm in norms]
     moments = [_Moments(norm) for norm in norms]

@@ -53,12 +53,7 @@ def checkpoint_paths(folder: Path) -> list[Path]:
 
 
 def seal_checkpoint(checkpoint: Path, content: Mapping[str, Any]) -> None:
-    """Flush a checkpoint to the disk and write its manifest; without one it counts as half written.
-
-    Args:
-        checkpoint: The folder, complete.
-        content: What the manifest holds beside the sizes and digests of the files.
-    """
+    """Flush a checkpoint to the disk and write its manifest; without one it counts as half written."""
     files = sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.name != MANIFEST_NAME)
     manifest = {
         file.relative_to(checkpoint).as_posix(): {"bytes": file.stat().st_size, "sha256": file_checksum(file)}
@@ -69,12 +64,7 @@ def seal_checkpoint(checkpoint: Path, content: Mapping[str, Any]) -> None:
 
 
 def keep_best(checkpoint: Path, best: Path) -> None:
-    """Give a checkpoint the model of the best one, so that it can be resumed without it.
-
-    Args:
-        checkpoint: The checkpoint.
-        best: The best checkpoint.
-    """
+    """Give a checkpoint the model of the best one, so that it can be resumed without it."""
     if best == checkpoint or not best.is_dir():
         return
     (checkpoint / BEST_NAME).mkdir(exist_ok=True)
@@ -85,13 +75,7 @@ def keep_best(checkpoint: Path, best: Path) -> None:
 
 
 def restore_best(checkpoint: Path, folder: Path, step: int) -> None:
-    """Put the best model that a checkpoint holds into the folder of its run, if it is not there.
-
-    Args:
-        checkpoint: The checkpoint.
-        folder: The folder of the run.
-        step: The step of the best model.
-    """
+    """Put the best model that a checkpoint holds into the folder of its run, if it is not there."""
     target, source = folder / f"checkpoint-{step}", checkpoint / BEST_NAME
     if source.is_dir() and not target.is_dir():
         shutil.copytree(source, target)
@@ -132,9 +116,6 @@ def find_checkpoint(folder: Path, wanted: str, warn: Callable[[str], None]) -> P
 
     Returns:
         The checkpoint; `None` if the newest one is wanted and there is none at all.
-
-    Raises:
-        ValueError: If there is no whole checkpoint where one is wanted.
     """
     if wanted.lower() not in ("latest", "true"):
         path = Path(wanted)
@@ -175,15 +156,7 @@ def what_is_safe(folder: Path) -> str:
 def save_failure(
     folder: Path, model: nn.Module, batch: Mapping[str, torch.Tensor] | None, facts: Mapping[str, Any], process: int
 ) -> None:
-    """Save what is needed to find out why a step failed: the model before it, and its batch.
-
-    Args:
-        folder: Where to.
-        model: The model; saved by the main process.
-        batch: The batch, on the processes where it happened.
-        facts: What happened, and where.
-        process: Index of this process.
-    """
+    """Save what is needed to find out why a step failed: the model before it, and its batch."""
     folder.mkdir(parents=True, exist_ok=True)
     if process == 0:
         save_model(model, folder)

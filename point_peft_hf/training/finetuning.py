@@ -41,8 +41,7 @@ from .methods import (
     prepare_method,
     uses_bank,
 )
-from .record import data_fingerprint, describe_environment
-from .resources import PeakMemory, folder_bytes
+from .record import PeakMemory, data_fingerprint, describe_environment, folder_bytes
 from .run_folder import RunFolder
 from .tasks import Task, load_task_of
 from .trainer import PointCloudTrainer
@@ -151,7 +150,7 @@ class Finetuning:
         )
         self.run_callback.trainer = self.trainer
         if uses_bank(model):
-            # The bank holds the classes of whole clouds, also where parts are told apart.
+            # The bank holds the classes of whole clouds, also where the task is about parts.
             collator = PointCloudCollator(self.processor)
             clouds = evaluation_loader(self.task.train, collator, batch_size=args.per_device_train_batch_size)
             accelerator, progress = self.trainer.accelerator, not args.disable_tqdm

@@ -1,4 +1,4 @@
-"""Ends of a training that are no crash: asked for from outside, or for a reason that a person should read."""
+"""Ends of a training other than a crash: asked for from outside, or for a reason that a person should read."""
 
 from __future__ import annotations
 

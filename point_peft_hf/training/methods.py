@@ -195,11 +195,7 @@ def find_method(name: str) -> Method:
 
 
 def _import(module_name: str, method: str, class_name: str) -> Any:
-    """The object of that name in a module.
-
-    Raises:
-        ValueError: If there is no such module or object, or the module fails.
-    """
+    """The object of that name in a module."""
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
@@ -238,7 +234,7 @@ def method_config(name: str, backbone: nn.Module, **options) -> PeftConfig | Non
         ValueError: If there is no such method, or an option does not fit.
     """
     method = find_method(name)
-    # The configurations of this package find the modules of the task, those of peft have to be told.
+    # The configurations of this package find the modules of the task, those of peft need their names.
     if method.config_class is not None and not issubclass(method.config_class, PointTunerConfig):
         options = {"modules_to_save": list(backbone.task_module_names)} | options
         if backbone.config.model_type in SCENE_MODEL_TYPES:

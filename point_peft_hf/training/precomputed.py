@@ -30,12 +30,7 @@ class PrecomputedValues:
 
     @torch.no_grad()
     def of(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
-        """The values of a batch with `points` and `sample_ids`, or `None`.
-
-        Args:
-            model: The model, whether Accelerate prepared it or not.
-            batch: The batch.
-        """
+        """The values of a batch with `points` and `sample_ids`, or `None`."""
         numbers = batch["sample_ids"].tolist()
         if not self.is_needed or any(number < 0 for number in numbers):
             return None

@@ -27,7 +27,7 @@ def load_resident(
         device: Where to predict.
 
     Returns:
-        The predictors by name: that of the folder or repository, as much of its path as tells them apart.
+        The predictors by name: that of the folder or repository, as much of its path as makes it unique.
 
     Raises:
         ValueError: If there is none, one is given twice, or one cannot be loaded.
@@ -65,17 +65,7 @@ def share_weights(models: Sequence[nn.Module]) -> int:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The ends of paths, as long as it takes to tell them apart.
-
-    Args:
-        paths: Folders or repositories.
-
-    Returns:
-        A name for each.
-
-    Raises:
-        ValueError: If there is no path, or one is given twice.
-    """
+    """The shortest ends of paths that differ from each other."""
     parts = [Path(path).parts for path in paths]
     if not parts or len(set(parts)) < len(parts):
         raise ValueError(f"Give one or more adapters, each once; got {list(paths)}.")

@@ -20,28 +20,14 @@ _WAY_OUT = "Pass another --output_dir, or --overwrite_output_dir to replace it."
 
 
 class RunFolder:
-    """The folder of a run, on all its processes; the main one writes.
-
-    Args:
-        path: The folder; made if need be.
-        overwrite: Whether any run in it may be replaced.
-        state: The processes.
-    """
+    """The folder of a run, on all its processes; the main one writes."""
 
     def __init__(self, path: Path, overwrite: bool, state: PartialState):
         self.path, self.overwrite, self.state = path, overwrite, state
 
     @contextmanager
     def opened(self, resume: str | None) -> Iterator[None]:
-        """Keep other processes from writing to the folder, and put it in order after one that was killed.
-
-        Args:
-            resume: Which checkpoint is to be resumed, if any.
-
-        Raises:
-            ValueError: If the folder cannot be written, another process writes to it, or it holds an unfinished run
-                that is neither to be resumed nor overwritten.
-        """
+        """Keep other processes from writing to the folder, and put it in order after one that was killed."""
         with ExitStack() as stack:
             if self.state.is_main_process:
                 try:
@@ -65,16 +51,7 @@ class RunFolder:
             yield
 
     def refuse_to_replace(self, identity: Mapping[str, Any], model: str, resumes: bool) -> None:
-        """Refuse to replace a finished run on other data, or with other arguments; the same again may replace it.
-
-        Args:
-            identity: What the weights of this run depend on.
-            model: Name of its backbone.
-            resumes: Whether a checkpoint is resumed, which says by itself what it belongs to.
-
-        Raises:
-            ValueError: If another finished run lies in the folder, and is not to be overwritten.
-        """
+        """Refuse to replace a finished run on other data, or with other arguments; the same again may replace it."""
         record = self._record()
         if not record or self.overwrite:
             return
@@ -107,18 +84,7 @@ class RunFolder:
         self.state.wait_for_everyone()
 
     def resume(self, checkpoint: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-        """Check that a checkpoint belongs to a run, and delete what was saved after it.
-
-        Args:
-            checkpoint: The checkpoint.
-            identity: What the weights of the run depend on.
-
-        Returns:
-            The progress of the epoch that was under way.
-
-        Raises:
-            ValueError: If it belongs to another run; the message names what differs.
-        """
+        """Check that a checkpoint belongs to a run, and delete what was saved after it."""
         manifest = read_manifest(checkpoint)
         before, now = _flat(manifest["identity"]), _flat(identity)
         different = [name for name in {**before, **now} if before.get(name) != now.get(name)]

@@ -109,7 +109,7 @@ class SegmentationTask(ObjectTask):
 
     @property
     def model_fields(self) -> dict[str, Any]:
-        """Fields of the model's configuration that follow from the task. One category need not be told."""
+        """Fields of the model's configuration that follow from the task. A single category needs no field."""
         num_categories = len(self.category_names)
         return {
             "num_categories": num_categories if num_categories > 1 else 0,
@@ -164,7 +164,7 @@ def load_segmentation_task(
     if data == PROCEDURAL:
         raise ValueError(
             "The procedural shapes have no parts. For part segmentation pass --data with a folder: ShapeNetPart, or "
-            "clouds with a label for each point (a file of the same name ending with .seg beside each, a vertex "
+            "clouds with a label for each point (a file of the same name ending with .seg next to each, a vertex "
             "property 'label' in .ply, or a fourth column)."
         )
     splits = load_dataset(data, layout, parts=True, skip_bad_files=skip_bad_files, drop_invalid=drop_invalid)

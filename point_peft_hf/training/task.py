@@ -20,7 +20,6 @@ from ..data import (
 )
 from ..models import AutoModelForPointCloudClassification
 from .batches import EpochSampler, TrainingCollator
-from .metrics import ClassificationMetrics
 
 PROCEDURAL = "procedural"
 # Test clouds of a class of the procedural task, whatever the number of training clouds.
@@ -83,6 +82,43 @@ class ObjectTask:
         return metrics.compute()
 
 
+class ClassificationMetrics:
+    """Overall and mean-class accuracy, counted over batches.
+
+    Args:
+        num_labels: Number of classes.
+    """
+
+    def __init__(self, num_labels: int):
+        self.num_labels = num_labels
+        # Rows are the true classes, columns the predicted ones.
+        self.confusion = torch.zeros(num_labels, num_labels, dtype=torch.long)
+
+    def update(self, predictions: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            predictions: Predicted classes of shape `(batch_size,)`.
+            labels: True classes of shape `(batch_size,)`.
+        """
+        index = labels.flatten().cpu().long() * self.num_labels + predictions.flatten().cpu().long()
+        self.confusion += torch.bincount(index, minlength=self.num_labels**2).view_as(self.confusion)
+
+    @property
+    def count(self) -> int:
+        """Number of clouds counted."""
+        return int(self.confusion.sum())
+
+    def compute(self) -> dict[str, float]:
+        """Return "accuracy" (overall) and "mean_class_accuracy" (over the classes that occurred), from 0 to 1."""
+        totals, right = self.confusion.sum(dim=1), self.confusion.diagonal()
+        occurred = totals > 0
+        return {
+            "accuracy": float(right.sum() / totals.sum().clamp(min=1)),
+            "mean_class_accuracy": float((right[occurred] / totals[occurred]).mean()) if occurred.any() else 0.0,
+        }
+
+
 @dataclass
 class ClassificationTask(ObjectTask):
     """A classification task: its clouds, and how outputs of a model are judged on them.
@@ -104,7 +140,7 @@ class ClassificationTask(ObjectTask):
 
     @property
     def model_fields(self) -> dict[str, Any]:
-        """Fields of the model's configuration that follow from the task, beside the names of its classes."""
+        """Fields of the model's configuration that follow from the task, besides the names of its classes."""
         return {}
 
     def metrics(self) -> ClassificationMetrics:
@@ -153,8 +189,8 @@ def load_task(
         clouds_per_class: Procedural shapes: training clouds of a class, validation included.
         corruption: Procedural shapes: how the clouds are corrupted.
         validation_fraction: Share of the training clouds that becomes the validation split.
-        max_train_clouds: Use about so many training clouds at most (before the cut), stratified; a class keeps one or
-            more as long as there are not more classes than that.
+        max_train_clouds: Use about this many training clouds at most (before the cut), stratified; a class keeps one
+            or more as long as there are not more classes than that.
         max_test_clouds: As many test clouds at most, in the same way.
         skip_bad_files: Leave out files that cannot be read, with a warning that names them, instead of failing.
         drop_invalid: Leave out points with NaN or infinite coordinates instead of refusing their file.
@@ -204,22 +240,7 @@ def cut_splits(
     max_test_clouds: int | None,
     seed: int,
 ) -> tuple[PointCloudDataset, PointCloudDataset, PointCloudDataset]:
-    """Limit the splits of a data set, and cut a validation split from the training split where it has none.
-
-    Args:
-        splits: The splits.
-        data: What to call the data set in messages.
-        validation_fraction: As in [`load_task`].
-        max_train_clouds: As in [`load_task`].
-        max_test_clouds: As in [`load_task`].
-        seed: Seed of the cuts.
-
-    Returns:
-        Training, validation and test split.
-
-    Raises:
-        ValueError: If one of them is empty.
-    """
+    """Limit the splits of a data set, and cut a validation split from the training split where it has none."""
     train = _limit(splits["train"], max_train_clouds, seed)
     test = _limit(splits["test"], max_test_clouds, seed)
     if "validation" in splits:

@@ -25,7 +25,7 @@ from .batches import evaluation_loader, training_loader
 from .checkpoints import keep_best, load_model, save_failure, save_model, seal_checkpoint, what_is_safe
 from .interruption import TrainingDiverged, TrainingStopped
 from .precomputed import PrecomputedValues
-from .resources import count_parameters
+from .record import count_parameters
 from .tasks import Task
 
 
@@ -225,7 +225,7 @@ class PointCloudTrainer(BaseTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[torch.Tensor, ...] | None]:
-        """The loss of a batch, its predictions, and what the measures of the task need beside them."""
+        """The loss of a batch, its predictions, and what else the measures of the task need."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)

@@ -21,7 +21,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 def show_only_own_messages() -> None:
-    """Mute in this process what is no news here: that a backbone from pre-training has no head yet, and the like."""
+    """Mute in this process what is expected here, such as that a backbone from pre-training has no head yet."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     # What PEFT still asks of transformers, and what it says to every LN tuning.

@@ -20,13 +20,6 @@ def judge_by_votes(trainer: PointCloudTrainer, num_votes: int) -> dict[str, floa
 
     Each view has other points of the cloud (if it has more than the model takes) and is augmented as in training. The
     number of views is fixed beforehand and all of them count, so there is no best one to pick.
-
-    Args:
-        trainer: The trainer, with its model and task; the views depend on its seed.
-        num_votes: Number of views.
-
-    Returns:
-        The measures of the task.
     """
     model, task, accelerator = trainer.model_wrapped.eval(), trainer.task, trainer.accelerator
     total: torch.Tensor | None = None

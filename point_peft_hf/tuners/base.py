@@ -578,7 +578,7 @@ class SlotTuner(AdapterLifecycle):
         )
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Return `False`: what these adapters add is no change of a weight."""
+        """Return `False`: what these adapters add is not a change of a weight."""
         return False
 
     @contextmanager
@@ -673,7 +673,7 @@ def _base_model(model: nn.Module) -> nn.Module:
 
 
 def _short_names(names: Iterable[str]) -> set[str]:
-    """The ends of the names of slots that say which slots they are: one of a list is told by its number as well."""
+    """The ends of the names of slots that say which slots they are: one of a list needs its number as well."""
     short = set()
     for name in names:
         rest, _, last = name.rpartition(".")

@@ -46,7 +46,7 @@ class GELUBottleneck(nn.Module):
 class Bottleneck(nn.Module):
     """Linear down, QuickGELU, dropout, linear up; no residual connection of its own.
 
-    The weights are direct parameters, not layers: PEFT expects one name behind the adapter's name in a state dict.
+    The weights are direct parameters, not layers: PEFT expects one name after the adapter's name in a state dict.
 
     Args:
         hidden_size: Width of the tokens.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import types
+import typing
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +25,29 @@ from ..io.files import (
     find_adapter,
     write_checksums,
 )
-from .type_checks import check_types
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    is_rate: bool = False,
+    choices: tuple | None = None,
+) -> Any:
+    """A field of a configuration, and what its value can be. A number may be `None` where its type allows it.
+
+    Args:
+        default: Default value, which is not mutable.
+        help: What it is, in a few words.
+        at_least: The smallest value.
+        above: What the value must be above.
+        is_rate: Whether the value must be at least 0 and below 1.
+        choices: The possible values.
+    """
+    checks = {"at_least": at_least, "above": above, "is_rate": is_rate, "choices": choices}
+    return field(default=default, metadata={"help": help, **checks})
 
 
 @dataclass
@@ -43,15 +69,18 @@ class PointTunerConfig(PeftConfig):
         checksums: Written into the file when an adapter is saved, so that damage is noticed.
     """
 
-    target_modules: list[str] | str | None = field(default=None, metadata={"help": "Slots to attach to."})
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Slots to leave out."})
-    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Blocks to attach to."})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules trained and saved whole."})
+    target_modules: list[str] | str | None = option(None, "Slots to attach to.")
+    exclude_modules: list[str] | str | None = option(None, "Slots to leave out.")
+    layers_to_transform: list[int] | int | None = option(None, "Blocks to attach to.")
+    modules_to_save: list[str] | None = option(None, "Modules trained and saved whole.")
     bottleneck_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Widths by slot name."})
-    init_weights: bool | str = field(default=True, metadata={"help": "True, 'published', or False: random."})
-    backbone: dict[str, Any] | None = field(default=None, metadata={"help": "The backbone it was made for."})
-    checksums: dict[str, str] | None = field(default=None, metadata={"help": "Written when an adapter is saved."})
+    init_weights: bool | str = option(True, "True, 'published', or False: random.", choices=(True, False, "published"))
+    backbone: dict[str, Any] | None = option(None, "The backbone it was made for.")
+    checksums: dict[str, str] | None = option(None, "Written when an adapter is saved.")
 
+    # For the model card of an adapter: what it adds, with the source, and the fields that a reader wants to know.
+    card_text: ClassVar[str] = ""
+    card_fields: ClassVar[tuple[str, ...]] = ()
     _peft_type_name: ClassVar[str] = ""
     # Where the configuration was loaded from, until the weights are loaded as well.
     _files: ClassVar[AdapterFiles | None] = None
@@ -76,7 +105,7 @@ class PointTunerConfig(PeftConfig):
                 "`layers_to_transform` cannot be combined with a regular expression in `target_modules`: put the "
                 f"blocks into the expression {self.target_modules!r}, or pass a list of slot names."
             )
-        self._check_choice("init_weights", (True, False, "published"))
+        self._check_fields()
         for name in ("id2label", "unsaved_modules", "weights"):
             part = (self.backbone or {}).get(name)
             if part is not None and not isinstance(part, dict):
@@ -86,7 +115,7 @@ class PointTunerConfig(PeftConfig):
 
     @classmethod
     def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """Tell what an adapter adds, for its model card.
+        """What an adapter adds, for its model card; default: `card_text` and `card_fields`.
 
         Args:
             fields: Fields of its saved configuration, maybe of a version that had fewer.
@@ -94,7 +123,7 @@ class PointTunerConfig(PeftConfig):
         Returns:
             A phrase with the source, and the names of the fields that a reader wants to know.
         """
-        return cls._peft_type_name, ()
+        return cls.card_text or cls._peft_type_name, cls.card_fields
 
     @property
     def comes_with_weights(self) -> bool:
@@ -103,7 +132,7 @@ class PointTunerConfig(PeftConfig):
 
     @property
     def id2label(self) -> dict[int, str] | None:
-        """Names of the classes that the adapter's head tells apart, if it is loaded from a file that has them."""
+        """Names of the classes of the adapter's head, if it is loaded from a file that has them."""
         names = (self.backbone or {}).get("id2label")
         return None if names is None else {int(index): name for index, name in names.items()}
 
@@ -129,7 +158,7 @@ class PointTunerConfig(PeftConfig):
             config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if files.config is None or "peft_type" not in files.fields:
-                raise  # PEFT's own words for what is no configuration of an adapter.
+                raise  # PEFT's own words for what is not a configuration of an adapter.
             raise ValueError(f"{files.config}: {error}") from error
         check_unchanged(files)
         config._files = files
@@ -155,7 +184,7 @@ class PointTunerConfig(PeftConfig):
     def to_dict(self) -> dict[str, Any]:
         """The configuration as it is saved, with the backbone that the adapter is attached to."""
         backbone = getattr(self, "_attached_to", None) or self.backbone
-        # Checksums belong to a file: they are written behind everything else.
+        # Checksums belong to a file: they are written after everything else.
         return {**super().to_dict(), "backbone": backbone, "checksums": None}
 
     def attach_to(self, description: dict[str, Any]) -> None:
@@ -170,10 +199,21 @@ class PointTunerConfig(PeftConfig):
         check_backbone(self.backbone or {}, description, self.base_model_name_or_path, self.revision)
         self._attached_to = description
 
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in choices:
-            raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+    def _check_fields(self) -> None:
+        """Check the fields as their [`option`] says."""
+        for each in fields(self):
+            name, value, checks = each.name, getattr(self, each.name), each.metadata
+            choices = checks.get("choices")
+            if choices is not None and value not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+            if value is None:
+                continue
+            if checks.get("at_least") is not None:
+                self._check_at_least(name, value, checks["at_least"])
+            if checks.get("above") is not None and not value > checks["above"]:
+                raise ValueError(f"`{name}` must be a number above {checks['above']}, got {value!r}.")
+            if checks.get("is_rate") and not 0 <= value < 1:
+                raise ValueError(f"`{name}` must be at least 0 and below 1, got {value!r}.")
 
     def _check_reads(self, *names: str) -> None:
         """Check that not all of the fields say that the head reads nothing."""
@@ -188,13 +228,46 @@ class PointTunerConfig(PeftConfig):
         if isinstance(value, bool) or not isinstance(value, int | float) or value < minimum:
             raise ValueError(f"`{name}` must be a number of at least {minimum}, got {value!r}.")
 
-    def _check_above_zero(self, name: str) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ValueError(f"`{name}` must be a number above 0, got {value!r}.")
 
-    def _check_rates(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-                raise ValueError(f"`{name}` must be at least 0 and below 1, got {value!r}.")
+def check_types(config: Any) -> None:
+    """Check the types of all fields of a dataclass. A whole number is a number, but a truth value is not."""
+    declared = _declared_types(type(config))
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if value is not each.default and not _fits(value, declared[each.name]):
+            wanted = _name(declared[each.name])
+            raise ValueError(f"`{each.name}` must be {wanted}, got {value!r} ({type(value).__name__}).")
+
+
+@functools.cache
+def _declared_types(config_class: type) -> dict[str, Any]:
+    return typing.get_type_hints(config_class)
+
+
+def _fits(value: Any, declared: Any) -> bool:
+    if declared is Any:
+        return True
+    origin, arguments = typing.get_origin(declared), typing.get_args(declared)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in arguments)
+    if origin is list:
+        # PEFT turns lists of names into sets.
+        return isinstance(value, list | set | tuple | range) and all(_fits(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _fits(key, arguments[0]) and _fits(item, arguments[1]) for key, item in value.items()
+        )
+    if declared is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if declared is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, declared)
+
+
+def _name(declared: Any) -> str:
+    options = (
+        typing.get_args(declared) if typing.get_origin(declared) in (typing.Union, types.UnionType) else (declared,)
+    )
+    return " or ".join(
+        "None" if option is type(None) else getattr(option, "__name__", str(option)) for option in options
+    )

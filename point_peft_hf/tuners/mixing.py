@@ -144,7 +144,7 @@ def load_adapters(
     *,
     is_trainable: bool = False,
 ) -> list[str]:
-    """Load adapters that [`save_adapters`] saved, and activate them beside those that are active already.
+    """Load adapters that [`save_adapters`] saved, and activate them together with those that are active already.
 
     Args:
         model: The backbone that they were made for, not wrapped by `get_peft_model`; it is changed in place.

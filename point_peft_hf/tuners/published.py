@@ -27,7 +27,7 @@ class PublishedAdapter(NamedTuple):
         weights: The tensors of its own layers, by their names in the adapter's file.
         base: What is left of the file, by the published names of the plain backbone.
         switches: In words, the fields that were set other than by default to compute what the published code does.
-        unused: By name in the file, why a tensor has no say in what the model computes.
+        unused: By name in the file, why a tensor has no influence on what the model computes.
     """
 
     config: PointTunerConfig
@@ -38,19 +38,7 @@ class PublishedAdapter(NamedTuple):
 
 
 def read_size(settings: Mapping[str, Any], name: str, found: Any) -> Any:
-    """An option that the tensors of a file tell as well.
-
-    Args:
-        settings: The options by their published names.
-        name: Published name of the option.
-        found: What the tensors tell.
-
-    Returns:
-        `found`.
-
-    Raises:
-        ValueError: If the option was given and is another.
-    """
+    """An option that the tensors of a file show as well."""
     if name in settings and settings[name] != found:
         raise ValueError(
             f"The configuration says {name}={settings[name]!r}, but the tensors of the file have {found!r}. Leave it "
@@ -60,15 +48,11 @@ def read_size(settings: Mapping[str, Any], name: str, found: Any) -> Any:
 
 
 def module_names(base: Mapping[str, torch.Tensor]) -> list[str]:
-    """What an adapter of a published file brings of the modules of a backbone: the head, and a class token.
-
-    Args:
-        base: What is left of the file without the method's own tensors, by published name.
-    """
+    """What an adapter of a published file brings of the modules of a backbone: the head, and a class token."""
     return ["classifier", *(["class_token"] if "cls_token" in base else [])]
 
 
-# What a published name matches, and what the tensor is called in the adapter's own file, behind the name of the
+# What a published name matches, and what the tensor is called in the adapter's own file, after the name of the
 # encoder; several names for one that holds several parts, one below the other.
 Rules = Mapping[str, Callable[[re.Match], str | list[str]]]
 
@@ -78,16 +62,8 @@ def split_published(
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Take the tensors of an adapter out of a published file.
 
-    Args:
-        tensors: Tensors by their names in the file.
-        rules: What belongs to the adapter.
-        model_type: The model type of the backbone.
-
     Returns:
         The adapter's tensors by their names in its own file, and the others by their published names.
-
-    Raises:
-        ValueError: If a tensor cannot be cut into as many parts as it should hold.
     """
     weights, base = {}, {}
     for name, tensor in tensors.items():
@@ -108,17 +84,7 @@ def split_published(
 
 
 def size_in(weights: Mapping[str, torch.Tensor], ending: str, method: str, published_name: str) -> int:
-    """Number of rows of the first of an adapter's tensors whose name ends so.
-
-    Args:
-        weights: The tensors.
-        ending: The end of the name.
-        method: Name of the method, for the message.
-        published_name: What it is called in the file, for the message.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Number of rows of the first of an adapter's tensors whose name ends so."""
     found = next((tensor for name, tensor in weights.items() if name.endswith(ending)), None)
     if found is None or found.ndim == 0:
         raise ValueError(f"A file of {method} has {published_name!r}; this one does not.")
@@ -126,11 +92,7 @@ def size_in(weights: Mapping[str, torch.Tensor], ending: str, method: str, publi
 
 
 def head_parts(base: Mapping[str, torch.Tensor]) -> int | None:
-    """How many features of the width of a token the classification head of a file reads; `None` if it has no head.
-
-    Raises:
-        ValueError: If it reads something else than whole tokens.
-    """
+    """How many features of the width of a token the classification head of a file reads; `None` if it has no head."""
     head, norm = base.get("cls_head_finetune.0.weight"), base.get("norm.weight")
     if head is None or norm is None:
         return None

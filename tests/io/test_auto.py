@@ -191,7 +191,7 @@ def test_unknown_types_and_broken_json(adapter):
     [
         ({"parent_library": "os", "base_model_class": "system"}, "'os', which is not imported"),
         ({"parent_library": "point_peft_hf_evil", "base_model_class": "X"}, "which is not imported"),
-        ({"parent_library": "point_peft_hf.io.save", "base_model_class": "shutil"}, "no model of transformers"),
+        ({"parent_library": "point_peft_hf.io.save", "base_model_class": "shutil"}, "not a model of transformers"),
         ({"parent_library": "point_peft_hf.nothing", "base_model_class": "X"}, "cannot be imported"),
         ({"parent_library": 3, "base_model_class": "X"}, "must name parent_library"),
         ("x", "must name parent_library|`auto_mapping` must be dict"),

@@ -141,7 +141,7 @@ def test_a_folder_of_another_model(published, tmp_path):
         ({"encoder.first_conv.1.running_var": -torch.ones(8)}, "negative"),
         ({"norm.weight": torch.ones(24, dtype=torch.int8)}, "torch.int8"),
         ({"norm.weight": torch.ones(24, dtype=torch.complex64)}, "torch.complex64"),
-        ({"norm.weight": torch.ones(24).to_sparse()}, "no dense tensor"),
+        ({"norm.weight": torch.ones(24).to_sparse()}, "not a dense tensor"),
         ({"model.norm.weight": (24,)}, "the same tensor"),
         ({"other.encoder.first_conv.0.weight": (8, 3, 1)}, "several encoders"),
     ],

@@ -256,7 +256,7 @@ def test_banks_without_what_an_option_needs(make_backbone):
         with pytest.raises(ValueError, match="has no sample ids"):
             pp.set_point_prior_bank(attach(**fields), pp.PointPriorBank(features, unknown, unknown))
     ids = torch.tensor([0, 0, 1])
-    with pytest.raises(ValueError, match="retrieves 2, beside the 2 of the cloud itself"):
+    with pytest.raises(ValueError, match="retrieves 2, besides the 2 of the cloud itself"):
         pp.set_point_prior_bank(attach(leave_own_entry_out=True), pp.PointPriorBank(features, unknown, ids))
 
 

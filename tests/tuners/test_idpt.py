@@ -167,7 +167,7 @@ def test_what_a_head_for_parts_reads_by_hand(points):
 
 def test_prompts_that_the_head_for_parts_cannot_read(points):
     model = get_peft_model(make_segmentation(), pp.IDPTConfig.for_shapenetpart(prompt_layers=[2, 5]))
-    with pytest.raises(ValueError, match=r"tokens behind 3 blocks, and of those 1 have a prompt .* are \[2, 5\]"):
+    with pytest.raises(ValueError, match=r"tokens after 3 blocks, and of those 1 have a prompt .* are \[2, 5\]"):
         model(points)
 
 

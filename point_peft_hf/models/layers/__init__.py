@@ -7,7 +7,7 @@ from .patch_embedding import PatchEmbedding
 from .position_embedding import PositionEmbedding
 from .segmentation_head import SegmentationHead, TokenFusion, TokenPyramid
 from .sine_position_embedding import SinePositionEmbedding
-from .slotted import SlottedModule, is_pretrained, original, trained_weight
+from .slotted import SlottedModule, check_not_trained, is_pretrained, original
 from .transformer import PointAttention, PointMLP, PointTransformerLayer, TokenLayer
 
 __all__ = [
@@ -28,5 +28,5 @@ __all__ = [
     "TokenLayer",
     "is_pretrained",
     "original",
-    "trained_weight",
+    "check_not_trained",
 ]

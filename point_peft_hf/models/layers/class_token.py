@@ -11,9 +11,6 @@ class ClassToken(TaskModule):
 
     A module of its own, because it is part of the task, not of the pre-training (Point-MAE's checkpoints have none),
     so adapters save it with the head.
-
-    Args:
-        hidden_size: Width of a token.
     """
 
     def __init__(self, hidden_size: int):

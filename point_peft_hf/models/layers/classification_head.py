@@ -1,5 +1,7 @@
 """Pooled features to class scores."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -7,26 +9,23 @@ from ...layers import FreezableBatchNorm1d, TaskModule
 
 
 class ClassificationHead(TaskModule):
-    """(Linear - BatchNorm - ReLU - Dropout) twice, then Linear: the head of Point-MAE and Point-M2AE.
+    """(Linear - BatchNorm - ReLU - Dropout) twice, then Linear: the head of most models.
 
-    Args:
-        in_size: Width of the pooled features.
-        hidden_size: Width of the two hidden layers.
-        num_labels: Number of classes.
-        dropout: Dropout rate behind the hidden layers.
+    `hidden_size` is the width of both hidden layers, or their two widths.
 
     Shapes:
         - input: `(batch_size, in_size)`
         - output: `(batch_size, num_labels)`
     """
 
-    def __init__(self, in_size: int, hidden_size: int, num_labels: int, dropout: float):
+    def __init__(self, in_size: int, hidden_size: int | Sequence[int], num_labels: int, dropout: float):
         super().__init__()
-        self.dense1 = nn.Linear(in_size, hidden_size)
-        self.norm1 = FreezableBatchNorm1d(hidden_size)
-        self.dense2 = nn.Linear(hidden_size, hidden_size)
-        self.norm2 = FreezableBatchNorm1d(hidden_size)
-        self.output = nn.Linear(hidden_size, num_labels)
+        first, second = (hidden_size, hidden_size) if isinstance(hidden_size, int) else hidden_size
+        self.dense1 = nn.Linear(in_size, first)
+        self.norm1 = FreezableBatchNorm1d(first)
+        self.dense2 = nn.Linear(first, second)
+        self.norm2 = FreezableBatchNorm1d(second)
+        self.output = nn.Linear(second, num_labels)
         self.activation = nn.ReLU()
         self.dropout = nn.Dropout(dropout)
 
@@ -39,12 +38,6 @@ class ClassificationHead(TaskModule):
 
 class ShallowClassificationHead(TaskModule):
     """Linear - ReLU - Dropout - Linear: the head of Point-BERT.
-
-    Args:
-        in_size: Width of the pooled features.
-        hidden_size: Width of the hidden layer.
-        num_labels: Number of classes.
-        dropout: Dropout rate behind the hidden layer.
 
     Shapes:
         - input: `(batch_size, in_size)`

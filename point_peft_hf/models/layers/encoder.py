@@ -63,12 +63,7 @@ class PointTransformerEncoder(nn.Module):
         return tokens, [left[depth] for depth in levels]
 
     def run_frozen(self, tokens: Tokens, depth: int | None = None) -> Tokens:
-        """Run blocks as they were pre-trained.
-
-        Args:
-            tokens: The tokens that enter the stage.
-            depth: Number of blocks; default: all.
-        """
+        """Run blocks as they were pre-trained."""
         for layer in list(self.layers)[:depth]:
             tokens = layer(tokens, True)
         return tokens

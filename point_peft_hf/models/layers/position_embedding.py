@@ -10,10 +10,6 @@ from .slotted import original
 class PositionEmbedding(nn.Module):
     """Embed the centre of each group: Linear - GELU - Linear (Point-BERT, arXiv 2111.14819).
 
-    Args:
-        position_hidden_size: Width between the two layers.
-        hidden_size: Width of a token.
-
     Shapes:
         - input: `(batch_size, num_groups, 3)`, in the unit of the cloud
         - output: `(batch_size, num_groups, hidden_size)`

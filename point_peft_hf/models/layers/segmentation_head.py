@@ -53,7 +53,7 @@ class TokenPyramid(nn.Module):
     Args:
         in_sizes: Width of the tokens of each stage, from the finest to the coarsest.
         out_size: Width of what comes out; 0 for that of the coarsest stage.
-        layer_norm_eps: Epsilon of the layer norms. The backbone itself has none behind the finer stages.
+        layer_norm_eps: Epsilon of the layer norms. The backbone itself has none after the finer stages.
 
     Shapes:
         - input: for each stage `(batch_size, num_groups[i], in_sizes[i])`, and its centres
@@ -88,10 +88,10 @@ class SegmentationHead(TaskModule):
     Args:
         fusion: Makes one set of tokens of those of several depths; a [`TokenFusion`] or [`TokenPyramid`].
         propagation_sizes: Widths of the layers on propagated features.
-        hidden_sizes: Widths of the layers behind them.
+        hidden_sizes: Widths of the layers after them.
         num_labels: Number of parts.
-        num_categories: Number of categories; 0 if the head is not told.
-        dropout: Dropout rate behind the first of the layers of `hidden_sizes`.
+        num_categories: Number of categories; 0 if the head does not know the category.
+        dropout: Dropout rate after the first of the layers of `hidden_sizes`.
         in_size: Number of features of the whole cloud; default: maximum and mean over the tokens.
 
     Shapes:

@@ -12,10 +12,6 @@ class SinePositionEmbedding(PositionEmbedding):
     Of the channels of a token, a sixth are sines of an axis and a sixth its cosines, with frequencies that fall
     geometrically from 1 to almost 1/10000 radians per unit of the cloud.
 
-    Args:
-        position_hidden_size: Width between the two layers.
-        hidden_size: Width of a token, a multiple of 6.
-
     Shapes:
         - input: `(batch_size, num_groups, 3)`, in the unit of the cloud
         - output: `(batch_size, num_groups, hidden_size)`

@@ -40,38 +40,31 @@ class SlottedModule(nn.Module):
     def add_layer(
         self, name: str, layer: nn.Module, stage: Stage, layer_index: int | None = None, hidden_size: int | None = None
     ) -> None:
-        """Add a layer and the slot for its output, `<name>_slot`.
-
-        Args:
-            name: Name of the layer.
-            layer: The layer.
-            stage: The stage.
-            layer_index: Number of the block, or `None` outside of the blocks.
-            hidden_size: Width of the output; default: that of the tokens.
-        """
+        """Add a layer and the slot for its output, `<name>_slot`."""
         self.add_module(name, layer)
         has_bias = getattr(layer, "bias", None) is not None
         self.add_module(f"{name}_slot", LayerSlot(stage, name, layer_index, hidden_size, has_bias))
 
 
 def is_pretrained(module: nn.Module) -> bool:
-    """Whether a module computes what it was pre-trained to: nothing in it is trained, and no adapter is attached.
-
-    Args:
-        module: A part of a model.
-    """
+    """Whether a module computes what it was pre-trained to: nothing in it is trained, and no adapter is attached."""
     if any(parameter.requires_grad for parameter in module.parameters()):
         return False
     return not any(isinstance(m, ADAPTED) for m in module.modules())
 
 
-def trained_weight(module: nn.Module, left_out: tuple[str, ...] = ()) -> str | None:
-    """Name of a weight of the pre-trained model itself that is being trained; `None` if there is none.
+def check_not_trained(module: nn.Module, reason: str, left_out: tuple[str, ...] = ()) -> None:
+    """Check that nothing is trained of a pre-trained model, except its children `left_out`; `reason` says why not."""
+    name = trained_weight(module, left_out)
+    if name is not None:
+        raise ValueError(
+            f"{name!r}, a weight of the backbone, is being trained, but {reason}. Freeze it, or name its module in "
+            "the adapter's `modules_to_save`."
+        )
 
-    Args:
-        module: The model.
-        left_out: Names of its direct children that do not count.
-    """
+
+def trained_weight(module: nn.Module, left_out: tuple[str, ...] = ()) -> str | None:
+    """Name of a weight of the pre-trained model itself that is being trained; `None` if there is none."""
     module = original(module)
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.requires_grad:

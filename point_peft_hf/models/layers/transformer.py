@@ -117,13 +117,7 @@ class PointAttention(SlottedModule):
 
 
 class PointMLP(SlottedModule):
-    """Feed-forward network: Linear - activation - Linear.
-
-    Args:
-        config: Configuration with `mlp_ratio` and `hidden_act`.
-        stage: The stage of the block.
-        layer_index: Number of the block.
-    """
+    """Feed-forward network: Linear - activation - Linear."""
 
     def __init__(self, config, stage: Stage, layer_index: int):
         super().__init__()

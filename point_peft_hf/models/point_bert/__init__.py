@@ -5,7 +5,6 @@ from .modeling_point_bert import (
     PointBertForClassification,
     PointBertForSegmentation,
     PointBertModel,
-    PointBertPreTrainedModel,
 )
 
 __all__ = [
@@ -13,5 +12,4 @@ __all__ = [
     "PointBertForClassification",
     "PointBertForSegmentation",
     "PointBertModel",
-    "PointBertPreTrainedModel",
 ]

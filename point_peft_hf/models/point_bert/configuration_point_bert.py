@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from huggingface_hub.dataclasses import strict
 
-from ..configuration import SingleStageConfig
+from ..configuration import LearnedPositionConfig
 
 
 @strict
-class PointBertConfig(SingleStageConfig):
+class PointBertConfig(LearnedPositionConfig):
     """Configuration of Point-BERT (arXiv 2111.14819); the defaults are the published ModelNet40 classifier.
 
     Args:
         patch_embedding_size: Width of an embedded group, before it is projected to `hidden_size`.
-        **kwargs: Fields of [`~point_peft_hf.models.configuration.SingleStageConfig`], of
+        **kwargs: Fields of [`~point_peft_hf.models.configuration.LearnedPositionConfig`], of
             [`~point_peft_hf.models.configuration.PointTransformerConfig`] and of transformers.
 
     Raises:
@@ -24,9 +24,4 @@ class PointBertConfig(SingleStageConfig):
 
     patch_embedding_size: int = 256
 
-    def _check_ranges(self) -> None:
-        super()._check_ranges()
-        self._check_positive("patch_embedding_size", self.patch_embedding_size)
-
-
-__all__ = ["PointBertConfig"]
+    _positive = (*LearnedPositionConfig._positive, "patch_embedding_size")

@@ -61,14 +61,9 @@ class PointBertForClassification(PointClassificationMixin, PointBertPreTrainedMo
         config: Configuration; `num_labels` is the number of classes.
     """
 
+    encoder_class = PointBertModel
     task_module_names = ("classifier", "class_token")
     head_class = ShallowClassificationHead
-
-    def __init__(self, config: PointBertConfig):
-        super().__init__(config)
-        self.point_bert = PointBertModel(config)
-        self.classifier = self.build_head(2 * config.hidden_size)
-        self.post_init()
 
 
 class PointBertForSegmentation(SingleStageSegmentation, PointBertPreTrainedModel):
@@ -78,18 +73,5 @@ class PointBertForSegmentation(SingleStageSegmentation, PointBertPreTrainedModel
         config: Configuration; `num_labels` is the number of parts. Published with 128 groups of 32 for 2048 points.
     """
 
+    encoder_class = PointBertModel
     task_module_names = ("segmentation_head", "class_token")
-
-    def __init__(self, config: PointBertConfig):
-        super().__init__(config)
-        self.point_bert = PointBertModel(config)
-        self._build(config)
-        self.post_init()
-
-
-__all__ = [
-    "PointBertForClassification",
-    "PointBertForSegmentation",
-    "PointBertModel",
-    "PointBertPreTrainedModel",
-]

@@ -5,7 +5,6 @@ from .modeling_point_gpt import (
     PointGPTForClassification,
     PointGPTForSegmentation,
     PointGPTModel,
-    PointGPTPreTrainedModel,
 )
 from .pretraining_point_gpt import PointGPTForPreTraining
 
@@ -15,5 +14,4 @@ __all__ = [
     "PointGPTForPreTraining",
     "PointGPTForSegmentation",
     "PointGPTModel",
-    "PointGPTPreTrainedModel",
 ]

@@ -19,9 +19,6 @@ class PointGPTPositionEmbedding(nn.Module):
     Each axis has a third of the channels, an even number, in which sine and cosine alternate; the rest are 0. All
     frequencies are equal, as in the released models (their temperature is 1), so the embedding has a period of 1.
 
-    Args:
-        hidden_size: Width of a token.
-
     Shapes:
         - input: `(batch_size, num_groups, 3)`, in the unit of the cloud
         - output: `(batch_size, num_groups, hidden_size)`
@@ -53,9 +50,6 @@ class PointGPTBlocks(PointTransformerEncoder):
 
 class PointGPTGenerator(nn.Module):
     """Predict the points of each group from the tokens of the groups in front of it.
-
-    Args:
-        config: Configuration.
 
     Shapes:
         - states: tokens after the final norm of the encoder, `(batch_size, num_groups, hidden_size)`; of which the
@@ -97,9 +91,6 @@ def generation_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tens
     Args:
         predicted: Predicted points of shape `(batch_size, num_groups, group_size, 3)`.
         target: The points, of the same shape.
-
-    Returns:
-        The mean over all groups, a scalar.
     """
     predicted, target = predicted.flatten(0, 1), target.flatten(0, 1)
     return (chamfer_distance(predicted, target) + chamfer_distance(predicted, target, squared=False)).mean()

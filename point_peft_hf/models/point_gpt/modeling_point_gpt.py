@@ -136,15 +136,12 @@ class PointGPTForClassification(PointClassificationMixin, PointGPTPreTrainedMode
         config: Configuration; `num_labels` is the number of classes.
     """
 
+    encoder_class = PointGPTModel
     task_module_names = ("classifier", "class_token", "readout_norm")
     _keys_to_ignore_on_load_unexpected = [r"^generator", r"^segmentation_head", r"level_norm"]
 
-    def __init__(self, config: PointGPTConfig):
-        super().__init__(config)
-        self.point_gpt = PointGPTModel(config)
-        self.classifier = self.build_head(2 * config.hidden_size)
+    def _build_more(self, config: PointGPTConfig) -> None:
         self.generator = PointGPTGenerator(config) if config.generation_loss_weight else None
-        self.post_init()
 
     def further_losses(self, encoded: Encoded) -> tuple[torch.Tensor, ...]:
         """The weighted generation loss, if it has a weight."""
@@ -175,19 +172,7 @@ class PointGPTForSegmentation(SingleStageSegmentation, PointGPTPreTrainedModel):
         config: Configuration; `num_labels` is the number of parts. Published with 128 groups of 32 for 2048 points.
     """
 
+    encoder_class = PointGPTModel
+    encoder_options = {"reads": "levels"}
     task_module_names = ("segmentation_head", "class_token", "level_norm")
     _keys_to_ignore_on_load_unexpected = [r"^generator", r"^classifier", r"readout_norm"]
-
-    def __init__(self, config: PointGPTConfig):
-        super().__init__(config)
-        self.point_gpt = PointGPTModel(config, reads="levels")
-        self._build(config)
-        self.post_init()
-
-
-__all__ = [
-    "PointGPTForClassification",
-    "PointGPTForSegmentation",
-    "PointGPTModel",
-    "PointGPTPreTrainedModel",
-]

@@ -77,6 +77,3 @@ class PointGPTForPreTraining(PointGPTPreTrainedModel):
         num_hidden = int((num_groups - first) * self.config.mask_ratio)
         places = first + torch.randperm(num_groups - first, device=device)[:num_hidden]
         return torch.zeros(num_groups, dtype=torch.bool, device=device).index_fill(0, places, True)
-
-
-__all__ = ["PointGPTForPreTraining"]

@@ -5,7 +5,6 @@ from .modeling_point_m2ae import (
     PointM2AEForClassification,
     PointM2AEForSegmentation,
     PointM2AEModel,
-    PointM2AEPreTrainedModel,
 )
 from .pretraining_point_m2ae import PointM2AEForPreTraining
 
@@ -15,5 +14,4 @@ __all__ = [
     "PointM2AEForPreTraining",
     "PointM2AEForSegmentation",
     "PointM2AEModel",
-    "PointM2AEPreTrainedModel",
 ]

@@ -6,8 +6,6 @@ from huggingface_hub.dataclasses import strict
 
 from ..configuration import PointTransformerConfig
 
-POOLINGS = ("sum", "concat")
-
 
 @strict
 class PointM2AEConfig(PointTransformerConfig):
@@ -28,7 +26,7 @@ class PointM2AEConfig(PointTransformerConfig):
         pooling: What the head reads: "sum" for mean + maximum over the tokens (ModelNet40), "concat" for both side by
             side (ScanObjectNN; there the maximum leaves out the first token, as in the published code).
         decoder_depths: Number of blocks of each stage of the decoder, from the coarsest (pre-training only).
-        decoder_propagation_depths: Number of residual blocks behind each of the decoder's upsamplings, one entry less.
+        decoder_propagation_depths: Number of residual blocks after each of the decoder's upsamplings, one entry less.
         mask_ratio: Share of the groups of the last stage that is masked in pre-training.
         **kwargs: Fields of [`~point_peft_hf.models.configuration.PointTransformerConfig`] and of transformers.
 
@@ -48,6 +46,9 @@ class PointM2AEConfig(PointTransformerConfig):
     decoder_depths: list[int] | tuple[int, ...] = (1, 1)
     decoder_propagation_depths: list[int] | tuple[int, ...] = (1,)
     mask_ratio: float = 0.8
+
+    _shares = ("mask_ratio",)
+    _choices = {"pooling": ("sum", "concat")}
 
     @property
     def hidden_size(self) -> int:
@@ -79,15 +80,6 @@ class PointM2AEConfig(PointTransformerConfig):
                 f"`attention_radii` of {type(self).__name__} must have {self.num_stages} values of at least 0, got "
                 f"{radii}."
             )
-        if self.pooling not in POOLINGS:
-            raise ValueError(
-                f"`pooling` of {type(self).__name__} must be one of {', '.join(map(repr, POOLINGS))}, got "
-                f"{self.pooling!r}."
-            )
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(
-                f"`mask_ratio` of {type(self).__name__} must be above 0 and below 1, got {self.mask_ratio}."
-            )
         self._check_decoder()
 
     def _check_nesting(self) -> None:
@@ -114,6 +106,3 @@ class PointM2AEConfig(PointTransformerConfig):
                 f"`decoder_propagation_depths` of {type(self).__name__} must have {len(self.decoder_depths) - 1} "
                 f"values of at least 0, got {depths}."
             )
-
-
-__all__ = ["PointM2AEConfig"]

@@ -40,9 +40,6 @@ def group_nested(
         num_groups: Number of groups of each stage, not growing.
         group_sizes: Size of a group in each stage.
         skip_near_origin: As in [`~point_peft_hf.ops.farthest_point_sample`].
-
-    Returns:
-        The groups of all stages.
     """
     sources, centers, neighbor_indices = points, [], []
     for count, size in zip(num_groups, group_sizes, strict=True):

@@ -87,17 +87,7 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
     # -- Points to groups to tokens -----------------------------------------------------------------------------------
 
     def group(self, points: torch.Tensor) -> PointHierarchy:
-        """Check and group the clouds.
-
-        Args:
-            points: Clouds of shape `(batch_size, num_points, 3)`.
-
-        Returns:
-            The groups of all stages.
-
-        Raises:
-            ValueError: If the clouds are no float tensor of that shape, not finite or too small.
-        """
+        """Check clouds of shape `(batch_size, num_points, 3)`, and group them in all stages."""
         config = self.config
         points = self.check_points(points, config.num_groups[0], config.group_sizes[0])
         return group_nested(points, config.num_groups, config.group_sizes, skip_near_origin=config.skip_near_origin)
@@ -127,14 +117,7 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Further tokens from the backbone's own grouping and embedding, as those of the first stage.
 
-        Args:
-            points: Clouds of shape `(batch_size, num_points, 3)`.
-            num_groups: Number of tokens.
-            group_size: Points of a group.
-
-        Returns:
-            Features and position embeddings, of shape `(batch_size, num_groups, hidden_sizes[0])`, and centres, of
-            shape `(batch_size, num_groups, 3)`.
+        They have features and position embeddings of shape `(batch_size, num_groups, hidden_sizes[0])`, and centres.
         """
         points = self.check_points(points, num_groups, group_size)
         options = {"skip_near_origin": self.config.skip_near_origin}
@@ -173,18 +156,10 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
         levels: tuple[int, ...] = (),
         memo: Memo | None = None,
     ) -> Encoded:
-        """Encode clouds; see `forward` for the arguments.
+        """Encode clouds, with the first arguments of `forward`.
 
-        Args:
-            points: Clouds of shape `(batch_size, num_points, 3)`.
-            sample_ids: Numbers of the clouds in their data set.
-            precomputed: What adapters need not compute again.
-            levels: Numbers of the stages whose tokens are wanted as well.
-            memo: Where to keep what is computed once.
-
-        Returns:
-            Tokens of the last stage, read-out and the tokens of `levels`; only those of the last stage are after a
-            norm.
+        `levels` are the numbers of the stages whose tokens are wanted as well (those of the last stage are after the
+        final norm), and `memo` keeps what is computed once.
         """
         cloud = Cloud(points, points, sample_ids, memo or Memo(precomputed))
         backbone = Backbone(self)
@@ -304,13 +279,8 @@ class PointM2AEForClassification(PointClassificationMixin, PointM2AEPreTrainedMo
         config: Configuration; `num_labels` is the number of classes.
     """
 
+    encoder_class = PointM2AEModel
     task_module_names = ("classifier",)
-
-    def __init__(self, config: PointM2AEConfig):
-        super().__init__(config)
-        self.point_m2ae = PointM2AEModel(config)
-        self.classifier = self.build_head(pooled_size(config))
-        self.post_init()
 
 
 class PointM2AEForSegmentation(PointSegmentationMixin, PointM2AEPreTrainedModel):
@@ -320,13 +290,8 @@ class PointM2AEForSegmentation(PointSegmentationMixin, PointM2AEPreTrainedModel)
         config: Configuration; `num_labels` is the number of parts.
     """
 
+    encoder_class = PointM2AEModel
     task_module_names = ("segmentation_head",)
-
-    def __init__(self, config: PointM2AEConfig):
-        super().__init__(config)
-        self.point_m2ae = PointM2AEModel(config)
-        self._build(config)
-        self.post_init()
 
     def _build_fusion(self) -> TokenPyramid:
         config = self.config
@@ -335,11 +300,3 @@ class PointM2AEForSegmentation(PointSegmentationMixin, PointM2AEPreTrainedModel)
     @property
     def _levels(self) -> tuple[int, ...]:
         return tuple(range(self.config.num_stages))
-
-
-__all__ = [
-    "PointM2AEForClassification",
-    "PointM2AEForSegmentation",
-    "PointM2AEModel",
-    "PointM2AEPreTrainedModel",
-]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from ...layers import FreezableBatchNorm1d
@@ -15,6 +14,7 @@ from ...ops import chamfer_distance, gather_points, inverse_distance_weights
 from ...slots import Backbone, Stage
 from ...tokens import Cloud, start_tokens
 from ..layers import PointTransformerEncoder, PositionEmbedding
+from ..modeling import MaskedAutoencoderMixin
 from ..modeling_outputs import PointReconstructionOutput
 from .configuration_point_m2ae import PointM2AEConfig
 from .hierarchy import PointHierarchy, blocked_scores
@@ -22,11 +22,7 @@ from .modeling_point_m2ae import PointM2AEModel, PointM2AEPreTrainedModel
 
 
 class ResidualPointLayer(nn.Module):
-    """GELU(x + Norm(Linear(GELU(Norm(Linear(x)))))).
-
-    Args:
-        hidden_size: Width of the tokens.
-    """
+    """GELU(x + Norm(Linear(GELU(Norm(Linear(x))))))."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -42,13 +38,7 @@ class ResidualPointLayer(nn.Module):
 
 
 class TokenPropagation(nn.Module):
-    """Upsample tokens from their 3 nearest neighbours, and fuse them with what the finer stage knows.
-
-    Args:
-        coarse_size: Width of the coarse tokens.
-        fine_size: Width of the fine tokens.
-        depth: Number of residual layers behind the fusion.
-    """
+    """Upsample tokens from their 3 nearest neighbours, and fuse them with what the finer stage knows."""
 
     def __init__(self, coarse_size: int, fine_size: int, depth: int):
         super().__init__()
@@ -137,7 +127,7 @@ def masks_of_all_stages(mask: torch.Tensor, hierarchy: PointHierarchy) -> list[t
     return masks
 
 
-class PointM2AEForPreTraining(PointM2AEPreTrainedModel):
+class PointM2AEForPreTraining(MaskedAutoencoderMixin, PointM2AEPreTrainedModel):
     """Multi-scale masked autoencoding: predict the points of masked groups from the visible ones.
 
     Groups of the last stage are masked at random, and with them what belongs to no visible group in the finer stages.
@@ -176,12 +166,6 @@ class PointM2AEForPreTraining(PointM2AEPreTrainedModel):
         self.reconstruction_head = nn.Linear(hidden_sizes[-1], 3 * config.group_sizes[0])
         self.post_init()
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, PointM2AEForPreTraining):
-            init.trunc_normal_(module.mask_token, std=self.config.initializer_range)
-
     @can_return_tuple
     def forward(
         self, points: torch.Tensor, mask: torch.BoolTensor | None = None, **kwargs
@@ -203,7 +187,8 @@ class PointM2AEForPreTraining(PointM2AEPreTrainedModel):
             ValueError: If the clouds or the mask do not fit the model.
         """
         hierarchy = self.point_m2ae.group(points)
-        mask = self._random_mask(hierarchy) if mask is None else self._check_mask(mask, hierarchy)
+        centers = hierarchy.centers[-1]
+        mask = self._random_mask(centers) if mask is None else self._check_mask(mask, centers, "num_groups[-1]")
         masks = masks_of_all_stages(mask, hierarchy)
         visible = [select_visible(stage_mask) for stage_mask in masks]
         hidden_states, stage = self._decode(hierarchy, visible, self._encode_visible(hierarchy, visible))
@@ -264,26 +249,3 @@ class PointM2AEForPreTraining(PointM2AEPreTrainedModel):
             )
             hidden_states = tokens.patches
         return self.decoder_layernorm(hidden_states), last + 1 - len(self.decoder_stages)
-
-    def _random_mask(self, hierarchy: PointHierarchy) -> torch.Tensor:
-        batch_size, num_groups, _ = hierarchy.centers[-1].shape
-        num_masked = min(max(int(self.config.mask_ratio * num_groups), 1), num_groups - 1)
-        noise = torch.rand(batch_size, num_groups, device=hierarchy.centers[-1].device)
-        return torch.zeros_like(noise, dtype=torch.bool).scatter(1, noise.argsort(dim=1)[:, :num_masked], True)
-
-    def _check_mask(self, mask: torch.Tensor, hierarchy: PointHierarchy) -> torch.Tensor:
-        expected = tuple(hierarchy.centers[-1].shape[:2])
-        if tuple(mask.shape) != expected or mask.dtype != torch.bool:
-            raise ValueError(
-                f"`mask` must be a bool tensor of shape (batch_size, num_groups[-1]) = {expected}, got {mask.dtype} "
-                f"of shape {tuple(mask.shape)}."
-            )
-        if mask.all(dim=1).any() or not mask.any(dim=1).all():
-            raise ValueError(
-                "`mask` must mask at least one group of each cloud and not all, got "
-                f"{mask.sum(dim=1).tolist()} of {expected[1]}."
-            )
-        return mask
-
-
-__all__ = ["PointM2AEForPreTraining"]

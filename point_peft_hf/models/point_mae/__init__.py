@@ -6,7 +6,6 @@ from .modeling_point_mae import (
     PointMAEForPreTraining,
     PointMAEForSegmentation,
     PointMAEModel,
-    PointMAEPreTrainedModel,
 )
 
 __all__ = [
@@ -15,5 +14,4 @@ __all__ = [
     "PointMAEForPreTraining",
     "PointMAEForSegmentation",
     "PointMAEModel",
-    "PointMAEPreTrainedModel",
 ]

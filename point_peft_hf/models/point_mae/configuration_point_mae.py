@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from huggingface_hub.dataclasses import strict
 
-from ..configuration import SingleStageConfig
+from ..configuration import LearnedPositionConfig
 
 
 @strict
-class PointMAEConfig(SingleStageConfig):
+class PointMAEConfig(LearnedPositionConfig):
     """Configuration of Point-MAE (arXiv 2203.06604); the defaults are the published ModelNet40 classifier.
 
     Args:
@@ -17,7 +17,7 @@ class PointMAEConfig(SingleStageConfig):
         decoder_num_hidden_layers: Blocks of the decoder (pre-training only).
         decoder_num_attention_heads: Attention heads of the decoder.
         mask_ratio: Share of the groups that is masked in pre-training.
-        **kwargs: Fields of [`~point_peft_hf.models.configuration.SingleStageConfig`], of
+        **kwargs: Fields of [`~point_peft_hf.models.configuration.LearnedPositionConfig`], of
             [`~point_peft_hf.models.configuration.PointTransformerConfig`] and of transformers.
 
     Raises:
@@ -31,24 +31,14 @@ class PointMAEConfig(SingleStageConfig):
     decoder_num_attention_heads: int = 6
     mask_ratio: float = 0.6
 
+    _shares = ("mask_ratio",)
+    _positive = (*LearnedPositionConfig._positive, "decoder_num_hidden_layers", "decoder_num_attention_heads")
+    _choices = {"position_embedding": ("coordinates", "sincos")}
+
     def _check_ranges(self) -> None:
         super()._check_ranges()
-        for name in ("decoder_num_hidden_layers", "decoder_num_attention_heads"):
-            self._check_positive(name, getattr(self, name))
-        if self.position_embedding not in ("coordinates", "sincos"):
-            raise ValueError(
-                f'`position_embedding` of {type(self).__name__} must be "coordinates" or "sincos", got '
-                f"{self.position_embedding!r}."
-            )
         if self.position_embedding == "sincos" and self.hidden_size % 6:
             raise ValueError(
                 f"`hidden_size` of {type(self).__name__} must be a multiple of 6 with "
                 f'position_embedding="sincos" (sine and cosine of three axes), got {self.hidden_size}.'
             )
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(
-                f"`mask_ratio` of {type(self).__name__} must be above 0 and below 1, got {self.mask_ratio}."
-            )
-
-
-__all__ = ["PointMAEConfig"]

@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
 from ...ops import chamfer_distance, gather_points, group_points
@@ -28,7 +27,13 @@ from ..layers import (
     is_pretrained,
     original,
 )
-from ..modeling import Encoded, PointClassificationMixin, PointEncoderMixin, PointPreTrainedModel
+from ..modeling import (
+    Encoded,
+    MaskedAutoencoderMixin,
+    PointClassificationMixin,
+    PointEncoderMixin,
+    PointPreTrainedModel,
+)
 from ..modeling_outputs import PointReconstructionOutput
 from ..segmentation import PointSegmentationMixin
 from .configuration_point_mae import PointMAEConfig
@@ -92,9 +97,6 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
 
         Returns:
             Groups relative to their centre, of shape `(batch_size, num_groups, group_size, 3)`, and the centres.
-
-        Raises:
-            ValueError: If the clouds are no float tensor of that shape, not finite or too small.
         """
         config = self.config
         num_groups, group_size = num_groups or config.num_groups, group_size or config.group_size
@@ -157,17 +159,10 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         levels: tuple[int, ...] = (),
         memo: Memo | None = None,
     ) -> Encoded:
-        """Encode clouds; see `forward` for the arguments.
+        """Encode clouds, with the first arguments of `forward`.
 
-        Args:
-            points: Clouds of shape `(batch_size, num_points, 3)`.
-            sample_ids: Numbers of the clouds in their data set.
-            precomputed: What adapters need not compute again.
-            levels: Numbers of the blocks whose tokens are wanted as well.
-            memo: Where to keep what is computed once.
-
-        Returns:
-            Tokens, read-out and the tokens of `levels`, after the final norm.
+        `levels` are the numbers of the blocks whose tokens are wanted as well, after the final norm, and `memo` keeps
+        what is computed once.
         """
         cloud = Cloud(points, points, sample_ids, memo or Memo(precomputed))
         backbone = Backbone(self)
@@ -282,17 +277,12 @@ class PointMAEForClassification(PointClassificationMixin, PointMAEPreTrainedMode
         config: Configuration; `num_labels` is the number of classes.
     """
 
+    encoder_class = PointMAEModel
     task_module_names = ("classifier", "class_token")
     _keys_to_ignore_on_load_unexpected = [
         *PointMAEPreTrainedModel._keys_to_ignore_on_load_unexpected,
         r"^segmentation_head",
     ]
-
-    def __init__(self, config: PointMAEConfig):
-        super().__init__(config)
-        self.point_mae = PointMAEModel(config)
-        self.classifier = self.build_head(2 * config.hidden_size)
-        self.post_init()
 
 
 class SingleStageSegmentation(PointSegmentationMixin):
@@ -310,6 +300,8 @@ class PointMAEForSegmentation(SingleStageSegmentation, PointMAEPreTrainedModel):
         config: Configuration; `num_labels` is the number of parts. Published with 128 groups of 32 for 2048 points.
     """
 
+    encoder_class = PointMAEModel
+    encoder_options = {"use_class_token": False}
     task_module_names = ("segmentation_head",)
     _keys_to_ignore_on_load_unexpected = [
         *PointMAEPreTrainedModel._keys_to_ignore_on_load_unexpected,
@@ -317,14 +309,8 @@ class PointMAEForSegmentation(SingleStageSegmentation, PointMAEPreTrainedModel):
         r"^classifier",
     ]
 
-    def __init__(self, config: PointMAEConfig):
-        super().__init__(config)
-        self.point_mae = PointMAEModel(config, use_class_token=False)
-        self._build(config)
-        self.post_init()
 
-
-class PointMAEForPreTraining(PointMAEPreTrainedModel):
+class PointMAEForPreTraining(MaskedAutoencoderMixin, PointMAEPreTrainedModel):
     """Masked autoencoding: predict the points of masked groups from the visible ones.
 
     Args:
@@ -344,12 +330,6 @@ class PointMAEForPreTraining(PointMAEPreTrainedModel):
         self.decoder_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.reconstruction_head = nn.Linear(config.hidden_size, 3 * config.group_size)
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, PointMAEForPreTraining):
-            init.trunc_normal_(module.mask_token, std=self.config.initializer_range)
 
     @can_return_tuple
     def forward(
@@ -398,32 +378,13 @@ class PointMAEForPreTraining(PointMAEPreTrainedModel):
             group_centers=group_centers,
         )
 
-    def _random_mask(self, group_centers: torch.Tensor) -> torch.Tensor:
-        batch_size, num_groups, _ = group_centers.shape
-        num_masked = min(max(int(self.config.mask_ratio * num_groups), 1), num_groups - 1)
-        noise = torch.rand(batch_size, num_groups, device=group_centers.device)
-        return torch.zeros_like(noise, dtype=torch.bool).scatter(1, noise.argsort(dim=1)[:, :num_masked], True)
-
-    def _check_mask(self, mask: torch.Tensor, group_centers: torch.Tensor) -> torch.Tensor:
-        expected = tuple(group_centers.shape[:2])
-        if tuple(mask.shape) != expected or mask.dtype != torch.bool:
-            raise ValueError(
-                f"`mask` must be a bool tensor of shape (batch_size, num_groups) = {expected}, got {mask.dtype} of "
-                f"shape {tuple(mask.shape)}."
-            )
+    @classmethod
+    def _check_mask(cls, mask: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
+        mask = super()._check_mask(mask, centers)
         counts = mask.sum(dim=1)
-        if counts.min() != counts.max() or counts[0] == 0 or counts[0] == expected[1]:
+        if counts.min() != counts.max():
             raise ValueError(
                 "`mask` must mask the same number of groups in each cloud, at least one and not all, got "
-                f"{counts.tolist()} of {expected[1]}."
+                f"{counts.tolist()} of {mask.shape[1]}."
             )
         return mask
-
-
-__all__ = [
-    "PointMAEForClassification",
-    "PointMAEForPreTraining",
-    "PointMAEForSegmentation",
-    "PointMAEModel",
-    "PointMAEPreTrainedModel",
-]

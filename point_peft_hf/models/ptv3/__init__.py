@@ -5,7 +5,6 @@ from .modeling_ptv3 import (
     PointTransformerV3ForClassification,
     PointTransformerV3ForSemanticSegmentation,
     PointTransformerV3Model,
-    PointTransformerV3PreTrainedModel,
 )
 
 __all__ = [
@@ -13,5 +12,4 @@ __all__ = [
     "PointTransformerV3ForClassification",
     "PointTransformerV3ForSemanticSegmentation",
     "PointTransformerV3Model",
-    "PointTransformerV3PreTrainedModel",
 ]

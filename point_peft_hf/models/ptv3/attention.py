@@ -35,14 +35,7 @@ class RelativePositions(nn.Module):
 
 
 class PatchAttention(SlottedModule):
-    """Multi-head attention of each voxel to those of its patch.
-
-    Args:
-        config: Configuration.
-        stage: The stage.
-        num_heads: Attention heads.
-        layer_index: Number of the block.
-    """
+    """Multi-head attention of each voxel to those of its patch."""
 
     def __init__(self, config, stage: Stage, num_heads: int, layer_index: int):
         super().__init__()

@@ -23,9 +23,6 @@ def check_voxels(
 
     Returns:
         The same, coordinates in float32 at least, cells and numbers of clouds in int64.
-
-    Raises:
-        ValueError: If they do not fit, with what to do.
     """
     count = len(coordinates)
     for name, tensor, width in (
@@ -37,7 +34,7 @@ def check_voxels(
             hint = f" The features of this model are {list(config.feature_names)}." if name == "features" else ""
             raise ValueError(f"`{name}` must have shape ({count}, {width}), got {tuple(tensor.shape)}.{hint}")
     if not count:
-        raise ValueError("There are no voxels. Leave empty tiles out of the batch.")
+        raise ValueError("The batch has no voxels. Leave empty tiles out of it.")
     for name, tensor in (("grid_coordinates", grid), ("batch_index", batch_index)):
         if tensor is not None and (tensor.is_floating_point() or tensor.dtype == torch.bool):
             raise ValueError(f"`{name}` must be of an integer type, got {tensor.dtype}.")
@@ -74,12 +71,6 @@ def check_labels(labels: torch.Tensor, logits: torch.Tensor, config) -> torch.Te
         labels: Of shape `(N,)`, -100 for none.
         logits: Of shape `(N, num_labels)`.
         config: Configuration of the model.
-
-    Returns:
-        The labels in int64, where the logits are.
-
-    Raises:
-        ValueError: If they do not fit.
     """
     if labels.shape != logits.shape[:1]:
         raise ValueError(f"`labels` must have shape ({len(logits)},), one a voxel, got {tuple(labels.shape)}.")

@@ -7,12 +7,6 @@ from huggingface_hub.dataclasses import strict
 from ...ops import CURVES
 from ..configuration import PointConfig
 
-_CHOICES = {
-    "stem": ("linear", "sparse"),
-    "pooling": ("grid", "code"),
-    "norm": ("layer", "batch"),
-    "read_out": (None, "upcast", "decoder"),
-}
 _STAGE_LISTS = ("depths", "hidden_sizes", "num_attention_heads", "patch_sizes")
 _DECODER_LISTS = ("decoder_hidden_sizes", "decoder_num_attention_heads", "decoder_patch_sizes")
 # The published decoders: blocks of a stage, and heads of their narrowest one.
@@ -56,7 +50,7 @@ class PointTransformerV3Config(PointConfig):
         relative_positions: Whether attention has a table of biases for the distances between voxels.
         rope_base: Base of the rotations by which attention knows coordinates; `None` for none.
         layer_scale: Initial scale of what attention and feed-forward network add; `None` for no scales.
-        hidden_dropout: Dropout behind the projections of attention and feed-forward network.
+        hidden_dropout: Dropout after the projections of attention and feed-forward network.
         decoder_depths: Number of blocks of each stage of the decoder, the finest first; empty for no decoder.
         decoder_hidden_sizes: Their widths.
         decoder_num_attention_heads: Their attention heads.
@@ -105,6 +99,13 @@ class PointTransformerV3Config(PointConfig):
     label_values: list[int] | tuple[int, ...] | None = None
 
     _rates = (*PointConfig._rates, "hidden_dropout")
+    _positive = (*PointConfig._positive, "in_channels", "grid_size")
+    _choices = {
+        "stem": ("linear", "sparse"),
+        "pooling": ("grid", "code"),
+        "norm": ("layer", "batch"),
+        "read_out": (None, "upcast", "decoder"),
+    }
 
     def __post_init__(self, **kwargs):
         self._fill_in()
@@ -157,12 +158,6 @@ class PointTransformerV3Config(PointConfig):
     def _check_ranges(self) -> None:
         super()._check_ranges()
         name = type(self).__name__
-        for field, choices in _CHOICES.items():
-            value = getattr(self, field)
-            if value not in choices:
-                raise ValueError(f"`{field}` of {name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
-        self._check_positive("in_channels", self.in_channels)
-        self._check_positive("grid_size", self.grid_size)
         self._check_list("depths")
         for field in _STAGE_LISTS:
             self._check_list(field, len(self.depths))
@@ -221,6 +216,3 @@ class PointTransformerV3Config(PointConfig):
                 raise ValueError(f"`{field}` of {name} is missing, but there are `decoder_depths`.")
             self._check_list(field, len(self.depths) - 1)
         self._check_head_sizes("decoder_hidden_sizes", "decoder_num_attention_heads")
-
-
-__all__ = ["PointTransformerV3Config"]

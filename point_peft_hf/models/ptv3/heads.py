@@ -1,4 +1,4 @@
-"""Features of a scene encoder -> classes of voxels, or of clouds."""
+"""Features of a scene encoder -> classes of voxels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...layers import FreezableBatchNorm1d, TaskModule
+from ...layers import TaskModule
 from ...ops import spread
 from ...voxels import VoxelStage
 
@@ -18,10 +18,6 @@ class SemanticHead(TaskModule):
 
     The features of the stages are not put side by side, which would need more memory than the rest of the model: each
     stage has its own columns of the weight, and the scores are what goes back to the finer voxels.
-
-    Args:
-        sizes: Widths of the features.
-        num_labels: Number of classes.
     """
 
     def __init__(self, sizes: Sequence[int], num_labels: int):
@@ -45,28 +41,3 @@ class SemanticHead(TaskModule):
             own = F.linear(levels[index], weights[index], self.linear.bias if index == 0 else None)
             scores = own if scores is None else own + spread(scores, voxels[index + 1].clusters)
         return scores
-
-
-class SceneClassificationHead(TaskModule):
-    """(Linear - BatchNorm - ReLU - Dropout) twice, then Linear.
-
-    Args:
-        in_size: Width of the pooled features.
-        hidden_sizes: Widths of the two hidden layers.
-        num_labels: Number of classes.
-        dropout: Dropout rate behind the hidden layers.
-    """
-
-    def __init__(self, in_size: int, hidden_sizes: Sequence[int], num_labels: int, dropout: float):
-        super().__init__()
-        first, second = hidden_sizes
-        self.dense1, self.norm1 = nn.Linear(in_size, first), FreezableBatchNorm1d(first)
-        self.dense2, self.norm2 = nn.Linear(first, second), FreezableBatchNorm1d(second)
-        self.output = nn.Linear(second, num_labels)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Class scores of shape `(batch_size, num_labels)` of features of shape `(batch_size, in_size)`."""
-        features = self.dropout(F.relu(self.norm1(self.dense1(features))))
-        features = self.dropout(F.relu(self.norm2(self.dense2(features))))
-        return self.output(features)

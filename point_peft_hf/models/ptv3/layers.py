@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...layers import DropPath, FreezableBatchNorm1d, recompute_in_backward
 from ...ops import Clusters, NeighborTable, cluster_max, spread, submanifold_conv
 from ...slots import Stage, VoxelFFNSlot
 from ...voxels import VoxelStage
-from ..layers.slotted import SlottedModule, original
+from ..layers import PointMLP, SlottedModule, original
 from .attention import PatchAttention
 
 # As published, with and without a bias: the neighbourhoods of the position encoding and of the stem.
@@ -21,14 +20,7 @@ _BATCH_NORM = {"eps": 1e-3, "momentum": 0.01}
 
 
 class SubmanifoldConv(nn.Module):
-    """A convolution over occupied voxels; see [`~point_peft_hf.ops.submanifold_conv`].
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Cells along each axis.
-        bias: Whether there is a bias.
-    """
+    """A convolution over occupied voxels; see [`~point_peft_hf.ops.submanifold_conv`]."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, bias: bool = True):
         super().__init__()
@@ -48,12 +40,7 @@ class SubmanifoldConv(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A factor for each channel.
-
-    Args:
-        size: Number of channels.
-        initial: What they start at.
-    """
+    """A factor for each channel."""
 
     def __init__(self, size: int, initial: float):
         super().__init__()
@@ -65,22 +52,11 @@ class LayerScale(nn.Module):
         return rows * self.gamma
 
 
-class VoxelMLP(SlottedModule):
-    """The feed-forward network.
-
-    Args:
-        config: Configuration.
-        stage: The stage.
-        layer_index: Number of the block.
-    """
+class VoxelMLP(PointMLP):
+    """The feed-forward network, with dropout in between."""
 
     def __init__(self, config, stage: Stage, layer_index: int):
-        super().__init__()
-        hidden_size = stage.hidden_size
-        inner = int(hidden_size * config.mlp_ratio)
-        self.add_layer("fc1", nn.Linear(hidden_size, inner), stage, layer_index, inner)
-        self.activation = ACT2FN[config.hidden_act]
-        self.add_layer("fc2", nn.Linear(inner, hidden_size), stage, layer_index)
+        super().__init__(config, stage, layer_index)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
@@ -97,15 +73,7 @@ class VoxelMLP(SlottedModule):
 
 
 class PointTransformerV3Layer(SlottedModule, GradientCheckpointingLayer):
-    """A block: position encoding by convolution, attention within patches, feed-forward network.
-
-    Args:
-        config: Configuration.
-        stage: The stage.
-        num_heads: Attention heads.
-        layer_index: Number of the block, counted over all stages.
-        drop_path_rate: Stochastic depth; it drops single voxels.
-    """
+    """A block: position encoding by convolution, attention within patches, feed-forward network."""
 
     def __init__(self, config, stage: Stage, num_heads: int, layer_index: int, drop_path_rate: float):
         super().__init__()
@@ -164,11 +132,7 @@ def build_norm(config, size: int) -> nn.Module:
 
 
 class Stem(nn.Module):
-    """Features of the input -> features of the first stage.
-
-    Args:
-        config: Configuration.
-    """
+    """Features of the input -> features of the first stage."""
 
     def __init__(self, config):
         super().__init__()
@@ -188,13 +152,7 @@ class Stem(nn.Module):
 
 
 class Pooling(nn.Module):
-    """Features of voxels -> those of the voxels that they are joined to.
-
-    Args:
-        config: Configuration.
-        in_size: Width of the stage before.
-        out_size: Width of the stage.
-    """
+    """Features of voxels -> those of the voxels that they are joined to."""
 
     def __init__(self, config, in_size: int, out_size: int):
         super().__init__()
@@ -207,14 +165,7 @@ class Pooling(nn.Module):
 
 
 class Unpooling(nn.Module):
-    """Features of a stage and of the one after it -> those of a stage of the decoder.
-
-    Args:
-        config: Configuration.
-        in_size: Width of the coarser stage.
-        skip_size: Width of the stage in the encoder.
-        out_size: Width of the result.
-    """
+    """Features of a stage and of the one after it -> those of a stage of the decoder."""
 
     def __init__(self, config, in_size: int, skip_size: int, out_size: int):
         super().__init__()

@@ -21,12 +21,13 @@ from ...layers import TaskModule
 from ...ops import rotation
 from ...slots import Stage
 from ...voxels import VoxelStage
+from ..layers import ClassificationHead
 from ..modeling import BackbonePreTrainedModel, classification_loss
 from ..modeling_outputs import SceneClassifierOutput, SceneModelOutput, SceneSegmentationOutput
 from .attention import RelativePositions
 from .checks import check_labels, check_voxels
 from .configuration_ptv3 import PointTransformerV3Config
-from .heads import SceneClassificationHead, SemanticHead
+from .heads import SemanticHead
 from .layers import LayerScale, PointTransformerV3Layer, Pooling, Stem, SubmanifoldConv, Unpooling
 
 
@@ -102,11 +103,7 @@ class EncoderStage(nn.Module):
 
 
 class Decoder(TaskModule):
-    """From the last stage back to the voxels of the input.
-
-    Args:
-        config: Configuration.
-    """
+    """From the last stage back to the voxels of the input."""
 
     def __init__(self, config: PointTransformerV3Config):
         super().__init__()
@@ -308,13 +305,7 @@ class PointTransformerV3ForSemanticSegmentation(PointTransformerV3PreTrainedMode
     ) -> SceneSegmentationOutput | tuple:
         """Segment clouds.
 
-        Args:
-            coordinates: As for the encoder.
-            grid_coordinates: As for the encoder.
-            features: As for the encoder.
-            batch_index: As for the encoder.
-            labels: Class of each voxel, of shape `(N,)`; -100 for none.
-            **kwargs: As for the encoder.
+        The arguments are those of the encoder, and `labels`: the class of each voxel, of shape `(N,)`; -100 for none.
 
         Returns:
             Logits of shape `(N, num_labels)`, and the loss over the labelled voxels if `labels` are given.
@@ -329,12 +320,7 @@ class PointTransformerV3ForSemanticSegmentation(PointTransformerV3PreTrainedMode
         return SceneSegmentationOutput(loss=loss, logits=logits, last_hidden_state=levels[-1])
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy over the labelled voxels, a scalar; 0 if there is none.
-
-        Args:
-            logits: Of shape `(N, num_labels)`.
-            labels: Of shape `(N,)`, -100 for none.
-        """
+        """Cross-entropy over the labelled voxels, a scalar; 0 if there is none. Arguments as for [`check_labels`]."""
         labels = check_labels(labels, logits, self.config)
         config = self.config
         weights = None if config.class_weights is None else logits.new_tensor(config.class_weights).float()
@@ -368,7 +354,7 @@ class PointTransformerV3ForClassification(PointTransformerV3PreTrainedModel):
     def build_head(self, in_size: int) -> nn.Module:
         """A new head for features of shape `(batch_size, in_size)`."""
         config = self.config
-        return SceneClassificationHead(
+        return ClassificationHead(
             in_size, config.classifier_hidden_sizes, config.num_labels, config.classifier_dropout
         )
 
@@ -384,13 +370,7 @@ class PointTransformerV3ForClassification(PointTransformerV3PreTrainedModel):
     ) -> SceneClassifierOutput | tuple:
         """Classify clouds.
 
-        Args:
-            coordinates: As for the encoder.
-            grid_coordinates: As for the encoder.
-            features: As for the encoder.
-            batch_index: As for the encoder.
-            labels: Class of each cloud, of shape `(batch_size,)`.
-            **kwargs: As for the encoder.
+        The arguments are those of the encoder, and `labels`: the class of each cloud, of shape `(batch_size,)`.
 
         Returns:
             Logits of shape `(batch_size, num_labels)`, and the loss if `labels` are given.
@@ -404,11 +384,3 @@ class PointTransformerV3ForClassification(PointTransformerV3PreTrainedModel):
         logits = self.classifier(pooled)
         loss = None if labels is None else classification_loss(logits, labels, self.config)
         return SceneClassifierOutput(loss=loss, logits=logits, pooler_output=pooled)
-
-
-__all__ = [
-    "PointTransformerV3ForClassification",
-    "PointTransformerV3ForSemanticSegmentation",
-    "PointTransformerV3Model",
-    "PointTransformerV3PreTrainedModel",
-]

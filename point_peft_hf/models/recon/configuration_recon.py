@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from huggingface_hub.dataclasses import strict
 
-from ..configuration import SingleStageConfig
+from ..configuration import LearnedPositionConfig
 
 
 @strict
-class ReConConfig(SingleStageConfig):
+class ReConConfig(LearnedPositionConfig):
     """Configuration of ReCon (arXiv 2302.02318); the defaults are the published ModelNet40 classifier.
 
     Args:
-        **kwargs: Fields of [`~point_peft_hf.models.configuration.SingleStageConfig`], of
+        **kwargs: Fields of [`~point_peft_hf.models.configuration.LearnedPositionConfig`], of
             [`~point_peft_hf.models.configuration.PointTransformerConfig`] and of transformers.
 
     Raises:
@@ -20,6 +20,3 @@ class ReConConfig(SingleStageConfig):
     """
 
     model_type = "recon"
-
-
-__all__ = ["ReConConfig"]

@@ -38,11 +38,6 @@ class ReConPreTrainedModel(PointPreTrainedModel):
 class ContrastAttention(nn.Module):
     """Multi-head attention of the three tokens to the patch tokens.
 
-    Args:
-        config: Configuration.
-        hidden_size: Width of the tokens.
-        num_heads: Number of attention heads.
-
     Shapes:
         - queries: `(batch_size, 3, hidden_size)`
         - patches: `(batch_size, sequence_length, hidden_size)`
@@ -66,12 +61,7 @@ class ContrastAttention(nn.Module):
 
 
 class ContrastMLP(nn.Module):
-    """Feed-forward network of the three tokens.
-
-    Args:
-        config: Configuration.
-        hidden_size: Width of the tokens.
-    """
+    """Feed-forward network of the three tokens."""
 
     def __init__(self, config: ReConConfig, hidden_size: int):
         super().__init__()
@@ -90,13 +80,6 @@ class ReConLayer(PointTransformerLayer):
 
     All residuals start after their norms. Tokens that adapters insert are in the branch of the patch tokens; slots of
     single layers (`norm1`, `fc1`, ...) are in that branch, those of whole branches of a block see all tokens.
-
-    Args:
-        config: Configuration of the backbone.
-        stage: The stage of the block.
-        num_heads: Number of attention heads.
-        drop_path_rate: Rate with which each of the two residual branches is dropped in training.
-        layer_index: Number of the block.
     """
 
     def __init__(self, config: ReConConfig, stage: Stage, num_heads: int, drop_path_rate: float, layer_index: int):
@@ -182,14 +165,9 @@ class ReConForClassification(PointClassificationMixin, ReConPreTrainedModel):
         config: Configuration; `num_labels` is the number of classes.
     """
 
+    encoder_class = ReConModel
     task_module_names = ("classifier", *TOKENS)
     _keys_to_ignore_on_load_unexpected = [r"^segmentation_head"]
-
-    def __init__(self, config: ReConConfig):
-        super().__init__(config)
-        self.recon = ReConModel(config)
-        self.classifier = self.build_head(self.recon.readout_slot.hidden_size)
-        self.post_init()
 
 
 class ReConForSegmentation(SingleStageSegmentation, ReConPreTrainedModel):
@@ -199,19 +177,6 @@ class ReConForSegmentation(SingleStageSegmentation, ReConPreTrainedModel):
         config: Configuration; `num_labels` is the number of parts.
     """
 
+    encoder_class = ReConModel
     task_module_names = ("segmentation_head",)
     _keys_to_ignore_on_load_unexpected = [r"^classifier"]
-
-    def __init__(self, config: ReConConfig):
-        super().__init__(config)
-        self.recon = ReConModel(config)
-        self._build(config)
-        self.post_init()
-
-
-__all__ = [
-    "ReConForClassification",
-    "ReConForSegmentation",
-    "ReConModel",
-    "ReConPreTrainedModel",
-]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ..config import PointTunerConfig
+from ..config import PointTunerConfig, option
 
 
 @dataclass
@@ -14,9 +13,9 @@ class DAPTConfig(PointTunerConfig):
     """Configuration of DAPT, Dynamic Adapter meets Prompt Tuning (arXiv 2403.01439; type DAPT).
 
     Three parts. Trained scales and shifts follow every norm, every linear layer of the blocks and the patch embedding.
-    An adapter beside each feed-forward network scales what it adds to a token by a number that it computes from the
-    token. And the mean over what it adds becomes a prompt token, which stays for the following blocks; the head reads
-    class token, prompts and patch tokens.
+    An adapter parallel to each feed-forward network scales what it adds to a token by a number that it computes from
+    the token. And the mean over what it adds becomes a prompt token, which stays for the following blocks; the head
+    reads class token, prompts and patch tokens.
 
     The defaults are the published values for the hardest variant of ScanObjectNN (PB_T50_RS), where the backbone's
     `drop_path_rate` is 0.3. OBJ_BG has `dropout=0.5`; OBJ_ONLY has `dropout=0.0, patch_pooling=None` and a
@@ -45,20 +44,20 @@ class DAPTConfig(PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
-    bottleneck_size: int = field(default=64, metadata={"help": "Width inside of the adapters."})
-    dropout: float = field(default=0.2, metadata={"help": "Dropout inside of the adapters."})
-    class_token: bool = field(default=True, metadata={"help": "Whether the head reads the class token."})
-    prompt_pooling: str | None = field(default="mean", metadata={"help": "Prompts in the head: mean, max or None."})
-    patch_pooling: str | None = field(default="max", metadata={"help": "Patches in the head: max, mean or None."})
-    position: str = field(default="every", metadata={"help": "Positions in front of 'every' block, or 'once'."})
+    bottleneck_size: int = option(64, "Width inside of the adapters.", at_least=1)
+    dropout: float = option(0.2, "Dropout inside of the adapters.", is_rate=True)
+    class_token: bool = option(True, "Whether the head reads the class token.")
+    prompt_pooling: str | None = option(
+        "mean", "Prompts in the head: mean, max or None.", choices=("mean", "max", None)
+    )
+    patch_pooling: str | None = option("max", "Patches in the head: max, mean or None.", choices=("mean", "max", None))
+    position: str = option("every", "Positions in front of 'every' block, or 'once'.", choices=("every", "once"))
+
+    card_text = "DAPT (arXiv 2403.01439): adapters with a scale for each token, and prompts made of what they add"
+    card_fields = ("bottleneck_size", "prompt_pooling", "patch_pooling", "position")
 
     def __post_init__(self):
         super().__post_init__()
-        self._check_at_least("bottleneck_size", self.bottleneck_size, 1)
-        self._check_rates("dropout")
-        for name in ("prompt_pooling", "patch_pooling"):
-            self._check_choice(name, ("mean", "max", None))
-        self._check_choice("position", ("every", "once"))
         self._check_reads("class_token", "prompt_pooling", "patch_pooling")
 
     @classmethod
@@ -69,9 +68,3 @@ class DAPTConfig(PointTunerConfig):
             **fields: Fields that are to have other values.
         """
         return cls(**{"bottleneck_size": 72, "dropout": 0.0, "prompt_pooling": None, **fields})
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "DAPT (arXiv 2403.01439): adapters with a scale for each token, and prompts made of what they add"
-        return text, ("bottleneck_size", "prompt_pooling", "patch_pooling", "position")

@@ -25,9 +25,6 @@ _RANDOM_STD = 0.3
 class ScaleShift(nn.Module):
     """x * scale + shift over the last axis.
 
-    Args:
-        size: Width.
-
     Shapes:
         - input: `(..., size)`
         - output: as the input
@@ -54,11 +51,6 @@ class DynamicAdapter(nn.Module):
     """A bottleneck whose result is scaled by one number for each token: s(x) * up(gelu(down(norm(x)))).
 
     s is a linear layer and a ReLU on the same normed token. It also scales the bias of the way up.
-
-    Args:
-        hidden_size: Width of the tokens.
-        inner_size: Width in between.
-        dropout: Dropout rate in between.
 
     Shapes:
         - input: `(batch_size, sequence_length, hidden_size)`
@@ -137,7 +129,7 @@ class PositionLayer(SlotLayer):
 
 
 class FeedForwardLayer(BranchLayer):
-    """Beside the feed-forward network, inside of stochastic depth: the adapter."""
+    """Parallel to the feed-forward network, inside of stochastic depth: the adapter."""
 
     branch = "ffn"
     parts = ("dynamic_adapter",)

@@ -43,16 +43,7 @@ def read_published(
 ) -> PublishedAdapter:
     """Read the adapter out of a published file.
 
-    Args:
-        tensors: Tensors by their names in the file.
-        settings: Options by their published names: `rank`, `class_token`, `prompt_token`, `patch_token`, `dropout`.
-        model_type: The model type of the backbone.
-
-    Returns:
-        The adapter, and what is left of the file.
-
-    Raises:
-        ValueError: If the file is not one of DAPT, or it is unclear what its head reads.
+    The options in `settings`: `rank`, `class_token`, `prompt_token`, `patch_token`, `dropout`.
     """
     weights, base = split_published(tensors, _RULES, model_type)
     rank = size_in(weights, "dynamic_adapter.down_weight", "DAPT", "blocks.blocks.0.Adapter_MLP.down_proj.weight")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ...slots import Stage
-from ..config import PointTunerConfig
+from ..config import PointTunerConfig, option
 
 
 @dataclass
@@ -56,37 +55,29 @@ class GAPromptConfig(PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
-    num_points: int = field(default=5, metadata={"help": "Points that join the cloud."})
-    point_scale: float = field(default=5.0, metadata={"help": "Factor of their coordinates."})
-    shift_scale: float = field(default=0.8, metadata={"help": "Factor of the shift of points."})
-    num_point_neighbors: int = field(default=32, metadata={"help": "Groups that a point takes features from."})
-    num_center_neighbors: int = field(default=32, metadata={"help": "Coarse groups that a group takes features from."})
-    num_prompt_tokens: int = field(default=10, metadata={"help": "Prompt tokens in a block."})
-    prompt_depth: int | None = field(default=6, metadata={"help": "Blocks with prompts; None: all."})
-    shape_scale: float = field(default=0.5, metadata={"help": "Factor of the shape vector in tokens."})
-    propagation: str = field(default="aligned", metadata={"help": "'aligned', 'shifted' or 'replacement'."})
-    propagation_place: str = field(default="after", metadata={"help": "'before' or 'after' a block."})
-    propagation_scale: float = field(default=0.3, metadata={"help": "Factor of the propagated features."})
-    num_propagation_neighbors: int = field(default=64, metadata={"help": "Groups that a token takes features from."})
-    bottleneck_size: int = field(default=16, metadata={"help": "Width of the bottlenecks."})
-    bottleneck_scale: float = field(default=0.7, metadata={"help": "Factor of the bottlenecks."})
-    dropout: float = field(default=0.1, metadata={"help": "Dropout on prompts and inside of the bottlenecks."})
-    shift_dropout: float = field(default=0.2, metadata={"help": "Dropout in the network that moves points."})
-    shape_dropout: float = field(default=0.25, metadata={"help": "Dropout in front of the shape vector."})
-    local_drop_path: float = field(default=0.1, metadata={"help": "Stochastic depth of the local groups."})
+    num_points: int = option(5, "Points that join the cloud.", at_least=1)
+    point_scale: float = option(5.0, "Factor of their coordinates.", at_least=0)
+    shift_scale: float = option(0.8, "Factor of the shift of points.", at_least=0)
+    num_point_neighbors: int = option(32, "Groups that a point takes features from.", at_least=1)
+    num_center_neighbors: int = option(32, "Coarse groups that a group takes features from.", at_least=1)
+    num_prompt_tokens: int = option(10, "Prompt tokens in a block.", at_least=1)
+    prompt_depth: int | None = option(6, "Blocks with prompts; None: all.", at_least=1)
+    shape_scale: float = option(0.5, "Factor of the shape vector in tokens.", at_least=0)
+    propagation: str = option(
+        "aligned", "'aligned', 'shifted' or 'replacement'.", choices=("aligned", "shifted", "replacement")
+    )
+    propagation_place: str = option("after", "'before' or 'after' a block.", choices=("before", "after"))
+    propagation_scale: float = option(0.3, "Factor of the propagated features.", at_least=0)
+    num_propagation_neighbors: int = option(64, "Groups that a token takes features from.", at_least=1)
+    bottleneck_size: int = option(16, "Width of the bottlenecks.", at_least=1)
+    bottleneck_scale: float = option(0.7, "Factor of the bottlenecks.", at_least=0)
+    dropout: float = option(0.1, "Dropout on prompts and inside of the bottlenecks.", is_rate=True)
+    shift_dropout: float = option(0.2, "Dropout in the network that moves points.", is_rate=True)
+    shape_dropout: float = option(0.25, "Dropout in front of the shape vector.", is_rate=True)
+    local_drop_path: float = option(0.1, "Stochastic depth of the local groups.", is_rate=True)
 
-    def __post_init__(self):
-        super().__post_init__()
-        counts = ("num_points", "num_point_neighbors", "num_center_neighbors", "num_prompt_tokens")
-        for name in (*counts, "num_propagation_neighbors", "bottleneck_size"):
-            self._check_at_least(name, getattr(self, name), 1)
-        if self.prompt_depth is not None:
-            self._check_at_least("prompt_depth", self.prompt_depth, 1)
-        for name in ("point_scale", "shift_scale", "shape_scale", "propagation_scale", "bottleneck_scale"):
-            self._check_at_least(name, getattr(self, name), 0)
-        self._check_rates("dropout", "shift_dropout", "shape_dropout", "local_drop_path")
-        self._check_choice("propagation", ("aligned", "shifted", "replacement"))
-        self._check_choice("propagation_place", ("before", "after"))
+    card_text = "GAPrompt (arXiv 2505.04119): moved and added points, prompts with the shape of the cloud"
+    card_fields = ("num_points", "num_prompt_tokens", "bottleneck_size")
 
     @classmethod
     def for_modelnet40(cls, **fields: Any) -> GAPromptConfig:
@@ -96,12 +87,6 @@ class GAPromptConfig(PointTunerConfig):
             **fields: Fields that are to be other than published.
         """
         return cls(**{"shift_scale": 0.05, **fields})
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "GAPrompt (arXiv 2505.04119): moved and added points, prompts with the shape of the cloud"
-        return text, ("num_points", "num_prompt_tokens", "bottleneck_size")
 
     def has_prompts(self, block: int) -> bool:
         """Whether prompts join a block, given by its number, and its bottleneck knows the shape."""

@@ -41,17 +41,8 @@ def read_published(
 ) -> PublishedAdapter:
     """Read the adapter out of a published file.
 
-    Args:
-        tensors: Tensors by their names in the file.
-        settings: Options by their published names: `propagation_type`, `factor`, `perturbation`, `prompt_depth`,
-            `point_number`, `num_tokens`, `adapter_dim`, `scaler`, `neighbors_fp1_fp2_propagate`.
-        model_type: The model type of the backbone.
-
-    Returns:
-        The adapter, and what is left of the file.
-
-    Raises:
-        ValueError: If an option is one that cannot be represented.
+    The options in `settings`: `propagation_type`, `factor`, `perturbation`, `prompt_depth`, `point_number`,
+    `num_tokens`, `adapter_dim`, `scaler`, `neighbors_fp1_fp2_propagate`.
     """
     rule, place = _read_rule(settings)
     depth = settings.get("prompt_depth", GAPromptConfig.prompt_depth)

@@ -42,11 +42,7 @@ _CHAINS = {
 class NormedLinear(FreezableBatchNorm1d):
     """Linear, BatchNorm, ReLU.
 
-    One flat module: PEFT expects one name behind the adapter's name in a state dict.
-
-    Args:
-        in_size: Width of the input.
-        out_size: Width of the output.
+    One flat module: PEFT expects one name after the adapter's name in a state dict.
     """
 
     def __init__(self, in_size: int, out_size: int):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from ..config import PointTunerConfig
+from ..config import PointTunerConfig, option
 
 
 @dataclass
@@ -27,22 +25,13 @@ class GeometryOptions:
             Point-M2AE).
     """
 
-    bottleneck_size: int = field(default=16, metadata={"help": "Width of the bottlenecks."})
-    ffn_scale: float = field(default=0.7, metadata={"help": "Factor of the bottleneck after the FFN."})
-    dropout: float = field(default=0.1, metadata={"help": "Dropout on prompts and inside the bottlenecks."})
-    num_local_centers: int | None = field(default=None, metadata={"help": "Local centres; None: half of the groups."})
-    num_local_neighbors: int | None = field(default=None, metadata={"help": "Neighbours; None: half of group_size."})
-    local_drop_path: float = field(default=0.1, metadata={"help": "Stochastic depth of the local attention."})
-    propagation_scale: float = field(default=0.3, metadata={"help": "Factor of the propagated features."})
-
-    def _check_geometry(self) -> None:
-        self._check_at_least("bottleneck_size", self.bottleneck_size, 1)
-        for name in ("num_local_centers", "num_local_neighbors"):
-            if getattr(self, name) is not None:
-                self._check_at_least(name, getattr(self, name), 1)
-        for name in ("ffn_scale", "propagation_scale"):
-            self._check_at_least(name, getattr(self, name), 0)
-        self._check_rates("dropout", "local_drop_path")
+    bottleneck_size: int = option(16, "Width of the bottlenecks.", at_least=1)
+    ffn_scale: float = option(0.7, "Factor of the bottleneck after the FFN.", at_least=0)
+    dropout: float = option(0.1, "Dropout on prompts and inside the bottlenecks.", is_rate=True)
+    num_local_centers: int | None = option(None, "Local centres; None: half of the groups.", at_least=1)
+    num_local_neighbors: int | None = option(None, "Neighbours; None: half of group_size.", at_least=1)
+    local_drop_path: float = option(0.1, "Stochastic depth of the local attention.", is_rate=True)
+    propagation_scale: float = option(0.3, "Factor of the propagated features.", at_least=0)
 
 
 @dataclass
@@ -56,12 +45,5 @@ class GeometryAdapterConfig(GeometryOptions, PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
-    def __post_init__(self):
-        super().__post_init__()
-        self._check_geometry()
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "Geometry-aware Adapter (Point-PEFT, arXiv 2310.03059): attention inside local groups of tokens"
-        return text, ("bottleneck_size",)
+    card_text = "Geometry-aware Adapter (Point-PEFT, arXiv 2310.03059): attention inside local groups of tokens"
+    card_fields = ("bottleneck_size",)

@@ -20,11 +20,6 @@ class LocalAttention(nn.Module):
     """Self-attention inside a neighbourhood, in a narrow space; no residual connection of its own.
 
     The scores are scaled by the inner width, not by that of a head, as in the published code.
-
-    Args:
-        hidden_size: Width of the tokens.
-        inner_size: Width of queries, keys and values.
-        num_heads: Number of heads.
     """
 
     def __init__(self, hidden_size: int, inner_size: int, num_heads: int):
@@ -94,7 +89,7 @@ class LocalAttention(nn.Module):
 
 
 class _Options(NamedTuple):
-    """What [`_AttendAndTakeMaximum`] needs beside tensors with gradients; rows of shape `(k, num_neighborhoods)`."""
+    """What [`_AttendAndTakeMaximum`] needs besides tensors with gradients; rows of shape `(k, num_neighborhoods)`."""
 
     rows: torch.Tensor
     kept: torch.Tensor | None

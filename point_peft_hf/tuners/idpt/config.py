@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ..config import PointTunerConfig
+from ..config import PointTunerConfig, option
 
 
 @dataclass
@@ -14,7 +13,7 @@ class IDPTConfig(PointTunerConfig):
     """Configuration of IDPT, Instance-aware Dynamic Prompt Tuning (arXiv 2304.07221; type IDPT).
 
     In front of one block, late in the backbone, a small graph network makes one prompt token of the patch tokens of
-    each cloud. It joins the attention of that block and all that follow, and the head reads it beside class token and
+    each cloud. It joins the attention of that block and all that follow, and the head reads it next to class token and
     patch tokens.
 
     The defaults are the published values for ScanObjectNN PB_T50_RS and for ModelNet40. OBJ_ONLY has
@@ -45,20 +44,20 @@ class IDPTConfig(PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
-    prompt_layers: list[int] | None = field(default=None, metadata={"help": "Blocks with a prompt; None: the last."})
-    generator: str = field(default="graph", metadata={"help": "What makes prompts: 'graph' or 'light'."})
-    num_neighbors: int = field(default=20, metadata={"help": "Neighbours of a token in the graph."})
-    keep_prompts: bool = field(default=True, metadata={"help": "Whether the prompt stays until the last block."})
-    train_prompt_position: bool = field(default=True, metadata={"help": "Train the prompt's position embedding."})
-    class_token: bool = field(default=True, metadata={"help": "Whether the head reads the class token."})
-    prompt_token: bool = field(default=True, metadata={"help": "Whether the head reads the prompt."})
-    patch_pooling: str | None = field(default="max", metadata={"help": "Patches in the head: max, mean or None."})
+    prompt_layers: list[int] | None = option(None, "Blocks with a prompt; None: the last.")
+    generator: str = option("graph", "What makes prompts: 'graph' or 'light'.", choices=("graph", "light"))
+    num_neighbors: int = option(20, "Neighbours of a token in the graph.", at_least=1)
+    keep_prompts: bool = option(True, "Whether the prompt stays until the last block.")
+    train_prompt_position: bool = option(True, "Train the prompt's position embedding.")
+    class_token: bool = option(True, "Whether the head reads the class token.")
+    prompt_token: bool = option(True, "Whether the head reads the prompt.")
+    patch_pooling: str | None = option("max", "Patches in the head: max, mean or None.", choices=("mean", "max", None))
+
+    card_text = "IDPT (arXiv 2304.07221): a prompt that is generated from the tokens of each cloud"
+    card_fields = ("prompt_layers", "generator", "num_neighbors")
 
     def __post_init__(self):
         super().__post_init__()
-        self._check_choice("generator", ("graph", "light"))
-        self._check_choice("patch_pooling", ("mean", "max", None))
-        self._check_at_least("num_neighbors", self.num_neighbors, 1)
         if self.prompt_layers is not None:
             if not self.prompt_layers or len(set(self.prompt_layers)) != len(self.prompt_layers):
                 raise ValueError(
@@ -89,9 +88,3 @@ class IDPTConfig(PointTunerConfig):
             "patch_pooling": None,
         }
         return cls(**{**published, **fields})
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "IDPT (arXiv 2304.07221): a prompt that is generated from the tokens of each cloud"
-        return text, ("prompt_layers", "generator", "num_neighbors")

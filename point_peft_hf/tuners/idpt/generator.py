@@ -12,12 +12,7 @@ _NEGATIVE_SLOPE = 0.2
 
 
 class NormedLinear(FreezableBatchNorm1d):
-    """Linear without bias - BatchNorm - LeakyReLU; `forward` is the BatchNorm alone.
-
-    Args:
-        in_size: Width of what comes in.
-        out_size: Width of what goes out.
-    """
+    """Linear without bias - BatchNorm - LeakyReLU; `forward` is the BatchNorm alone."""
 
     def __init__(self, in_size: int, out_size: int):
         super().__init__(out_size)

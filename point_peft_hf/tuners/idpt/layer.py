@@ -19,12 +19,7 @@ _POSITION_STD = 0.02
 
 
 class PromptPosition(nn.Module):
-    """A position embedding; a buffer, if it is not trained.
-
-    Args:
-        size: Its width.
-        is_trained: Whether it is trained.
-    """
+    """A position embedding; a buffer, if it is not trained."""
 
     def __init__(self, size: int, is_trained: bool):
         super().__init__()
@@ -111,7 +106,7 @@ class PromptLayer(SlotLayer):
 
 
 class GeneratedLayer(SlotLayer):
-    """At the end of a block whose prompt does not stay: puts it, as it was made, beside what became of it."""
+    """At the end of a block whose prompt does not stay: puts it, as it was made, next to what became of it."""
 
     slot_class = OutputSlot
 
@@ -159,7 +154,7 @@ class ReadoutLayer(SlotLayer):
         layers = prompt_layers(config, self.slot.stage)
         if len(having) != len(layers):
             raise ValueError(
-                f"The head reads the tokens behind {len(levels)} blocks, and of those {len(having)} have a prompt of "
+                f"The head reads the tokens after {len(levels)} blocks, and of those {len(having)} have a prompt of "
                 f"adapter {name!r}, but `prompt_layers` are {layers}. Name blocks that the head reads (see "
                 "`feature_layers` of the backbone's configuration), or set `prompt_token=False`."
             )
@@ -167,11 +162,7 @@ class ReadoutLayer(SlotLayer):
 
 
 def prompt_layers(config: IDPTConfig, stage: Stage) -> list[int]:
-    """Numbers of the blocks of a stage that a prompt is made in front of.
-
-    Raises:
-        ValueError: If the configuration names others than the last stage has.
-    """
+    """Numbers of the blocks of a stage that a prompt is made in front of."""
     if not stage.is_last:
         return []
     if config.prompt_layers is None:

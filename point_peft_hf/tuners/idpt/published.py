@@ -29,16 +29,7 @@ def read_published(
 ) -> PublishedAdapter:
     """Read the adapter out of a published file, of classification or of part segmentation.
 
-    Args:
-        tensors: Tensors by their names in the file.
-        settings: Options by their published names: `prompt_layer`, `cls_type`, `knn`.
-        model_type: The model type of the backbone.
-
-    Returns:
-        The adapter, and what is left of the file.
-
-    Raises:
-        ValueError: If the file is not one of IDPT, or it is unclear what its head reads.
+    The options in `settings`: `prompt_layer`, `cls_type`, `knn`.
     """
     blocks = {int(match[1]) for name in tensors if (match := re.match(r"blocks\.dgcnn_cls(\d+)\.", name))}
     if blocks:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from ..config import PointTunerConfig
+from ..config import PointTunerConfig, option
 
 
 @dataclass
 class PatchPromptConfig(PointTunerConfig):
     """Configuration of prompts for the attention of a scene encoder (type PATCH_PROMPT).
 
-    Each block has learned keys and values that the voxels of every patch attend to, beside those of their patch. The
+    Each block has learned keys and values that the voxels of every patch attend to, besides those of their patch. The
     attention to them has a softmax of its own and a gate for each head, which starts at 0 (zero-initialised attention,
     arXiv 2303.16199), so that a fresh adapter changes nothing.
 
@@ -24,14 +22,7 @@ class PatchPromptConfig(PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
-    num_prompt_tokens: int = field(default=8, metadata={"help": "Prompts of a block."})
+    num_prompt_tokens: int = option(8, "Prompts of a block.", at_least=1)
 
-    def __post_init__(self):
-        super().__post_init__()
-        self._check_at_least("num_prompt_tokens", self.num_prompt_tokens, 1)
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "Patch prompts: learned keys and values for all patches, gated (arXiv 2303.16199)"
-        return text, ("num_prompt_tokens",)
+    card_text = "Patch prompts: learned keys and values for all patches, gated (arXiv 2303.16199)"
+    card_fields = ("num_prompt_tokens",)

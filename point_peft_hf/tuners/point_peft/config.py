@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ..config import PointTunerConfig
+from ..config import PointTunerConfig, option
 from ..geometry_adapter.config import GeometryAdapterConfig, GeometryOptions
 from ..point_prior_prompt.config import PointPriorPromptConfig, PromptOptions
 
@@ -31,13 +31,12 @@ class PointPeftConfig(GeometryOptions, PromptOptions, PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
-    use_geometry: bool = field(default=True, metadata={"help": "Geometry-aware Adapter."})
-    use_prompts: bool = field(default=True, metadata={"help": "Point-prior Prompt."})
-    tune_biases: bool = field(default=True, metadata={"help": "Tune the biases of the blocks."})
+    use_geometry: bool = option(True, "Geometry-aware Adapter.")
+    use_prompts: bool = option(True, "Point-prior Prompt.")
+    tune_biases: bool = option(True, "Tune the biases of the blocks.")
 
     def __post_init__(self):
         super().__post_init__()
-        self._check_geometry()
         self._check_prompts()
 
     @property

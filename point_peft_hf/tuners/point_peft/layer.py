@@ -1,4 +1,4 @@
-"""Layers of Point-PEFT as a whole, besides those of its two modules."""
+"""The layer that Point-PEFT as a whole adds to those of its two modules."""
 
 from __future__ import annotations
 

@@ -144,12 +144,7 @@ def set_point_prior_bank(model: nn.Module, bank: PointPriorBank, adapter_name: s
     Raises:
         ValueError: If there is no such adapter, or if the bank does not fit it or is of another backbone.
     """
-    layers = [
-        (layer, name)
-        for layer in bank_layers(model)
-        for name in ([adapter_name] if adapter_name else layer.active_adapters)
-        if layer.part("bank", name) is not None
-    ]
+    layers = adapters_with_bank(model, adapter_name)
     if not layers:
         raise ValueError(
             f"{'Adapter ' + repr(adapter_name) if adapter_name else 'No active adapter'} of this model uses a bank. "
@@ -176,11 +171,7 @@ def select_entries(bank: PointPriorBank, config: PromptOptions) -> PointPriorBan
 
 
 def check_bank(bank: PointPriorBank, hidden_size: int, config: PromptOptions) -> None:
-    """Check that a bank fits an adapter.
-
-    Raises:
-        ValueError: If it does not.
-    """
+    """Check that a bank fits an adapter."""
     features = bank.features
     if features.ndim != 2 or features.shape[1] != hidden_size:
         raise ValueError(
@@ -211,7 +202,7 @@ def _check_entries(bank: PointPriorBank, config: PromptOptions) -> None:
     required, reason = config.required_bank_size, ""
     if config.leave_own_entry_out and bool(is_numbered.any()):
         own = int(bank.sample_ids[is_numbered].unique(return_counts=True)[1].max())
-        required, reason = required + own, f", beside the {own} of the cloud itself"
+        required, reason = required + own, f", besides the {own} of the cloud itself"
     if len(bank) < required:
         raise ValueError(
             f"The bank has {len(bank)} entries, but the adapter retrieves {config.required_bank_size}{reason} (from "
@@ -241,16 +232,7 @@ def backbone_fingerprint(model: nn.Module, config: PromptOptions | None = None) 
 
 
 def check_same_backbone(expected: dict[str, str] | None, got: dict[str, str] | None, subject: str) -> None:
-    """Check two fingerprints against each other, as far as both are known.
-
-    Args:
-        expected: The one that is remembered.
-        got: That of the backbone at hand.
-        subject: What remembers it, for the message.
-
-    Raises:
-        ValueError: If they differ.
-    """
+    """Check two fingerprints against each other, as far as both are known."""
     precision = common_precision(expected or {}, got or {})
     if precision is not None and expected[precision] != got[precision]:
         raise ValueError(
@@ -258,6 +240,16 @@ def check_same_backbone(expected: dict[str, str] | None, got: dict[str, str] | N
             f"{expected[precision]}, but that of this one is {got[precision]}. Build it again with this backbone: "
             "build_point_prior_bank(model, dataloader)."
         )
+
+
+def adapters_with_bank(model: nn.Module, adapter_name: str | None) -> list[tuple[SlotLayer, str]]:
+    """The layers that hold a bank of an adapter, by default of all active ones, and the names of these adapters."""
+    return [
+        (layer, name)
+        for layer in bank_layers(model)
+        for name in ([adapter_name] if adapter_name else layer.active_adapters)
+        if layer.part("bank", name) is not None
+    ]
 
 
 def bank_layers(model: nn.Module) -> Iterator[SlotLayer]:

@@ -21,11 +21,11 @@ from tqdm.auto import tqdm
 from ...slots import ReadoutSlot
 from ...tokens import Cloud
 from ..base import slots_by_name
-from .bank import PointPriorBank, backbone_fingerprint, bank_layers, check_same_backbone, set_point_prior_bank
+from .bank import PointPriorBank, adapters_with_bank, backbone_fingerprint, check_same_backbone, set_point_prior_bank
 from .config import PromptOptions
 from .partial import Collected, PartialBank, digest_of_clouds
 
-# A partial file is written every so many batches.
+# Number of batches between two partial files.
 BATCHES_BETWEEN_FILES = 20
 # For loaders that have no batch size.
 _BATCH_SIZE = 32
@@ -137,12 +137,7 @@ def _check_arguments(model: nn.Module, num_passes: int, augment: Callable | None
 
 def _adapter_config(model: nn.Module, adapter_name: str | None, query: str | None) -> PromptOptions | None:
     """The configuration of the adapter that gets the bank; `None` if there is none."""
-    configs = [
-        layer.configs[name]
-        for layer in bank_layers(model)
-        for name in ([adapter_name] if adapter_name else layer.active_adapters)
-        if layer.part("bank", name) is not None
-    ]
+    configs = [layer.configs[name] for layer, name in adapters_with_bank(model, adapter_name)]
     if not configs and adapter_name is not None:
         raise ValueError(f"Adapter {adapter_name!r} of this model uses no bank, or there is no such adapter.")
     wanted = {config.query for config in configs}
@@ -161,16 +156,9 @@ def _adapter_config(model: nn.Module, adapter_name: str | None, query: str | Non
 def query_features(model: nn.Module, query: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """What gives the features that a bank holds and is asked with.
 
-    Args:
-        model: A backbone, or a `PeftModel` around one.
-        query: "encoder" or "tokens".
-
     Returns:
         A function from clouds of shape `(batch_size, num_points, 3)` to features of shape `(batch_size, hidden_size)`,
         without gradient.
-
-    Raises:
-        ValueError: If there is no such query, or the backbone cannot answer it.
     """
     if query == "encoder":
         return model.frozen_features
@@ -232,10 +220,6 @@ class _Batches:
     """Batches of clouds with their positions in the data set, each cloud once, shared out between processes.
 
     The clouds of a batch do not depend on the number of processes, so neither do their features.
-
-    Args:
-        dataloader: What the user passed.
-        accelerator: Accelerate's, or `None` for this process alone.
     """
 
     def __init__(self, dataloader: Iterable[Mapping[str, Any]], accelerator: Accelerator | None):
@@ -299,11 +283,7 @@ class _Batches:
         return [_points_of(self.dataloader.collate_fn([self.dataloader.dataset[index]]))[0] for index in ends]
 
     def batches(self, done: frozenset[int]) -> Iterator[tuple[list[int], Mapping[str, Any]]]:
-        """The batches of this process that are not done yet.
-
-        Args:
-            done: Positions of the clouds whose features are known.
-        """
+        """The batches of this process that are not done yet."""
         if self.indices is None:
             yield from self._of_iterable(done)
             return

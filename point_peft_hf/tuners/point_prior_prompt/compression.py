@@ -22,16 +22,15 @@ def compress_bank(bank: PointPriorBank, size: int, method: str = "herding", seed
         bank: The bank.
         size: Number of entries to keep; a bank that has no more is returned as it is.
         method: "herding": as many of each class, chosen one after the other so that their mean comes closest to that
-            of the class (iCaRL, arXiv 1611.07725, section 2). "random": a random choice,
-            equally many of each class, and
-            all of a class that has fewer. Entries without a label count as one class.
+            of the class (iCaRL, arXiv 1611.07725, section 2). "random": a random choice, equally many of each class,
+            and all of a class that has fewer. Entries without a label count as one class.
         seed: Seed of the random choice.
 
     Returns:
         A bank of `size` entries; those that are kept are in their old order.
 
     Raises:
-        ValueError: If there is no such method, or `size` is no number above 0.
+        ValueError: If there is no such method, or `size` is not a number above 0.
     """
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(map(repr, METHODS))}, got {method!r}.")

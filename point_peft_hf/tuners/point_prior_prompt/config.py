@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ..config import PointTunerConfig
+from ..config import PointTunerConfig, option
 
 RETRIEVALS = ("top_k", "softmax")
 QUERIES = ("encoder", "tokens")
@@ -25,9 +25,9 @@ class PromptOptions:
 
     Args:
         num_prompt_tokens: Prompt tokens of a block (the paper has 10 for ScanObjectNN, 16 for ModelNet40).
-        prompt_depth: The first so many blocks get prompts (the paper has 6 of 12 for ScanObjectNN, all for
-            ModelNet40); `None`: all. Default: 6; on a backbone of several stages all, as only the blocks of the last
-            stage use the bank. An adapter that is attached has the number here.
+        prompt_depth: Number of blocks, from the first, that get prompts (the paper has 6 of 12 for ScanObjectNN, all
+            for ModelNet40); `None`: all. Default: 6; on a backbone of several stages all, as only the blocks of the
+            last stage use the bank. An adapter that is attached has the number here.
         prompt_bottleneck_size: Width of the bottleneck that adapts the retrieved features.
         dropout: Dropout on the prompt embeddings and inside the bottlenecks.
         use_bank: Whether prompts are enhanced with features from a memory bank; if not, they are plain deep prompts.
@@ -36,7 +36,7 @@ class PromptOptions:
             softmax of their similarities, as published. "softmax": over the whole bank, weighted likewise; the single
             entries stay the most similar ones.
         leave_own_entry_out: Whether a training cloud does not retrieve its own entry, as it never can when it is a
-            test cloud. The model must be passed the `sample_ids` that the bank was built with; -1 is no cloud.
+            test cloud. The model must be passed the `sample_ids` that the bank was built with; -1 stands for none.
         query: What the bank holds and is asked with. "encoder": the feature of the whole frozen encoder, as published,
             which takes a second pass through it. "tokens": the mean over the patch tokens that enter the blocks (of
             the last stage), for a single pass.
@@ -51,21 +51,19 @@ class PromptOptions:
             replace the oldest entries.
     """
 
-    num_prompt_tokens: int = field(default=10, metadata={"help": "Prompt tokens of a block."})
-    prompt_depth: int | str | None = field(default="auto", metadata={"help": "Blocks with prompts; None: all."})
-    prompt_bottleneck_size: int = field(default=8, metadata={"help": "Width of the prompts' bottleneck."})
-    dropout: float = field(default=0.1, metadata={"help": "Dropout on prompts and inside the bottlenecks."})
-    use_bank: bool = field(default=True, metadata={"help": "Enhance prompts with a memory bank."})
-    retrieval: str = field(default="top_k", metadata={"help": f"One of {', '.join(RETRIEVALS)}."})
-    leave_own_entry_out: bool = field(default=False, metadata={"help": "Training clouds do not see their own entry."})
-    query: str = field(default="encoder", metadata={"help": f"One of {', '.join(QUERIES)}."})
-    bank_size: int = field(default=0, metadata={"help": "Entries of the bank; set with the bank."})
-    bank_dtype: str = field(default=DEFAULT_BANK_DTYPE, metadata={"help": f"One of {', '.join(BANK_DTYPES)}."})
-    bank_selection: str = field(default="herding", metadata={"help": f"One of {', '.join(BANK_SELECTIONS)}."})
-    max_bank_size: int | None = field(
-        default=DEFAULT_MAX_BANK_SIZE, metadata={"help": "Largest number of entries; None: no limit."}
-    )
-    bank_update: str = field(default="none", metadata={"help": f"One of {', '.join(BANK_UPDATES)}."})
+    num_prompt_tokens: int = option(10, "Prompt tokens of a block.", at_least=1)
+    prompt_depth: int | str | None = option("auto", "Blocks with prompts; None: all.")
+    prompt_bottleneck_size: int = option(8, "Width of the prompts' bottleneck.", at_least=1)
+    dropout: float = option(0.1, "Dropout on prompts and inside the bottlenecks.", is_rate=True)
+    use_bank: bool = option(True, "Enhance prompts with a memory bank.")
+    retrieval: str = option("top_k", f"One of {', '.join(RETRIEVALS)}.", choices=RETRIEVALS)
+    leave_own_entry_out: bool = option(False, "Training clouds do not see their own entry.")
+    query: str = option("encoder", f"One of {', '.join(QUERIES)}.", choices=QUERIES)
+    bank_size: int = option(0, "Entries of the bank; set with the bank.", at_least=0)
+    bank_dtype: str = option(DEFAULT_BANK_DTYPE, f"One of {', '.join(BANK_DTYPES)}.", choices=BANK_DTYPES)
+    bank_selection: str = option("herding", f"One of {', '.join(BANK_SELECTIONS)}.", choices=BANK_SELECTIONS)
+    max_bank_size: int | None = option(DEFAULT_MAX_BANK_SIZE, "Largest number of entries; None: no limit.")
+    bank_update: str = option("none", f"One of {', '.join(BANK_UPDATES)}.", choices=BANK_UPDATES)
 
     @property
     def retrieved_count(self) -> int:
@@ -78,28 +76,15 @@ class PromptOptions:
         return self.retrieved_count
 
     def resolve_prompt_depth(self, has_stages: bool) -> None:
-        """Put a number of blocks for "auto".
-
-        Args:
-            has_stages: Whether the backbone has several stages.
-        """
+        """Put a number of blocks for "auto"."""
         if self.prompt_depth == "auto":
             self.prompt_depth = None if has_stages else 6
 
     def _check_prompts(self) -> None:
-        self._check_at_least("num_prompt_tokens", self.num_prompt_tokens, 1)
-        self._check_at_least("prompt_bottleneck_size", self.prompt_bottleneck_size, 1)
-        self._check_at_least("bank_size", self.bank_size, 0)
         if self.prompt_depth not in (None, "auto"):
             if isinstance(self.prompt_depth, str):
                 raise ValueError(f"`prompt_depth` must be a number, None or 'auto', got {self.prompt_depth!r}.")
             self._check_at_least("prompt_depth", self.prompt_depth, 1)
-        self._check_rates("dropout")
-        self._check_choice("retrieval", RETRIEVALS)
-        self._check_choice("query", QUERIES)
-        self._check_choice("bank_dtype", BANK_DTYPES)
-        self._check_choice("bank_selection", BANK_SELECTIONS)
-        self._check_choice("bank_update", BANK_UPDATES)
         if self.max_bank_size is not None:
             # One more than is retrieved, so that a cloud's own entry can be left out.
             self._check_at_least("max_bank_size", self.max_bank_size, self.required_bank_size + 1)
@@ -120,7 +105,7 @@ class PointPriorPromptConfig(PromptOptions, PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
-    use_prompt_coordinates: bool = field(default=False, metadata={"help": "Give prompts coordinates."})
+    use_prompt_coordinates: bool = option(False, "Give prompts coordinates.")
 
     def __post_init__(self):
         super().__post_init__()

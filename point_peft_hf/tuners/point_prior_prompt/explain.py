@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .bank import BankBuffers, bank_layers
+from .bank import BankBuffers, adapters_with_bank
 from .build import query_features
 from .config import PromptOptions
 from .retrieval import normalized_queries, search
@@ -21,7 +21,7 @@ class RetrievalReport:
 
     Attributes:
         indices: Which entries of the bank.
-        sample_ids: Numbers of their clouds in the data set, -1 where unknown or where an entry is no single cloud.
+        sample_ids: Numbers of their clouds in the data set, -1 where unknown or where an entry is not a single cloud.
         labels: Their classes, -1 where unknown.
         weights: Their share of the average; 0 for an entry that only becomes a prompt of its own. They add up to 1,
             unless the average is over the whole bank (`retrieval="softmax"`).
@@ -37,7 +37,7 @@ class RetrievalReport:
 
 @torch.no_grad()
 def explain_retrieval(model: nn.Module, points: torch.Tensor, adapter_name: str | None = None) -> RetrievalReport:
-    """Tell which training clouds the prompts of some clouds are drawn from, as in a prediction.
+    """Find which training clouds the prompts of some clouds are drawn from, as in a prediction.
 
     Args:
         model: A model with an adapter that has prompts and a bank.
@@ -50,12 +50,7 @@ def explain_retrieval(model: nn.Module, points: torch.Tensor, adapter_name: str 
     Raises:
         ValueError: If there is no such adapter, more than one, or its bank is empty.
     """
-    found = [
-        (layer, name)
-        for layer in bank_layers(model)
-        for name in ([adapter_name] if adapter_name else layer.active_adapters)
-        if layer.part("bank", name) is not None
-    ]
+    found = adapters_with_bank(model, adapter_name)
     if len(found) != 1:
         who = f"Adapter {adapter_name!r}" if adapter_name else "No active adapter"
         problem = f"{who} of this model uses a bank." if not found else "Several active adapters use a bank."
@@ -75,9 +70,6 @@ def report_retrieval(query: torch.Tensor, bank: BankBuffers, config: PromptOptio
         query: Features of the clouds, of shape `(batch_size, hidden_size)`.
         bank: The bank, with at least one entry.
         config: Configuration of the adapter.
-
-    Returns:
-        Entries, classes and weights.
     """
     answer = search(
         normalized_queries(query),

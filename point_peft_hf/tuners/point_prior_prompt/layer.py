@@ -27,12 +27,7 @@ BANK_MOMENTUM = 0.99
 
 
 class PromptEmbedding(nn.Module):
-    """One learnable row for each prompt token.
-
-    Args:
-        num_prompt_tokens: Number of rows.
-        size: Width of a row.
-    """
+    """One learnable row for each prompt token."""
 
     def __init__(self, num_prompt_tokens: int, size: int):
         super().__init__()
@@ -110,11 +105,7 @@ class BankLayer(SlotLayer):
         return {"bank": BankBuffers(config.bank_size, self.slot.hidden_size, config.bank_dtype, is_queue)}
 
     def set_bank(self, adapter_name: str, bank: PointPriorBank) -> None:
-        """Fill the bank of an adapter, selected and stored as its configuration says.
-
-        Raises:
-            ValueError: If the bank does not fit.
-        """
+        """Fill the bank of an adapter, selected and stored as its configuration says."""
         config = self.configs[adapter_name]
         check_bank(bank, self.slot.hidden_size, config)
         bank = select_entries(bank, config)
@@ -151,14 +142,10 @@ class BankLayer(SlotLayer):
         if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             backbone.check_frozen("the point-prior bank holds features of the backbone as it was")
         ask = backbone.frozen_features if config.query == "encoder" else self._entering_tokens(backbone)
-        query_name = f"{self.key(name)}.query"
-        query = tokens.cloud.memo.once(query_name, lambda: ask(tokens.cloud), per_cloud=True)
         shape = (tokens.features.shape[0], self.slot.hidden_size)
-        if query.shape != shape:
-            raise ValueError(
-                f"`precomputed[{query_name!r}]` must have shape (batch_size, hidden_size) = {shape}, got "
-                f"{tuple(query.shape)}. Take it from `model.precompute(points)` of the same clouds."
-            )
+        query = tokens.cloud.memo.once(
+            f"{self.key(name)}.query", lambda: ask(tokens.cloud), per_cloud=True, shape=shape
+        )
         return query.to(tokens.features.device)
 
     def _entering_tokens(self, backbone: Backbone) -> Callable[[Cloud], torch.Tensor]:

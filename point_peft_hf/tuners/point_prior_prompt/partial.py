@@ -74,7 +74,7 @@ class PartialBank:
     """The file that a builder goes on from, one for each process.
 
     Args:
-        path: The file; the number of the process is put behind its name. `None`: no file.
+        path: The file; the number of the process is appended to its name. `None`: no file.
         rank: Number of the process.
         settings: What the features follow from; a file with others is refused.
     """
@@ -92,11 +92,7 @@ class PartialBank:
         os.replace(temporary, self.own)
 
     def load(self) -> Collected:
-        """What the last call had, on however many processes.
-
-        Raises:
-            ValueError: If a file is none of these, or was written with other settings.
-        """
+        """What the last call had, on however many processes."""
         return Collected.merge(self._read(path) for path in self._files())
 
     def delete(self) -> None:

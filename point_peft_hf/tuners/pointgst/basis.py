@@ -49,9 +49,6 @@ def published_graph_basis(points: torch.Tensor) -> torch.Tensor:
 
     Returns:
         The eigenvectors in columns, of shape `(num_sets, num_points, num_points)`.
-
-    Raises:
-        ValueError: If two points of a set are equal, which the published code cannot handle.
     """
     distances = torch.cdist(points, points)
     distances = distances / distances[distances > 0].min()

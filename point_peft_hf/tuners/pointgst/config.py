@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from ..config import PointTunerConfig
+from ..config import PointTunerConfig, option
 
 
 @dataclass
@@ -39,22 +37,16 @@ class PointGSTConfig(PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
-    bottleneck_size: int = field(default=36, metadata={"help": "Width in which the tokens are filtered."})
-    local_size: int = field(default=32, metadata={"help": "Centres of a local graph."})
-    transpose: bool = field(default=True, metadata={"help": "Transposed eigenvectors; published: False."})
-    basis: str = field(default="cloud", metadata={"help": "'cloud', or 'published': depends on the batch."})
-    global_stages: list[int] | None = field(default=None, metadata={"help": "Stages with a graph of the cloud."})
+    bottleneck_size: int = option(36, "Width in which the tokens are filtered.", at_least=1)
+    local_size: int = option(32, "Centres of a local graph.", at_least=2)
+    transpose: bool = option(True, "Transposed eigenvectors; published: False.")
+    basis: str = option("cloud", "'cloud', or 'published': depends on the batch.", choices=("cloud", "published"))
+    global_stages: list[int] | None = option(None, "Stages with a graph of the cloud.")
+
+    card_text = "PointGST (arXiv 2410.08114): filters in the eigenvectors of graphs of the tokens"
+    card_fields = ("bottleneck_size", "local_size", "transpose", "basis")
 
     def __post_init__(self):
         super().__post_init__()
-        self._check_at_least("bottleneck_size", self.bottleneck_size, 1)
-        self._check_at_least("local_size", self.local_size, 2)
-        self._check_choice("basis", ("cloud", "published"))
         for stage in self.global_stages or ():
             self._check_at_least("global_stages", stage, 0)
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "PointGST (arXiv 2410.08114): filters in the eigenvectors of graphs of the tokens"
-        return text, ("bottleneck_size", "local_size", "transpose", "basis")

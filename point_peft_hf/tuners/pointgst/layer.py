@@ -41,7 +41,7 @@ class SpectralFilter(nn.Module):
     Args:
         hidden_size: Width of the tokens.
         inner_size: Width in between.
-        has_global_graph: Whether there is a graph of the whole cloud beside the local ones.
+        has_global_graph: Whether there is a graph of the whole cloud besides the local ones.
     """
 
     def __init__(self, hidden_size: int, inner_size: int, has_global_graph: bool):
@@ -110,7 +110,7 @@ class SpectralFilter(nn.Module):
 
 
 class PointGSTLayer(BranchLayer):
-    """Beside the feed-forward network: filters the residual stream in front of its norm."""
+    """Parallel to the feed-forward network: filters the residual stream in front of its norm."""
 
     branch = "ffn"
     parts = ("spectral_filter",)
@@ -157,12 +157,7 @@ class PointGSTLayer(BranchLayer):
         def known(part: str, function, shape: tuple[int, ...], depends_on_cloud: bool = True) -> torch.Tensor:
             value_name = f"{self.key(name)}.{part}.{self.slot.stage.index}"
             per_cloud = depends_on_cloud and tokens.cloud.points is tokens.cloud.source
-            value = tokens.cloud.memo.once(value_name, function, per_cloud=per_cloud)
-            if value.shape != shape:
-                raise ValueError(
-                    f"`precomputed[{value_name!r}]` must have shape {shape}, got {tuple(value.shape)}. Take it from "
-                    "`model.precompute(points)` of the same clouds."
-                )
+            value = tokens.cloud.memo.once(value_name, function, per_cloud=per_cloud, shape=shape)
             return value.to(centers.device)
 
         def local_basis() -> torch.Tensor:

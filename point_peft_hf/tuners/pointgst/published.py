@@ -30,16 +30,7 @@ def read_published(
 ) -> PublishedAdapter:
     """Read the adapter out of a published file.
 
-    Args:
-        tensors: Tensors by their names in the file.
-        settings: Options by their published names: `rank`, `local`.
-        model_type: The model type of the backbone.
-
-    Returns:
-        The adapter, and what is left of the file.
-
-    Raises:
-        ValueError: If the file has no adapters, or adapters of several ranks.
+    The options in `settings`: `rank`, `local`.
     """
     weights, base = split_published(tensors, _RULES, model_type)
     ranks = {len(tensor) for name, tensor in weights.items() if name.endswith("down_bias")}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from ..config import PointTunerConfig
+from ..config import PointTunerConfig, option
 
 
 @dataclass
@@ -39,8 +37,8 @@ class PointLoRAConfig(PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
-    r: int = field(default=8, metadata={"help": "Rank of the updates."})
-    bottleneck_size: int = field(default=32, metadata={"help": "Inner width of the MLPs."})
+    r: int = option(8, "Rank of the updates.", at_least=1)
+    bottleneck_size: int = option(32, "Inner width of the MLPs.", at_least=1)
     scales: list[list[int]] = field(
         default_factory=lambda: [[128, 32, 32], [64, 64, 8]],
         metadata={"help": "Groups, points of a group and kept tokens of each scale."},
@@ -48,13 +46,16 @@ class PointLoRAConfig(PointTunerConfig):
     mask_loss_weights: list[float] = field(
         default_factory=lambda: [0.004, 0.001], metadata={"help": "Weights of the losses on the scores."}
     )
-    train_scores_by_task: bool = field(default=True, metadata={"help": "Scores get a gradient of the task."})
-    confident_scores: bool = field(default=True, metadata={"help": "The loss drives scores away from 0.5."})
+    train_scores_by_task: bool = option(True, "Scores get a gradient of the task.")
+    confident_scores: bool = option(True, "The loss drives scores away from 0.5.")
+
+    card_text = (
+        "PointLoRA (arXiv 2504.16023): low-rank updates of the attention, and tokens selected at several scales"
+    )
+    card_fields = ("r", "scales", "bottleneck_size")
 
     def __post_init__(self):
         super().__post_init__()
-        self._check_at_least("r", self.r, 1)
-        self._check_at_least("bottleneck_size", self.bottleneck_size, 1)
         if not self.scales or len(self.scales) != len(self.mask_loss_weights):
             raise ValueError(
                 "`scales` and `mask_loss_weights` must have one entry for each scale, got "
@@ -68,9 +69,3 @@ class PointLoRAConfig(PointTunerConfig):
                 )
         for weight in self.mask_loss_weights:
             self._check_at_least("mask_loss_weights", weight, 0)
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "PointLoRA (arXiv 2504.16023): low-rank updates of the attention, and tokens selected at several scales"
-        return text, ("r", "scales", "bottleneck_size")

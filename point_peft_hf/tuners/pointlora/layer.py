@@ -22,11 +22,7 @@ _QKV = ("q_proj", "k_proj", "v_proj")
 
 
 class Scorer(nn.Module):
-    """How much a token is worth, between 0 and 1: Linear - ReLU - Linear - sigmoid.
-
-    Args:
-        hidden_size: Width of the tokens.
-    """
+    """How much a token is worth, between 0 and 1: Linear - ReLU - Linear - sigmoid."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -145,7 +141,7 @@ class BlockLayer(SlotLayer):
 class ProjectionLayer(SlotLayer):
     """After a linear layer of the attention: a low-rank update, and what a shared MLP makes of its input.
 
-    What it shares with others is theirs, and the tuner tells it which they are ([`use`]).
+    What it shares belongs to other layers, which the tuner passes to it ([`use`]).
     """
 
     slot_class = LayerSlot
@@ -184,7 +180,7 @@ class ProjectionLayer(SlotLayer):
 
     def use(self, block_layer: BlockLayer, token_layer: TokenLayer) -> None:
         """Set the layers whose parts it uses."""
-        # In a tuple they are no modules of this one, so that their weights have one name each.
+        # In a tuple they are not modules of this one, so that their weights have one name each.
         self._owners = (block_layer, token_layer)
 
 

@@ -47,17 +47,7 @@ def read_published(
 ) -> PublishedAdapter:
     """Read the adapter out of a published file.
 
-    Args:
-        tensors: Tensors by their names in the file.
-        settings: Options by their published names: `rank`, `mlp_hidden`, `scales`, `mask_loss_weight`,
-            `second_scale_weight`.
-        model_type: The model type of the backbone.
-
-    Returns:
-        The adapter, and what is left of the file.
-
-    Raises:
-        ValueError: If a factor of a shared MLP, which training leaves at 1, is another number.
+    The options in `settings`: `rank`, `mlp_hidden`, `scales`, `mask_loss_weight`, `second_scale_weight`.
     """
     factors = {name: tensor for name, tensor in tensors.items() if _FACTOR.fullmatch(name)}
     for name, tensor in factors.items():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from ..config import PointTunerConfig
+from ..config import PointTunerConfig, option
 
 
 @dataclass
@@ -15,9 +14,9 @@ class PPTConfig(PointTunerConfig):
 
     A second set of groups is embedded by the backbone itself, and its tokens join the attention of all blocks as
     prompts. Three small networks, each one for all blocks, add to the patch tokens and to the prompts at the start of
-    a block, and to all tokens beside the feed-forward network. The first half of the patch embedding and the position
-    embedding are trained as well; they are in the adapter's file. The head reads class token and the means over patch
-    tokens and prompts.
+    a block, and to all tokens parallel to the feed-forward network. The first half of the patch embedding and the
+    position embedding are trained as well; they are in the adapter's file. The head reads class token and the means
+    over patch tokens and prompts.
 
     The defaults are the published values, the same for ScanObjectNN and ModelNet40: the prompts are as many groups,
     and as large, as those of the backbone. Since centres are sampled from the first point on, they are the same
@@ -43,19 +42,14 @@ class PPTConfig(PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
-    num_prompt_groups: int | None = field(default=None, metadata={"help": "Groups of the second set."})
-    prompt_group_size: int | None = field(default=None, metadata={"help": "Points of such a group."})
-    bottleneck_size: int = field(default=256, metadata={"help": "Width inside of the networks."})
-    head_activation: str = field(default="gelu", metadata={"help": "Activation in the head: 'gelu' or 'relu'."})
-    shifted_rows: bool = field(default=False, metadata={"help": "Rows as in the published part segmentation."})
+    num_prompt_groups: int | None = option(None, "Groups of the second set.", at_least=1)
+    prompt_group_size: int | None = option(None, "Points of such a group.", at_least=1)
+    bottleneck_size: int = option(256, "Width inside of the networks.", at_least=1)
+    head_activation: str = option("gelu", "Activation in the head: 'gelu' or 'relu'.", choices=("gelu", "relu"))
+    shifted_rows: bool = option(False, "Rows as in the published part segmentation.")
 
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("num_prompt_groups", "prompt_group_size"):
-            if getattr(self, name) is not None:
-                self._check_at_least(name, getattr(self, name), 1)
-        self._check_at_least("bottleneck_size", self.bottleneck_size, 1)
-        self._check_choice("head_activation", ("gelu", "relu"))
+    card_text = "PPT (arXiv 2408.11567): a second set of tokens as prompts, and networks that all blocks share"
+    card_fields = ("num_prompt_groups", "prompt_group_size", "bottleneck_size")
 
     @classmethod
     def for_shapenetpart(cls, **fields: Any) -> PPTConfig:
@@ -65,9 +59,3 @@ class PPTConfig(PointTunerConfig):
             **fields: Fields that are to have other values.
         """
         return cls(**{"bottleneck_size": 128, **fields})
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "PPT (arXiv 2408.11567): a second set of tokens as prompts, and networks that all blocks share"
-        return text, ("num_prompt_groups", "prompt_group_size", "bottleneck_size")

@@ -81,7 +81,7 @@ class EntryLayer(SlotLayer):
 
 
 class FeedForwardLayer(BranchLayer):
-    """Beside the feed-forward network, outside of stochastic depth: the network for all tokens."""
+    """Parallel to the feed-forward network, outside of stochastic depth: the network for all tokens."""
 
     branch = "ffn"
 

@@ -32,16 +32,7 @@ def read_published(
 ) -> PublishedAdapter:
     """Read the adapter out of a published file, of classification or of part segmentation.
 
-    Args:
-        tensors: Tensors by their names in the file.
-        settings: Options by their published names: `prompt_num_group`, `prompt_group_size`, `mlp_hidden`.
-        model_type: The model type of the backbone.
-
-    Returns:
-        The adapter, and what is left of the file.
-
-    Raises:
-        ValueError: If the file is not one of PPT.
+    The options in `settings`: `prompt_num_group`, `prompt_group_size`, `mlp_hidden`.
     """
     weights, base = split_published(tensors, _RULES, model_type)
     width = size_in(weights, "ppt_patch_network.down_weight", "PPT", "blocks.prompt_mlp.0.weight")

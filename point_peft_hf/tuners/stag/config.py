@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from ...slots import Stage
-from ..config import PointTunerConfig
+from ..config import PointTunerConfig, option
 
 # By variant: the share of the blocks in front of the first graph convolution, and, for those and for accumulation, the
 # share of the blocks that have one set of weights in common.
@@ -56,33 +55,24 @@ class STAGConfig(PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
-    variant: str = field(default="std", metadata={"help": "'std' or 'sl': what the other fields are by default."})
-    rank: int = field(default=192, metadata={"help": "Width of the side network."})
-    num_neighbors: int = field(default=8, metadata={"help": "Neighbours in the graph of the tokens."})
-    accumulation_layers: list[int] | None = field(default=None, metadata={"help": "Blocks that are read."})
-    graph_layers: list[int] | None = field(default=None, metadata={"help": "Blocks with a graph convolution."})
-    accumulation_sharing: int | None = field(default=None, metadata={"help": "Blocks that share a projection."})
-    graph_sharing: int | None = field(default=None, metadata={"help": "Blocks that share a graph convolution."})
+    variant: str = option("std", "'std' or 'sl': what the other fields are by default.", choices=tuple(_VARIANTS))
+    rank: int = option(192, "Width of the side network.", at_least=1)
+    num_neighbors: int = option(8, "Neighbours in the graph of the tokens.", at_least=1)
+    accumulation_layers: list[int] | None = option(None, "Blocks that are read.")
+    graph_layers: list[int] | None = option(None, "Blocks with a graph convolution.")
+    accumulation_sharing: int | None = option(None, "Blocks that share a projection.", at_least=1)
+    graph_sharing: int | None = option(None, "Blocks that share a graph convolution.", at_least=1)
+
+    card_text = "STAG (arXiv 2502.14142): a side network on the graph of the tokens"
+    card_fields = ("variant", "rank", "num_neighbors")
 
     def __post_init__(self):
         super().__post_init__()
-        self._check_choice("variant", tuple(_VARIANTS))
-        for name in ("rank", "num_neighbors"):
-            self._check_at_least(name, getattr(self, name), 1)
-        for name in ("accumulation_sharing", "graph_sharing"):
-            if getattr(self, name) is not None:
-                self._check_at_least(name, getattr(self, name), 1)
         for name in ("accumulation_layers", "graph_layers"):
             if getattr(self, name) is not None:
                 if not getattr(self, name):
                     raise ValueError(f"`{name}` must name at least one block, got {getattr(self, name)!r}.")
                 setattr(self, name, sorted(set(getattr(self, name))))
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "STAG (arXiv 2502.14142): a side network on the graph of the tokens"
-        return text, ("variant", "rank", "num_neighbors")
 
     def plan(self, stage: Stage) -> Plan:
         """Which blocks of a stage do what.
@@ -116,7 +106,7 @@ class STAGConfig(PointTunerConfig):
         read = {
             number: (number - first) // accumulation_sharing
             for number in accumulation
-            # What is read behind the last graph convolution reaches nothing.
+            # What is read after the last graph convolution reaches nothing.
             if number in chosen and number <= max(convolved)
         }
         if min(read, default=stage.layers.stop) > min(convolved):

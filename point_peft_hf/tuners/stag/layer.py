@@ -35,13 +35,7 @@ class SideState(NamedTuple):
 
 
 class SideNetwork(nn.Module):
-    """The weights that the blocks share: projections of tokens, and graph convolutions.
-
-    Args:
-        hidden_size: Width of the tokens.
-        rank: Width of the side network.
-        plan: Which block uses which of them.
-    """
+    """The weights that the blocks share: projections of tokens, and graph convolutions."""
 
     def __init__(self, hidden_size: int, rank: int, plan: Plan):
         super().__init__()

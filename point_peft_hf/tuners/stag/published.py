@@ -31,17 +31,8 @@ def read_published(
 ) -> PublishedAdapter:
     """Read the adapter out of a published file.
 
-    Args:
-        tensors: Tensors by their names in the file.
-        settings: Options by their published names: `rank`, `graph_k`, `token_accumulation_blocks`,
-            `graph_convolution_blocks`, `share_accumulation`, `share_graph`.
-        model_type: The model type of the backbone.
-
-    Returns:
-        The adapter, and what is left of the file.
-
-    Raises:
-        ValueError: If the file has other sets of weights than the options say.
+    The options in `settings`: `rank`, `graph_k`, `token_accumulation_blocks`, `graph_convolution_blocks`,
+    `share_accumulation`, `share_graph`.
     """
     own: dict[tuple[str, str], dict[int, torch.Tensor]] = {}
     names: dict[tuple[str, int], list[str]] = {}

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from ..config import PointTunerConfig
+from ..config import PointTunerConfig, option
 
 
 @dataclass
 class VoxelAdapterConfig(PointTunerConfig):
-    """Configuration of a bottleneck beside the feed-forward networks of a scene encoder (type VOXEL_ADAPTER).
+    """Configuration of a bottleneck parallel to the feed-forward networks of a scene encoder (type VOXEL_ADAPTER).
 
     Inside the bottleneck a depth-wise convolution over the occupied voxels around each one adds what is near. The
     neighbours are those that the encoder has looked up for its own convolutions.
@@ -26,19 +24,10 @@ class VoxelAdapterConfig(PointTunerConfig):
         ValueError: If a value does not fit, with the name of the field and the value got.
     """
 
-    bottleneck_size: int = field(default=16, metadata={"help": "Width of the bottlenecks."})
-    use_neighbors: bool = field(default=True, metadata={"help": "Convolve over the neighbours in the bottleneck."})
-    scale: float = field(default=1.0, metadata={"help": "Factor of what the bottleneck adds."})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout inside the bottlenecks."})
+    bottleneck_size: int = option(16, "Width of the bottlenecks.", at_least=1)
+    use_neighbors: bool = option(True, "Convolve over the neighbours in the bottleneck.")
+    scale: float = option(1.0, "Factor of what the bottleneck adds.", above=0)
+    dropout: float = option(0.0, "Dropout inside the bottlenecks.", is_rate=True)
 
-    def __post_init__(self):
-        super().__post_init__()
-        self._check_at_least("bottleneck_size", self.bottleneck_size, 1)
-        self._check_above_zero("scale")
-        self._check_rates("dropout")
-
-    @classmethod
-    def describe(cls, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-        """See [`~point_peft_hf.tuners.config.PointTunerConfig.describe`]."""
-        text = "Voxel adapter: a bottleneck with a local convolution beside each feed-forward network"
-        return text, ("bottleneck_size", "use_neighbors")
+    card_text = "Voxel adapter: a bottleneck with a local convolution parallel to each feed-forward network"
+    card_fields = ("bottleneck_size", "use_neighbors")

@@ -51,7 +51,7 @@ class VoxelBottleneck(nn.Module):
 
 
 class VoxelAdapterLayer(SlotLayer):
-    """Beside a feed-forward network, on its input after the norm."""
+    """Parallel to a feed-forward network, on its input after the norm."""
 
     slot_class = VoxelFFNSlot
     parts = ("bottleneck",)
