@@ -18,7 +18,7 @@ for _config_class in CONFIGURATIONS:
 for _config_class in SCENE_CONFIGURATIONS:
     register_scene_processor(_config_class)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     *models.__all__,
