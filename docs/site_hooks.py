@@ -13,14 +13,20 @@ from griffe import Extension
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
-# Files outside of docs/ that become pages.
-ADDED = {"CONTRIBUTING.md": "contributing.md", "method_comparison/README.md": "comparison.md"}
+# Files outside of docs/ that become pages, or files next to them.
+ADDED = {
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "method_comparison/README.md": "comparison.md",
+}
+for file in ROOT.glob("examples/notebooks/*.ipynb"):
+    ADDED[f"examples/notebooks/{file.name}"] = f"notebooks/{file.name}"
 _LINK = re.compile(r"\[([^\]\n]+)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\]")
 
 
 def on_files(files, config):
-    """Add the pages from outside of docs/."""
+    """Add the files from outside of docs/."""
     for source, page in ADDED.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     return files
