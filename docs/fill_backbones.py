@@ -193,7 +193,7 @@ def page() -> str:
 Written by `python docs/fill_backbones.py`. *Parameters*: of the classifier of 15 classes. *Licence*: of the weights,
 as their publishers state it; converting a file prints it, and the card of an adapter repeats it. *Weights*: names on
 the Hub that `from_pretrained` reads (the organisation has more of most), or files of the research repository for
-`examples/convert_checkpoint.py`. All adapter types of this package attach to all of these models;
+`point-peft convert`. All adapter types of this package attach to all of these models;
 [capabilities.md](capabilities.md) has what each of them, and each of peft's, does on each backbone.
 
 {table}

@@ -26,7 +26,7 @@ class DAPTConfig(PointTunerConfig):
     the prompts in addition to its own summary of the cloud.
 
     Where the number that scales is 0 for all tokens of a block (a ReLU decides that), its adapter gets no gradient any
-    more; the picture "scale of the adapter" of `examples/visualize.py` shows it. Three groups of parameters are
+    more; the picture "scale of the adapter" of `point-peft visualize` shows it. Three groups of parameters are
     declared as in the published code, but have the gradient 0: the shift of the keys, which leaves the softmax as it
     is; the shift after the final norm, where the head begins with a batch normalisation, which removes it; and with
     `prompt_pooling=None` scale and shift of the prompt of the last block, which nothing reads.
