@@ -202,7 +202,7 @@ def test_clouds_that_seem_to_lie_are_warned_of(finetune, tiny_task, tmp_path):
         return [line for line in lines if "warning" in line]
 
     train = tiny_task.train.select(range(len(tiny_task.train)))
-    train._clouds = np.ascontiguousarray(train._clouds[..., [0, 2, 1]])
+    train.clouds = np.ascontiguousarray(train.clouds[..., [0, 2, 1]])
     lying = replace(tiny_task, train=train)
     assert lines_of() == []
     (line,) = lines_of(task=lying)
