@@ -70,6 +70,7 @@ def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     parser.add_argument("--top", type=int, default=3, help="Classes to print for each cloud (default: 3).")
     parser.add_argument("--batch_size", type=int, default=16, help="Clouds at a time (default: 16).")
     parser.add_argument("--category", help="Parts: category of the objects in the files.")
+    parser.add_argument("--columns", help="Scenes: what the columns of the files are, as in 'x y z intensity'.")
     parser.add_argument(
         "--output_dir",
         type=Path,
@@ -109,7 +110,8 @@ def _label(
     if not is_scene:
         predictor.category_index(args.category)  # what is wrong for every file is said before the first
     targets = _targets(clouds, args.output_dir, is_scene)
-    options = {"drop_invalid": args.drop_invalid} | ({} if is_scene else {"category": args.category})
+    options = {"drop_invalid": args.drop_invalid}
+    options |= {"columns": args.columns} if is_scene else {"category": args.category}
     for cloud, target in zip(clouds, targets, strict=True):
         row: dict[str, Any] = {"file": cloud.name, "labelled": None, "error": None}
         try:

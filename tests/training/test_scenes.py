@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,6 +100,13 @@ def test_a_scan_is_labelled_by_the_command(segment, tmp_path, monkeypatch, capsy
     assert capsys.readouterr().out.startswith("room.ply: ")
     labelled = read_labelled_cloud(tmp_path / "labelled" / "room_labelled.ply")
     assert labelled.shape == (len(room.points), 4)
+    np.hstack([room.points, room.colors]).astype("<f4").tofile(tmp_path / "scan.bin")
+    options = ["--adapter", "voxel_adapter", "--output_dir", "labelled"]
+    assert main(["predict", "scan.bin", *options]) == 3
+    assert "declare them, as in columns=" in capsys.readouterr().out
+    assert main(["predict", "scan.bin", *options, "--columns", "x y z red green blue"]) == 0
+    again = read_labelled_cloud(tmp_path / "labelled" / "scan_labelled.ply")
+    assert (again[:, 3] == labelled[:, 3]).mean() > 0.99
 
 
 def test_a_loss_that_is_not_finite_names_the_scenes(segment, task, tmp_path):
