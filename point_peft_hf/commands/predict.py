@@ -130,12 +130,11 @@ def _targets(clouds: list[ListedCloud], output_dir: Path, is_scene: bool) -> lis
         ValueError: If those of two clouds would go to the same place, or over a file that is read.
     """
     targets: dict[Path, str] = {}
-    read = {cloud.source.resolve() for cloud in clouds if isinstance(cloud.source, Path)}
+    read = {cloud.file.resolve() for cloud in clouds}
     for cloud in clouds:
         suffix = cloud.place.suffix.lower()
         ending = f"_labelled{suffix if suffix in ('.las', '.laz') else '.ply'}" if is_scene else "_parts.ply"
-        number = cloud.name.rpartition("[")[2].rstrip("]") if not isinstance(cloud.source, Path) else ""
-        stem = f"{cloud.place.stem}_{number}" if number else cloud.place.stem
+        stem = cloud.place.stem if cloud.number is None else f"{cloud.place.stem}_{cloud.number}"
         target = output_dir / cloud.place.with_name(f"{stem}{ending}")
         if target in targets:
             raise ValueError(
@@ -169,7 +168,7 @@ def _writer(path: Path | None, predictor: Any, clouds: list[ListedCloud]) -> Ite
     if path is None:
         yield lambda row: None
         return
-    if path.resolve() in {cloud.source.resolve() for cloud in clouds if isinstance(cloud.source, Path)}:
+    if path.resolve() in {cloud.file.resolve() for cloud in clouds}:
         raise ValueError(f"--output {path} is a cloud to be read. Pass another file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8", newline="") as file:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .errors import PointCloudError
 from .folder_tree import is_scene
-from .formats.arrays import load_npy, named_arrays
+from .formats.arrays import load_npy, open_arrays
 from .names import COORDINATES, find_attributes, is_side_file, is_side_folder, printable
 from .readers import READERS, errors_of
 from .scenes.layouts import SCENE_ENDINGS
@@ -24,14 +24,21 @@ class ListedCloud:
     """A cloud to predict.
 
     Attributes:
-        name: What to call it: its file, with its number where the file holds many clouds.
-        source: What is read: the file, or the points, of shape `(num_points, 3 or more)`.
+        file: Its file.
+        source: What is read: the file, or the points, of shape `(num_points, 3 or more)`, where it holds many clouds.
         place: Its file below the folder that was listed, for files to be written.
+        number: Its number in a file of many clouds; `None` where it is the only one.
     """
 
-    name: str
+    file: Path
     source: Path | np.ndarray
     place: Path
+    number: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it: its file, with its number where there is one."""
+        return printable(self.file) + ("" if self.number is None else f"[{self.number}]")
 
 
 def list_clouds(paths: Iterable[str | os.PathLike], *, scenes: bool = False) -> Iterator[ListedCloud]:
@@ -79,20 +86,27 @@ def _below(folder: Path, endings: tuple[str, ...], scenes: bool) -> Iterator[Pat
 def _clouds_of(file: Path, place: Path, scenes: bool) -> Iterator[ListedCloud]:
     many = None if scenes or file.suffix.lower() not in _MANY else _many_clouds(file)
     if many is None:
-        yield ListedCloud(printable(file), file, place)
+        yield ListedCloud(file, file, place)
         return
     for number, points in enumerate(many):
-        yield ListedCloud(f"{printable(file)}[{number}]", points, place)
+        yield ListedCloud(file, points, place, number)
 
 
 def _many_clouds(file: Path) -> np.ndarray | None:
     """The clouds of a file that holds many; None for one, or for a file that cannot be read: its reader says why."""
     try:
         with errors_of(file):
-            arrays = {"": load_npy(file)} if file.suffix.lower() == ".npy" else named_arrays(file)
+            if file.suffix.lower() == ".npy":
+                array = load_npy(file)
+                return array if _are_many(array.shape) else None
+            with open_arrays(file) as arrays:
+                large = [name for name in arrays.names if _are_many(arrays.shape(name))]
+                named = [name for name in large if name.lower() in (*COORDINATES, "data")]
+                names = large if len(large) == 1 else named
+                return arrays.load(names[0]) if len(names) == 1 else None
     except (PointCloudError, ImportError):
         return None
-    large = {name: array for name, array in arrays.items() if array.ndim == 3 and array.shape[2] >= 3}
-    named = [name for name in large if name.lower() in (*COORDINATES, "data")]
-    names = list(large) if len(large) == 1 else named
-    return large[names[0]] if len(names) == 1 else None
+
+
+def _are_many(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and shape[2] >= 3

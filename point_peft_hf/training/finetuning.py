@@ -44,7 +44,7 @@ from .methods import (
 from .record import PeakMemory, data_fingerprint, describe_environment, folder_bytes
 from .run_folder import RunFolder
 from .tasks import Task, load_task_of
-from .trainer import PointCloudTrainer
+from .trainer import PointCloudTrainer, gathered_rows
 from .voting import judge_by_votes
 
 # Every test cloud with what was predicted, the worst first.
@@ -279,10 +279,8 @@ class Finetuning:
         if self.what.test_votes > 1:
             return judge_by_votes(self.trainer, self.what.test_votes)
         output = self.trainer.predict(self.task.test, metric_key_prefix="test")
-        labels = output.label_ids if isinstance(output.label_ids, tuple | list) else (output.label_ids,)
         if self.state.is_main_process:
-            rows = [torch.as_tensor(values) for values in (output.predictions, *labels)]
-            self.tested = evaluate_rows(self.task, self.task.test, rows)
+            self.tested = evaluate_rows(self.task, self.task.test, gathered_rows(output))
         return {name: output.metrics[f"test_{name}"] for name in self.task.metrics().compute()}
 
     def _whole_model(self) -> nn.Module:

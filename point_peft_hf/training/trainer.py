@@ -235,9 +235,7 @@ class PointCloudTrainer(BaseTrainer):
         return loss.detach(), first, tuple(rest)
 
     def _compute_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        labels = prediction.label_ids
-        labels = labels if isinstance(labels, tuple | list) else (labels,)
-        return self.task.measure(*map(torch.as_tensor, (prediction.predictions, *labels)))
+        return self.task.measure(*gathered_rows(prediction))
 
     # -- Checkpoints --------------------------------------------------------------------------------------------------
 
@@ -287,3 +285,10 @@ class PointCloudTrainer(BaseTrainer):
             super()._load_best_model()
         else:
             load_model(self.model, self.state.best_model_checkpoint)
+
+
+def gathered_rows(prediction: EvalPrediction | PredictionOutput) -> list[torch.Tensor]:
+    """What `task.rows` gave, of a whole split, as the Trainer hands it on: the first apart from the others."""
+    others = prediction.label_ids
+    others = others if isinstance(others, tuple | list) else (others,)
+    return [torch.as_tensor(values) for values in (prediction.predictions, *others)]
