@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 import point_peft_hf
 
-from ..training import TrainingStopped
+from ..training import TrainingStopped, find_method, show_only_own_messages
 
 COMMANDS = {
     "train": "Fine-tune one or more methods on your data.",
@@ -57,6 +57,30 @@ def make_parser(description: str | None, prog: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+def make_adapter_parser(description: str | None, prog: str) -> argparse.ArgumentParser:
+    """A parser with the options of all commands that load adapters."""
+    parser = make_parser(description, prog)
+    parser.add_argument("--method", help="package.module:Config, where an adapter is of a type of your own.")
+    parser.add_argument("--model", help="Backbone: a name, a folder or a Hub repository (default: the adapter's).")
+    return parser
+
+
+def make_server_parser(description: str | None, prog: str, port: int) -> argparse.ArgumentParser:
+    """A parser with the options of commands that serve several adapters."""
+    parser = make_adapter_parser(description, prog)
+    parser.add_argument("adapters", nargs="+", metavar="ADAPTER", help="Folders or Hub repositories of adapters.")
+    parser.add_argument("--host", default="127.0.0.1", help="Address to serve at; 0.0.0.0 for the whole network.")
+    parser.add_argument("--port", type=int, default=port, help="Default: %(default)s.")
+    return parser
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Mute other libraries, and register the type that `--method` names."""
+    show_only_own_messages()
+    if args.method:
+        find_method(args.method)
 
 
 def _overview() -> argparse.ArgumentParser:

@@ -9,7 +9,6 @@ once; the page switches between them.
 
 from __future__ import annotations
 
-import argparse
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from .. import visualization
 from ..data import HELD_OUT_CLASSES, READERS, sample_shape
 from ..extras import install_command
 from ..io.examples import TrainingExamples
-from ..training import PartPredictor, Predictor, find_method, load_resident, show_only_own_messages
+from ..training import PartPredictor, Predictor, load_resident
 from ..training.resident import short_names
-from . import make_parser
+from . import make_server_parser, prepare
 
 TITLE = "Point clouds, adapters on one backbone"
 SAMPLE_POINTS = 20_000
@@ -265,14 +264,12 @@ def build_page(
 
 def main(arguments: Sequence[str], prog: str) -> None:
     """Load the adapters and serve the page."""
-    args = _parse(arguments, prog)
+    args = make_server_parser(__doc__, prog, 7860).parse_args(arguments)
     try:
         import gradio
     except ImportError as error:
         raise ImportError(f"The demo needs gradio, which is not installed: {install_command('demo')}") from error
-    show_only_own_messages()
-    if args.method:
-        find_method(args.method)  # registers its type
+    prepare(args)
     predictors = load_resident(args.adapters, args.model)
     examples = {
         name: TrainingExamples.load(adapter)
@@ -286,13 +283,3 @@ def main(arguments: Sequence[str], prog: str) -> None:
         css=STYLE,
         footer_links=[],
     )
-
-
-def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
-    parser = make_parser(__doc__, prog)
-    parser.add_argument("adapters", nargs="+", metavar="ADAPTER", help="Folders or Hub repositories of adapters.")
-    parser.add_argument("--method", help="package.module:Config, where adapters are of a type of your own.")
-    parser.add_argument("--model", help="Backbone of all: a name, a folder or a Hub repository (default: theirs).")
-    parser.add_argument("--host", default="127.0.0.1", help="Address to serve at; 0.0.0.0 for the whole network.")
-    parser.add_argument("--port", type=int, default=7860, help="Default: 7860.")
-    return parser.parse_args(arguments)

@@ -39,16 +39,14 @@ from ..training import (
     Predictor,
     SegmentationTask,
     data_fingerprint,
-    find_method,
     load_predictor,
     load_task_of,
-    show_only_own_messages,
 )
 from ..training.evaluation import Evaluation, evaluate_model
 from ..training.task import PROCEDURAL
 from ..visualization import plot_confusion_matrix
 from ..visualization.figure import in_words
-from . import make_parser
+from . import make_adapter_parser, prepare
 
 SPLITS = ("test", "validation", "train", "all")
 _TASKS = {
@@ -61,9 +59,7 @@ _TASKS = {
 def main(arguments: Sequence[str], prog: str) -> None:
     """Measure, print and write."""
     args = _parse(arguments, prog)
-    show_only_own_messages()
-    if args.method:
-        find_method(args.method)  # registers its type
+    prepare(args)
     predictor = load_predictor(args.adapter, args.model, device=args.device)
     record = _record(args.adapter)
     what = _what(args, record, predictor)
@@ -86,13 +82,11 @@ def main(arguments: Sequence[str], prog: str) -> None:
 
 
 def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
-    parser = make_parser(__doc__, prog)
+    parser = make_adapter_parser(__doc__, prog)
     parser.add_argument("adapter", metavar="ADAPTER", help="Folder or Hub repository of the adapter.")
     parser.add_argument("--data", help="Folder of labelled data (default: what it was trained on).")
     parser.add_argument("--split", choices=SPLITS, default="test", help="Which clouds (default: test).")
     parser.add_argument("--layout", help="Layout of the folder, if it holds several data sets. Default: detected.")
-    parser.add_argument("--method", help="package.module:Config, where the adapter is of a type of your own.")
-    parser.add_argument("--model", help="Backbone: a name, a folder or a Hub repository (default: the adapter's).")
     parser.add_argument("--output_dir", type=Path, default=Path("evaluation"), help="Default: evaluation.")
     parser.add_argument("--batch_size", type=int, help="Clouds at a time (default: as in training).")
     parser.add_argument("--worst", type=int, default=5, help="Wrong files to print (default: 5).")

@@ -26,8 +26,8 @@ import torch
 
 from ..data.listing import ListedCloud, list_clouds
 from ..scenes import ScenePredictor
-from ..training import PartPredictor, Predictor, find_method, load_predictor, show_only_own_messages
-from . import make_parser
+from ..training import PartPredictor, Predictor, load_predictor
+from . import make_adapter_parser, prepare
 
 SOME_FAILED = 3
 _FORMATS = (".csv", ".json", ".jsonl")
@@ -37,9 +37,7 @@ _ERRORS = (ImportError, OSError, ValueError)
 def main(arguments: Sequence[str], prog: str) -> int:
     """Predict, and print or write a line for each cloud."""
     args = _parse(arguments, prog)
-    show_only_own_messages()
-    if args.method:
-        find_method(args.method)  # registers its type
+    prepare(args)
     predictor = load_predictor(args.adapter, args.model, device=args.device)
     clouds = list(list_clouds(args.paths, scenes=isinstance(predictor, ScenePredictor)))
     if isinstance(predictor, Predictor):
@@ -61,11 +59,9 @@ def main(arguments: Sequence[str], prog: str) -> int:
 
 
 def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
-    parser = make_parser(__doc__, prog)
+    parser = make_adapter_parser(__doc__, prog)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="Point clouds, meshes, or folders of them.")
     parser.add_argument("--adapter", required=True, help="Folder or Hub repository of the adapter.")
-    parser.add_argument("--method", help="package.module:Config, where the adapter is of a type of your own.")
-    parser.add_argument("--model", help="Backbone: a name, a folder or a Hub repository (default: the adapter's).")
     parser.add_argument("--output", type=Path, help="File for the predictions: .csv, .json or .jsonl.")
     parser.add_argument("--top", type=int, default=3, help="Classes to print for each cloud (default: 3).")
     parser.add_argument("--batch_size", type=int, default=16, help="Clouds at a time (default: 16).")

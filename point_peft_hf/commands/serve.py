@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 from ..data.readers import READERS
 from ..extras import install_command
 from ..scenes import ScenePredictor
-from ..training import PartPredictor, Predictor, find_method, load_resident, show_only_own_messages
-from . import make_parser
+from ..training import PartPredictor, Predictor, load_resident
+from . import make_server_parser, prepare
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -59,21 +59,14 @@ def main(arguments: Sequence[str], prog: str) -> None:
         _import_fastapi()
     except ImportError as error:
         raise ImportError(f"Serving needs {error.name}, which is not installed: {install_command('serve')}") from error
-    show_only_own_messages()
-    if args.method:
-        find_method(args.method)  # registers its type
+    prepare(args)
     predictors = load_resident(args.adapters, args.model, args.device)
     limits = Limits(int(args.max_megabytes * 1e6), args.max_waiting, args.timeout)
     uvicorn.run(build_app(predictors, limits), host=args.host, port=args.port)
 
 
 def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
-    parser = make_parser(__doc__, prog)
-    parser.add_argument("adapters", nargs="+", metavar="ADAPTER", help="Folders or Hub repositories of adapters.")
-    parser.add_argument("--method", help="package.module:Config, where adapters are of a type of your own.")
-    parser.add_argument("--model", help="Backbone of all: a name, a folder or a Hub repository (default: theirs).")
-    parser.add_argument("--host", default="127.0.0.1", help="Address to serve at; 0.0.0.0 for the whole network.")
-    parser.add_argument("--port", type=int, default=8000, help="Default: 8000.")
+    parser = make_server_parser(__doc__, prog, 8000)
     parser.add_argument("--max_megabytes", type=float, default=200, help="Largest file (default: 200).")
     parser.add_argument("--max_waiting", type=int, default=16, help="Requests at the same time (default: 16).")
     parser.add_argument("--timeout", type=float, default=60, help="Seconds for an answer (default: 60).")

@@ -31,24 +31,20 @@ from ..io.files import RECORD_NAME, find_file, read_json
 from ..training import (
     PartPredictor,
     Predictor,
-    find_method,
     load_predictor,
     load_task,
-    show_only_own_messages,
 )
 from ..training.task import PROCEDURAL
-from . import make_parser
+from . import make_adapter_parser, prepare
 
 # What an argument of training is called where the data are loaded.
 DATA_ARGUMENTS = ("data", "clouds_per_class", "corruption", "validation_fraction", "max_train_clouds")
 
 
 def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
-    parser = make_parser(__doc__, prog)
+    parser = make_adapter_parser(__doc__, prog)
     parser.add_argument("file", nargs="?", metavar="FILE", help="Point cloud or mesh (default: a built-in shape).")
     parser.add_argument("--adapter", required=True, help="Folder or Hub repository of the adapter.")
-    parser.add_argument("--method", help="package.module:Config, where the adapter is of a type of your own.")
-    parser.add_argument("--model", help="Backbone: a name, a folder or a Hub repository (default: the adapter's).")
     parser.add_argument("--category", help="Parts: category of the object in the file.")
     parser.add_argument("--data", help="Folder of the data set (default: what the adapter was trained on).")
     parser.add_argument("--layout", help="Layout of that folder, where it holds several data sets.")
@@ -130,8 +126,6 @@ def draw_all(args: argparse.Namespace) -> Iterator[Path]:
 def main(arguments: Sequence[str], prog: str) -> None:
     """Draw, and say where each picture is as soon as it is there."""
     args = _parse(arguments, prog)
-    show_only_own_messages()
-    if args.method:
-        find_method(args.method)  # registers its type
+    prepare(args)
     for path in draw_all(args):
         print(path, flush=True)
