@@ -30,7 +30,6 @@ import torch
 
 from ..data import load_dataset
 from ..data.scenes import load_scenes
-from ..io.files import RECORD_NAME, find_file, read_json
 from ..scenes import ScenePredictor, SceneSegmentationTask
 from ..training import (
     ClassificationTask,
@@ -47,6 +46,7 @@ from ..training.task import PROCEDURAL
 from ..visualization import plot_confusion_matrix
 from ..visualization.figure import in_words
 from . import make_adapter_parser, prepare
+from .recorded import check_names, read_runs, recorded_data
 
 SPLITS = ("test", "validation", "train", "all")
 _TASKS = {
@@ -61,16 +61,26 @@ def main(arguments: Sequence[str], prog: str) -> None:
     args = _parse(arguments, prog)
     prepare(args)
     predictor = load_predictor(args.adapter, args.model, device=args.device)
-    record = _record(args.adapter)
-    what = _what(args, record, predictor)
-    task, datasets, fingerprint = _data(what, args.split, predictor)
+    record = next(iter(read_runs(args.adapter)), {})
+    what = recorded_data(
+        record.get("arguments", {}),
+        args.data,
+        args.layout,
+        model=args.model,
+        task=_TASKS[type(predictor)],
+        skip_bad_files=args.skip_bad_files or None,
+        drop_invalid=args.drop_invalid or None,
+    )
+    task, datasets = _data(what, args.split, predictor)
     print(f"{what.data}: {sum(map(len, datasets))} {task.noun}, split {args.split}", flush=True)
     if _are_same(what.data, record.get("arguments", {}).get("data")):
         if args.split in ("train", "all"):
             print("Note: the adapter was trained on some of these.")
-        elif record["fingerprints"]["data"][args.split] != fingerprint[args.split]:
+        elif record["fingerprints"]["data"][args.split] != data_fingerprint(task)[args.split]:
             print("Note: these are others than in training, where they may have been among the training clouds.")
     batch_size = args.batch_size or task.batch_size
+    if isinstance(predictor, Predictor):
+        task = dataclasses.replace(task, class_names=predictor.class_names)
     evaluation = evaluate_model(predictor.model, task, datasets, predictor.processor, batch_size)
     _print(evaluation, args.worst, task)
     for path in evaluation.write(args.output_dir):
@@ -98,54 +108,26 @@ def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _record(adapter: str) -> dict[str, Any]:
-    path = find_file(adapter, RECORD_NAME)
-    record = read_json(path) if path is not None else {}
-    return record.get("runs", [record])[0]
-
-
-def _what(args: argparse.Namespace, record: dict[str, Any], predictor: Any) -> PointCloudArguments:
-    """The data as training describes them: those of the record, or others."""
-    known = {field.name for field in dataclasses.fields(PointCloudArguments)}
-    recorded = {name: value for name, value in record.get("arguments", {}).items() if name in known}
-    given = {"skip_bad_files": args.skip_bad_files or None, "drop_invalid": args.drop_invalid or None}
-    given |= {"data": args.data, "layout": args.layout, "model": args.model, "task": _TASKS[type(predictor)]}
-    if args.data is not None:
-        # A limit and a layout are those of other data.
-        recorded |= {"layout": None, "max_train_clouds": None, "max_test_clouds": None}
-    elif "data" not in recorded:
-        raise ValueError(f"{args.adapter} does not say which data it was trained on ({RECORD_NAME}). Pass --data.")
-    elif recorded["data"] != PROCEDURAL and not Path(recorded["data"]).exists():
-        raise ValueError(f"The data of the adapter, {recorded['data']!r}, are not here. Pass their folder: --data.")
-    return PointCloudArguments(**recorded | {name: value for name, value in given.items() if value is not None})
-
-
 def _are_same(data: str, other: str | None) -> bool:
     return other is not None and (data == other or Path(data).resolve() == Path(other).resolve())
 
 
-def _data(what: PointCloudArguments, split: str, predictor: Any) -> tuple[Any, list[Any], dict[str, str]]:
-    """The task, the data sets to measure with the labels of the predictor, and the digests of the splits."""
+def _data(what: PointCloudArguments, split: str, predictor: Any) -> tuple[Any, list[Any]]:
+    """The task, and the data sets to measure, with the labels of the predictor."""
     if split == "all" and what.data != PROCEDURAL:
         task, datasets = _everything(what, predictor)
     else:
         task = load_task_of(what)
         names = ("train", "validation", "test") if split == "all" else (split,)
         datasets = [getattr(task, name) for name in names]
-    fingerprint = data_fingerprint(task)  # as in training, before the classes are numbered anew
     if isinstance(predictor, Predictor):
-        for dataset in datasets:
-            dataset.labels = _renumbered(dataset, predictor.class_names, what.data)
-        task.class_names = predictor.class_names
-    elif list(task.class_names) != _names(predictor):
-        raise ValueError(
-            f"The data {what.data} have the labels {', '.join(task.class_names)}, but the adapter knows "
-            f"{', '.join(_names(predictor))}. Pass data of the same labels."
-        )
+        datasets = [_renumbered(dataset, predictor.class_names, what.data) for dataset in datasets]
+    else:
+        check_names(task.class_names, _names(predictor), what.data)
     datasets = [dataset for dataset in datasets if len(dataset)]
     if not datasets:
         raise ValueError(f"The {split} split of {what.data} is empty. Pass another --split.")
-    return task, datasets, fingerprint
+    return task, datasets
 
 
 def _everything(what: PointCloudArguments, predictor: Any) -> tuple[Any, list[Any]]:
@@ -169,8 +151,8 @@ def _names(predictor: Any) -> list[str]:
     return predictor.part_names if isinstance(predictor, PartPredictor) else predictor.class_names
 
 
-def _renumbered(dataset: Any, class_names: list[str], data: str) -> np.ndarray:
-    """The labels of a data set as the adapter numbers its classes, which may be more than the data have."""
+def _renumbered(dataset: Any, class_names: list[str], data: str) -> Any:
+    """A data set with the labels that the adapter gives its classes, which may be more than the data have."""
     unknown = [name for name in dataset.class_names if name not in class_names]
     if unknown:
         raise ValueError(
@@ -178,7 +160,9 @@ def _renumbered(dataset: Any, class_names: list[str], data: str) -> np.ndarray:
             f"{', '.join(class_names)}. Rename the folders, or leave these classes out."
         )
     numbers = np.array([class_names.index(name) for name in dataset.class_names])
-    return numbers[dataset.labels]
+    renumbered = dataset.select(np.arange(len(dataset)))
+    renumbered.labels, renumbered.class_names = numbers[dataset.labels], class_names
+    return renumbered
 
 
 def _print(evaluation: Evaluation, worst: int, task: Any) -> None:

@@ -19,6 +19,7 @@ those of classifiers.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,18 +28,15 @@ from torch.utils.data import DataLoader
 
 from .. import visualization
 from ..data import PointCloudCollator, sample_shape
-from ..io.files import RECORD_NAME, find_file, read_json
+from ..io.files import RECORD_NAME
 from ..training import (
     PartPredictor,
     Predictor,
     load_predictor,
-    load_task,
+    load_task_of,
 )
-from ..training.task import PROCEDURAL
 from . import make_adapter_parser, prepare
-
-# What an argument of training is called where the data are loaded.
-DATA_ARGUMENTS = ("data", "clouds_per_class", "corruption", "validation_fraction", "max_train_clouds")
+from .recorded import check_names, read_runs, recorded_data
 
 
 def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
@@ -82,23 +80,13 @@ def draw_training(args: argparse.Namespace, runs: list[dict]) -> Iterator[Path]:
 
 def draw_test_clouds(args: argparse.Namespace, predictor: Predictor, arguments: dict) -> Iterator[Path]:
     """Draw what a classifier makes of the test clouds."""
-    options = {name: arguments[name] for name in DATA_ARGUMENTS} | {"seed": arguments["split_seed"]}
-    for name in ("skip_bad_files", "drop_invalid"):
-        options[name] = arguments.get(name, False)
-    # The recorded layout is that of the recorded folder.
-    options["layout"] = args.layout or (arguments.get("layout") if args.data is None else None)
-    if args.data is not None:
-        options["data"] = args.data
-    elif options["data"] != PROCEDURAL and not Path(options["data"]).exists():
-        # An adapter from the Hub knows what its data were called, but does not bring them.
-        print(f"No features and confusion matrix: the data {options['data']!r} are not here. Pass them: --data.")
+    try:
+        what = recorded_data(arguments, args.data, args.layout)
+    except FileNotFoundError as error:
+        print(f"No features and confusion matrix: {error}")
         return
-    task = load_task(**options, max_test_clouds=args.max_clouds)
-    if list(task.class_names) != predictor.class_names:
-        raise ValueError(
-            f"The data {options['data']} have the classes {', '.join(task.class_names)}, but the adapter knows "
-            f"{', '.join(predictor.class_names)}. Pass the data it was trained on: --data."
-        )
+    task = load_task_of(dataclasses.replace(what, max_test_clouds=args.max_clouds))
+    check_names(task.class_names, predictor.class_names, what.data)
     loader = DataLoader(task.test, batch_size=16, collate_fn=PointCloudCollator(predictor.processor))
     clouds = visualization.classify_clouds(predictor.model, loader)
     features, confusion = args.output_dir / "features.png", args.output_dir / "confusion_matrix.png"
@@ -111,10 +99,8 @@ def draw_all(args: argparse.Namespace) -> Iterator[Path]:
     """Draw everything there is."""
     predictor = load_predictor(args.adapter, args.model)
     yield from draw_cloud(args, predictor)
-    path = find_file(args.adapter, RECORD_NAME)
-    record = read_json(path) if path is not None else {}
-    # A repository of several seeds has the record of each; one that was not finished, or not made here, tells nothing.
-    runs = [run for run in record.get("runs", [record]) if "history" in run and "arguments" in run]
+    # One that was not finished, or not made here, has nothing to draw.
+    runs = [run for run in read_runs(args.adapter) if "history" in run and "arguments" in run]
     if not runs:
         print(f"{args.adapter} has no {RECORD_NAME} of a finished run: no learning curves, features, confusions.")
         return
