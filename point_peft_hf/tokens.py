@@ -42,9 +42,15 @@ class Memo:
 
     Args:
         given: Values that are known from outside, by name; they are not computed again.
+
+    Attributes:
+        is_kept: Whether values of each cloud outlive the pass, or come from an earlier one (`given`, if only `{}`).
+            Then the backbone asks for its own constant parts here as well: groups, embedded groups, tokens that leave
+            frozen blocks.
     """
 
     def __init__(self, given: Mapping[str, Any] | None = None):
+        self.is_kept = given is not None
         self.values: dict[str, Any] = dict(given or {})
         self._per_cloud: set[str] = set()
 
@@ -73,6 +79,19 @@ class Memo:
                 self.values[name] = compute()
         if per_cloud:
             self._per_cloud.add(name)
+        return self._checked(name, shape)
+
+    def all_once(
+        self, shapes: Mapping[str, tuple[int, ...]], compute: Callable[[], Sequence[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """Values of each cloud that are computed together, of the given names and shapes; see `once`."""
+        if any(name not in self.values for name in shapes):
+            with torch.no_grad():
+                self.values.update(zip(shapes, compute(), strict=True))
+        self._per_cloud.update(shapes)
+        return [self._checked(name, shape) for name, shape in shapes.items()]
+
+    def _checked(self, name: str, shape: tuple[int, ...] | None) -> Any:
         value = self.values[name]
         if shape is not None and value.shape != shape:
             raise ValueError(
@@ -129,6 +148,8 @@ class Tokens:
         is_causal: Whether a token only sees itself and those in front of it.
         lasting_positions: Where tokens live for one block only: their `positions`, and the tensor that is left when
             they leave. So all blocks share one, which is kept for the backward pass once.
+        constant: Where these tokens depend on nothing but their cloud and weights that nothing trains or adapts: what
+            their values in the memo are known by. `None` elsewhere; the blocks see to it.
     """
 
     features: torch.Tensor
@@ -140,6 +161,7 @@ class Tokens:
     mask: torch.Tensor | None = None
     is_causal: bool = False
     lasting_positions: tuple[torch.Tensor, torch.Tensor] | None = None
+    constant: str | None = None
 
     # -- Reading ------------------------------------------------------------------------------------------------------
 

@@ -98,19 +98,20 @@ class PointPreTrainedModel(BackbonePreTrainedModel):
 
     @torch.no_grad()
     def precompute(self, points: torch.Tensor, sample_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """What the adapters at work compute of each cloud alone, without gradient.
+        """What depends on each cloud alone while the model is trained: of the adapters at work and the frozen parts.
 
-        Where clouds are not augmented it is the same in every epoch: `model(points, precomputed=...)` does not compute
-        it again.
+        Groups of points, embedded groups, tokens that leave frozen blocks, queries of a bank, bases. Where clouds are
+        not augmented all this is the same in every epoch: `model(points, precomputed=...)` does not compute it again.
+        It holds until other weights are trained, or other adapters are at work, than now.
 
         Args:
             points: Clouds of shape `(batch_size, num_points, 3)`.
             sample_ids: Numbers of the clouds in their data set, of shape `(batch_size,)`.
 
         Returns:
-            Tensors by name, one row a cloud; none if no adapter computes anything of this kind.
+            Tensors by name, one row a cloud.
         """
-        memo = Memo()
+        memo = Memo({})
         self.base_model.encode(points, sample_ids, memo=memo)
         return memo.per_cloud()
 

@@ -40,6 +40,17 @@ class PointCloudArguments:
     )
     num_points: int | None = field(default=None, metadata={"help": "Points of a cloud. Default: the backbone's."})
     augmentation: str = field(default="scale_translate", metadata={"help": "Augmentation of the training clouds."})
+    cache_views: int | None = field(
+        default=None,
+        metadata={
+            "help": "Draw and augment each training cloud in so many ways only, which repeat from epoch to epoch, and "
+            "compute the frozen parts of the model once for each. Default: another view in every epoch."
+        },
+    )
+    cache_gib: float = field(
+        default=1.0,
+        metadata={"help": "Memory of the CPU, in GiB, for what is computed once of clouds that come again unchanged."},
+    )
     clouds_per_class: int = field(default=50, metadata={"help": "Procedural data: training clouds of a class."})
     corruption: str = field(default="scan", metadata={"help": "Procedural data: clean, scan or hard_scan."})
     max_train_clouds: int | None = field(default=None, metadata={"help": "Limit of the training clouds."})
@@ -80,18 +91,29 @@ class PointCloudArguments:
             setattr(self, name, value)
         if self.task not in TASKS:
             raise ValueError(f"--task must be one of {', '.join(TASKS)}, got {self.task!r}.")
-        for name in ("clouds_per_class", "test_votes", "num_points", "max_train_clouds", "max_test_clouds"):
+        for name in (
+            "cache_views",
+            "clouds_per_class",
+            "test_votes",
+            "num_points",
+            "max_train_clouds",
+            "max_test_clouds",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}.")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"--validation_fraction must be between 0 and 1, got {self.validation_fraction}.")
+        if not self.cache_gib >= 0:
+            raise ValueError(f"--cache_gib must be at least 0, got {self.cache_gib}.")
         if self.test_votes > 1 and self.task == "segmentation":
             raise ValueError(
                 f"--test_votes {self.test_votes} needs --task classification: the views of a cloud have different "
                 "points, so their parts cannot be averaged."
             )
         if self.task == "scene_segmentation":
+            if self.cache_views is not None:
+                raise ValueError("--cache_views is for objects: of scenes, nothing is computed ahead.")
             if self.augmentation == "scale_translate":
                 self.augmentation = "scene"
             if self.augmentation not in ("scene", "none"):
@@ -271,7 +293,7 @@ def parse_arguments(
 
 
 # What the trained weights depend on, beside the weights of the backbone and the data.
-_FREE = {"model", "data", "layout", "skip_bad_files", "drop_invalid", "test_votes", "save_examples"}
+_FREE = {"model", "data", "layout", "skip_bad_files", "drop_invalid", "test_votes", "save_examples", "cache_gib"}
 _DECISIVE = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "weight_decay"),

@@ -24,19 +24,26 @@ class EpochSampler(Sampler[int]):
     Args:
         num_clouds: Number of clouds.
         seed: Seed of the order.
+        num_views: If given, what is drawn for the clouds repeats after so many epochs.
 
     Attributes:
         epoch: The epoch under way, from 0.
     """
 
-    def __init__(self, num_clouds: int, seed: int):
+    def __init__(self, num_clouds: int, seed: int, num_views: int | None = None):
         self.num_clouds = num_clouds
         self.seed = seed
+        self.num_views = num_views
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch begins, from 0."""
         self.epoch = epoch
+
+    @property
+    def view(self) -> int:
+        """What the draws for a cloud depend on besides the seed and its number."""
+        return self.epoch if self.num_views is None else self.epoch % self.num_views
 
     def __len__(self) -> int:
         return self.num_clouds
@@ -48,7 +55,8 @@ class EpochSampler(Sampler[int]):
 class TrainingCollator:
     """Draw the points of each cloud anew in each epoch, augment them, and make a batch.
 
-    What is drawn for a cloud depends on the seed, the epoch and its number.
+    What is drawn for a cloud depends on the seed, the epoch and its number. Where views repeat, their numbers come
+    along as "views", of shape `(batch_size,)`.
 
     Args:
         processor: Prepares the clouds; its own seed is not used.
@@ -73,10 +81,13 @@ class TrainingCollator:
         """Make a batch of the items of a data set, as `PointCloudCollator` does."""
         batches = []
         for item in items:
-            seeds = np.random.SeedSequence([self.sampler.seed, self.sampler.epoch, item["sample_ids"]])
+            seeds = np.random.SeedSequence([self.sampler.seed, self.sampler.view, item["sample_ids"]])
             self.generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
             batches.append(self.collate([item]))
-        return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+        batch = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+        if self.sampler.num_views is not None:
+            batch["views"] = torch.full_like(batch["sample_ids"], self.sampler.view)
+        return batch
 
 
 def training_loader(
@@ -87,6 +98,7 @@ def training_loader(
     seed: int,
     num_workers: int = 0,
     num_processes: int = 1,
+    num_views: int | None = None,
 ) -> DataLoader:
     """Make the loader of the training clouds; its sampler and collator go by `loader.sampler.set_epoch`.
 
@@ -99,6 +111,7 @@ def training_loader(
         seed: Seed of order, points and augmentation.
         num_workers: Worker processes.
         num_processes: Number of processes that Accelerate will share the batches between.
+        num_views: If given, points and augmentation repeat after so many epochs.
 
     Returns:
         The loader, not yet prepared by Accelerate.
@@ -110,7 +123,7 @@ def training_loader(
         raise ValueError(
             f"{len(dataset)} training clouds cannot be shared by {num_processes} processes. Start fewer of them."
         )
-    sampler = EpochSampler(len(dataset), seed)
+    sampler = EpochSampler(len(dataset), seed, num_views)
     return DataLoader(
         dataset,
         batch_size=min(batch_size, len(dataset) // num_processes),

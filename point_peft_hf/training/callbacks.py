@@ -60,8 +60,9 @@ class RunCallback(TrainerCallback):
         """Start the clock, warn of few steps, and put back the history of a run that is resumed."""
         if state.max_steps < FEW_STEPS:
             self.tell(
-                f"only {state.max_steps} steps of {args.per_device_train_batch_size} {self.trainer.task.noun}; more "
-                "--num_train_epochs or a smaller --per_device_train_batch_size may learn more"
+                f"only {state.max_steps} step{'s' * (state.max_steps != 1)} of {args.per_device_train_batch_size} "
+                f"{self.trainer.task.noun}; more --num_train_epochs or a smaller --per_device_train_batch_size may "
+                "learn more"
             )
         self.history = [row["history"] for row in state.log_history if "history" in row]
         if state.best_global_step:

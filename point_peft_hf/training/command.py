@@ -15,6 +15,7 @@ from .arguments import folder_name, parse_arguments
 from .callbacks import FEW_STEPS
 from .finetuning import Finetuning
 from .record import results_table
+from .threads import use_all_cores
 from .verbosity import show_only_own_messages
 
 
@@ -39,6 +40,7 @@ def train_methods(
     methods, what, how = parse_arguments(arguments, description, prog)
     if how.push_to_hub and len(methods) > 1:
         raise ValueError(f"--push_to_hub pushes one method, got {', '.join(methods)}. Pass one --method.")
+    use_all_cores()
     task, records = None, []
     for method in methods:
         run = Finetuning(method, what, how, task)
@@ -81,5 +83,5 @@ def conclusion(records: Sequence[dict[str, Any]]) -> str:
     if best["best_epoch"] == last["epoch"] > 1:
         text += " Still improving in the last epoch: more --num_train_epochs may help."
     if steps < FEW_STEPS:
-        text += f" Only {steps} steps: the numbers say little."
+        text += f" Only {steps} step{'s' * (steps != 1)}: the numbers say little."
     return text

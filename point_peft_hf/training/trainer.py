@@ -68,11 +68,12 @@ class PointCloudTrainer(BaseTrainer):
             compute_metrics=self._compute_metrics,
             callbacks=callbacks,
         )
-        # What adapters compute of a cloud is computed once where it comes with the same points in every epoch. A part
-        # of a sharded model cannot be run on its own.
+        # What depends on a cloud alone is computed once where it comes again with the same points. A part of a sharded
+        # model cannot be run on its own.
         is_whole = self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        fixed = task.fixed_splits(processor, what.augmentation) if is_whole else ()
-        self.known = {name: PrecomputedValues(self.accelerator) for name in fixed}
+        fixed = set(task.fixed_splits(processor, what.augmentation)) | ({"train"} if what.cache_views else set())
+        limit = int(what.cache_gib * 2**30 / max(len(fixed), 1))
+        self.known = {name: PrecomputedValues(self.accelerator, limit) for name in fixed if is_whole}
         self.split = "eval"
         # What is counted since the beginning of the epoch; a part of the checkpoints.
         self.progress = {"right": 0.0, "labelled": 0.0, "loss": 0.0, "batches": 0, "seconds": 0.0, "parameters": {}}
@@ -87,6 +88,7 @@ class PointCloudTrainer(BaseTrainer):
             seed=self.args.seed,
             num_workers=num_workers,
             num_processes=self.accelerator.num_processes,
+            num_views=self.what.cache_views,
         )
         return self.accelerator.prepare(loader)
 
@@ -122,7 +124,7 @@ class PointCloudTrainer(BaseTrainer):
         Raises:
             TrainingDiverged: If it is not finite.
         """
-        given = {name: value for name, value in inputs.items() if name not in self.task.only_for_metrics}
+        given = {name: value for name, value in inputs.items() if name not in (*self.task.only_for_metrics, "views")}
         outputs = model(**given, **self._ahead("train" if model.training else self.split, inputs))
         if model.training:
             self._check_and_count(outputs, inputs)

@@ -48,6 +48,8 @@ class SlotLayer(nn.Module, BaseTunerLayer):
     serves: ClassVar[tuple[type[AdapterSlot], ...]] = (AdapterSlot,)
     # Trained, and saved.
     parts: ClassVar[tuple[str, ...]] = ()
+    # At the start of a block: whether the tokens go on as they are, so that frozen blocks may be known already.
+    only_reads: ClassVar[bool] = False
     # Saved, but not trained.
     buffer_parts: ClassVar[tuple[str, ...]] = ()
 

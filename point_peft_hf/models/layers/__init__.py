@@ -7,7 +7,7 @@ from .patch_embedding import PatchEmbedding
 from .position_embedding import PositionEmbedding
 from .segmentation_head import SegmentationHead, TokenFusion, TokenPyramid
 from .sine_position_embedding import SinePositionEmbedding
-from .slotted import SlottedModule, check_not_trained, is_pretrained, original
+from .slotted import SlottedModule, check_not_trained, current, is_constant, is_pretrained, original
 from .transformer import PointAttention, PointMLP, PointTransformerLayer, TokenLayer
 
 __all__ = [
@@ -26,6 +26,8 @@ __all__ = [
     "TokenPyramid",
     "SlottedModule",
     "TokenLayer",
+    "current",
+    "is_constant",
     "is_pretrained",
     "original",
     "check_not_trained",

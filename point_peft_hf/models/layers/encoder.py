@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from ...slots import Backbone, Stage, TokenSlot
 from ...tokens import Tokens
+from .slotted import is_constant
 from .transformer import PointTransformerLayer
 
 
@@ -33,6 +36,7 @@ class PointTransformerEncoder(nn.Module):
 
     def __init__(self, config, stage: Stage, num_heads: int, drop_path_rate: float | None = None):
         super().__init__()
+        self.config, self.numbers = config, stage.layers
         rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
         self.token_slot = TokenSlot(stage)
         self.layers = nn.ModuleList(
@@ -52,18 +56,59 @@ class PointTransformerEncoder(nn.Module):
         Returns:
             The tokens that left the last block, and those that left the blocks of `levels`, in the order of `levels`.
         """
-        tokens = self.token_slot(tokens, backbone)
-        left = {}
-        for depth, layer in enumerate(self.layers):
-            tokens = layer(tokens)
+        tokens = _checked(tokens, self.token_slot(tokens, backbone))
+        left, depth = {}, 0
+        while depth < len(self.layers):
+            stop = self._constant_until(tokens, depth, levels)
+            if stop > depth:
+                tokens = self._run_constant(tokens, depth, stop)
+            else:
+                stop, tokens = depth + 1, self.layers[depth](tokens)
+            depth = stop
             if self.own_tokens is not None:
                 self.own_tokens(tokens)
-            if depth in levels:
-                left[depth] = tokens
+            if depth - 1 in levels:
+                left[depth - 1] = tokens
         return tokens, [left[depth] for depth in levels]
+
+    def _constant_until(self, tokens: Tokens, depth: int, levels: tuple[int, ...]) -> int:
+        """How far blocks make what depends on the cloud alone of these tokens, one block after the other.
+
+        Not further than up to a block whose output somebody reads.
+        """
+        is_drawn = self.training and (self.config.drop_path_rate > 0 or self.config.attention_dropout > 0)
+        if tokens.constant is None or not tokens.cloud.memo.is_kept or is_drawn:
+            return depth
+        if self.own_tokens is not None and not is_constant(self.own_tokens):
+            return depth
+        stop = depth
+        while stop < len(self.layers) and self.layers[stop].is_constant(reads_first=stop == depth):
+            stop += 1
+            if stop - 1 in levels:
+                break
+        return stop
+
+    def _run_constant(self, tokens: Tokens, depth: int, stop: int) -> Tokens:
+        """Run these blocks once for each cloud."""
+
+        def run() -> torch.Tensor:
+            last = tokens
+            for layer in self.layers[depth:stop]:
+                last = layer(last)
+            return last.features
+
+        name = f"backbone.block.{self.numbers[stop - 1]}{tokens.constant}"
+        features = tokens.cloud.memo.once(name, run, per_cloud=True, shape=tokens.features.shape)
+        return replace(self.layers[depth].entry_slot(tokens), features=features)
 
     def run_frozen(self, tokens: Tokens, depth: int | None = None) -> Tokens:
         """Run blocks as they were pre-trained."""
         for layer in list(self.layers)[:depth]:
             tokens = layer(tokens, True)
         return tokens
+
+
+def _checked(before: Tokens, after: Tokens) -> Tokens:
+    """Tokens that adapters in front of the blocks returned; those that they changed are not constant any more."""
+    is_same = after.features is before.features and after.positions is before.positions and after.mask is before.mask
+    return after if is_same or after.constant is None else replace(after, constant=None)

@@ -53,6 +53,19 @@ def is_pretrained(module: nn.Module) -> bool:
     return not any(isinstance(m, ADAPTED) for m in module.modules())
 
 
+def is_constant(*modules: nn.Module) -> bool:
+    """Whether modules compute the same from step to step, and nobody looks on.
+
+    Nothing in them is trained or adapted, and there are no hooks. What is drawn at random is left to the caller.
+    """
+    for module in (part for each in modules for part in each.modules()):
+        if isinstance(module, ADAPTED) or module._forward_hooks or module._forward_pre_hooks:
+            return False
+        if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+            return False
+    return True
+
+
 def check_not_trained(module: nn.Module, reason: str, left_out: tuple[str, ...] = ()) -> None:
     """Check that nothing is trained of a pre-trained model, except its children `left_out`; `reason` says why not."""
     name = trained_weight(module, left_out)

@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ...layers import DropPath
 from ...slots import BranchSlot, EntrySlot, OutputSlot, Stage
 from ...tokens import Tokens
-from .slotted import SlottedModule, original
+from .slotted import SlottedModule, is_constant, original
 
 
 def eager_attention_forward(
@@ -225,6 +225,16 @@ class PointTransformerLayer(TokenLayer):
         inputs = self.norm2_slot(self.norm2(hidden_states), hidden_states)
         update, tokens = self.ffn_slot(self.mlp(inputs), inputs, tokens.with_features(hidden_states), self.drop_path)
         return self.output_slot(tokens.with_features(hidden_states + update)).drop_passing()
+
+    def is_constant(self, reads_first: bool) -> bool:
+        """Whether the block computes the same from step to step.
+
+        Args:
+            reads_first: Whether adapters at its start may be there that only read the tokens.
+        """
+        children = [child for child in self.children() if child is not self.entry_slot]
+        is_entered = is_constant(self.entry_slot) or (reads_first and getattr(self.entry_slot, "only_reads", False))
+        return is_entered and is_constant(*children) and not (self._forward_hooks or self._forward_pre_hooks)
 
     def _run_frozen(self, tokens: Tokens) -> Tokens:
         hidden_states = tokens.embedded()

@@ -51,6 +51,7 @@ class PointGPTModel(SingleStageEncoder, PointGPTPreTrainedModel):
 
     encoder_class = PointGPTBlocks
     task_module_names = ("class_token", "readout_norm", "level_norm")
+    prefix_names = ("start_token", "class_token")
 
     def __init__(self, config: PointGPTConfig, use_class_token: bool = True, reads: str | None = "cloud"):
         super().__init__(config)

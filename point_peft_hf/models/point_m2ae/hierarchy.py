@@ -29,6 +29,14 @@ class PointHierarchy:
     centers: list[torch.Tensor]
     neighbor_indices: list[torch.Tensor]
 
+    @classmethod
+    def of(
+        cls, points: torch.Tensor, centers: list[torch.Tensor], neighbor_indices: list[torch.Tensor]
+    ) -> PointHierarchy:
+        """The groups of points of shape `(batch_size, num_points, 3)`."""
+        neighborhoods = gather_points(points, neighbor_indices[0]) - centers[0][:, :, None]
+        return cls(neighborhoods, centers, neighbor_indices)
+
 
 def group_nested(
     points: torch.Tensor, num_groups: Sequence[int], group_sizes: Sequence[int], *, skip_near_origin: bool = False
@@ -47,8 +55,7 @@ def group_nested(
         centers.append(gather_points(sources, chosen))
         neighbor_indices.append(knn_indices(centers[-1], sources, size))
         sources = centers[-1]
-    neighborhoods = gather_points(points, neighbor_indices[0]) - centers[0][:, :, None]
-    return PointHierarchy(neighborhoods, centers, neighbor_indices)
+    return PointHierarchy.of(points, centers, neighbor_indices)
 
 
 def radius_mask(centers: torch.Tensor, radius: float, dtype: torch.dtype) -> torch.Tensor | None:

@@ -7,6 +7,8 @@ the heads on it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -20,6 +22,7 @@ from ..layers import (
     PositionEmbedding,
     SlottedModule,
     TokenPyramid,
+    is_constant,
     is_pretrained,
     original,
 )
@@ -164,23 +167,56 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
         cloud = Cloud(points, points, sample_ids, memo or Memo(precomputed))
         backbone = Backbone(self)
         cloud = self.point_slot(cloud, backbone)
-        hierarchy = self.group(cloud.points)
+        is_kept = cloud.memo.is_kept and cloud.points is points and not points.requires_grad
+        hierarchy = self._kept_groups(cloud) if is_kept else self.group(cloud.points)
         features, left, carry, losses = None, [], {}, ()
+        # Whether the tokens that enter the stage depend on the cloud alone.
+        is_constant_so_far = is_kept
         for stage, encoder in enumerate(self.stages):
-            features = self.embed_stage(stage, hierarchy, features)
+            embedding = (self.patch_embeddings[stage], self.patch_embedding_slots[stage])
+            is_constant_so_far = is_constant_so_far and is_constant(*embedding)
+            if is_constant_so_far:
+                features = self._kept_features(stage, hierarchy, features, cloud)
+            else:
+                features = self.embed_stage(stage, hierarchy, features)
             if cloud.points is points:
-                cloud.memo.values[f"backbone.embedded.{stage}"] = hierarchy, features
+                cloud.memo.values[f"backbone.known.{stage}"] = hierarchy, features
             tokens = self._tokens(stage, hierarchy, features, cloud)
+            if is_constant_so_far and is_constant(self.position_embeddings[stage]):
+                tokens = replace(tokens, constant="")
             if stage == 0:
                 self.stages[0].own_tokens(tokens)
             tokens, _ = encoder(tokens.continuing(carry, losses), backbone)
             left.append(tokens)
+            is_constant_so_far = tokens.constant is not None
             features, cloud, carry, losses = tokens.patches, tokens.cloud, tokens.carry, tokens.losses
         normed = tokens.with_features(self.layernorm_slot(self.layernorm(tokens.features), tokens.features))
         pooled = self._pool(normed.patches)
         pooled = self.readout_slot(pooled, tokens, (normed,))
         left[-1] = normed
         return Encoded(tokens, normed, pooled, tuple(left[level] for level in levels))
+
+    def _kept_groups(self, cloud: Cloud) -> PointHierarchy:
+        """The groups, which are computed once for each cloud."""
+        config, rows = self.config, len(cloud.points)
+        counts = list(enumerate(config.num_groups))
+        shapes = {f"backbone.centers.{i}": (rows, count, 3) for i, count in counts}
+        shapes |= {f"backbone.neighbors.{i}": (rows, count, config.group_sizes[i]) for i, count in counts}
+
+        def compute() -> list[torch.Tensor]:
+            hierarchy = self.group(cloud.points)
+            return [*hierarchy.centers, *hierarchy.neighbor_indices]
+
+        known = cloud.memo.all_once(shapes, compute)
+        return PointHierarchy.of(cloud.points.to(known[0].dtype), known[: len(counts)], known[len(counts) :])
+
+    def _kept_features(
+        self, stage: int, hierarchy: PointHierarchy, finer: torch.Tensor | None, cloud: Cloud
+    ) -> torch.Tensor:
+        """Tokens of a stage with a frozen embedding, which are computed once for each cloud."""
+        shape = (len(cloud.points), self.config.num_groups[stage], self.config.hidden_sizes[stage])
+        compute = partial(self.embed_stage, stage, hierarchy, finer)
+        return cloud.memo.once(f"backbone.embedded.{stage}", compute, per_cloud=True, shape=shape)
 
     def _pool(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.config.pooling == "sum":
@@ -208,11 +244,11 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
         stages = self.layout
         depth = stages[-1].total_layers if depth is None else depth
         last = max(stage.index for stage in stages if stage.first_layer <= depth)
-        known = cloud.memo.values.get(f"backbone.embedded.{last}")
+        known = cloud.memo.values.get(f"backbone.known.{last}")
         if known is not None and depth == stages[last].first_layer and self._is_pretrained_before(last, is_local):
             # Nothing that the main pass did so far was adapted.
             return start_tokens(known[1].detach(), known[0].centers[last], cloud)
-        hierarchy, features = cloud.memo.values.get("backbone.embedded.0") or (self.group(cloud.source), None)
+        hierarchy, features = cloud.memo.values.get("backbone.known.0") or (self.group(cloud.source), None)
         embedding = (self.patch_embeddings[0], self.patch_embedding_slots[0])
         if features is None or not all(map(is_pretrained, embedding)):
             features = self.embed_stage(0, hierarchy, None, frozen=True)

@@ -6,6 +6,7 @@ From the top: points -> groups -> tokens -> blocks -> read-out (`PointMAEModel.e
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -24,6 +25,8 @@ from ..layers import (
     SinePositionEmbedding,
     SlottedModule,
     TokenFusion,
+    current,
+    is_constant,
     is_pretrained,
     original,
 )
@@ -57,6 +60,8 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
     # encoder.
     is_pretrained_with_class_token = False
     num_class_tokens = 1
+    # What is put in front of the patch tokens.
+    prefix_names: ClassVar[tuple[str, ...]] = ("class_token",)
     encoder_class: ClassVar[type[PointTransformerEncoder]] = PointTransformerEncoder
 
     def _build(self, config: SingleStageConfig, use_class_token: bool) -> None:
@@ -167,13 +172,14 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         cloud = Cloud(points, points, sample_ids, memo or Memo(precomputed))
         backbone = Backbone(self)
         cloud = self.point_slot(cloud, backbone)
-        neighborhoods, centers = self.group(cloud.points)
-        embedded = self.embed_groups(neighborhoods)
+        neighborhoods, centers, embedded = self._embed_cloud(cloud)
         cloud.memo.values["backbone.groups"] = neighborhoods
         if cloud.points is points:
-            cloud.memo.values["backbone.embedded"] = neighborhoods, centers, embedded
+            cloud.memo.values["backbone.known"] = neighborhoods, centers, embedded
         features = self.patch_embedding_slot(embedded, neighborhoods)
         tokens = self._with_prefix(features, centers, cloud)
+        if cloud.memo.is_kept and features is embedded and "backbone.embedded" in cloud.memo.values:
+            tokens = replace(tokens, constant=self._constant_prefix())
         self.encoder.own_tokens(tokens)
         tokens, left = self.encoder(tokens, backbone, levels)
         normed = self._norm_for_readout(tokens)
@@ -182,6 +188,37 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
             pooled = torch.cat([normed.of(CLASS).flatten(1), pooled], dim=-1)
         pooled = self.readout_slot(pooled, tokens, (normed,))
         return Encoded(tokens, normed, pooled, tuple(self._norm_level(level) for level in left))
+
+    def _embed_cloud(self, cloud: Cloud) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Groups, their centres and their tokens; where these are constant, once for each cloud."""
+        memo = cloud.memo
+        if not memo.is_kept or cloud.points is not cloud.source or cloud.points.requires_grad:
+            neighborhoods, centers = self.group(cloud.points)
+            return neighborhoods, centers, self.embed_groups(neighborhoods)
+        config, rows = self.config, (len(cloud.points), self.config.num_groups)
+        shapes = {"backbone.neighborhoods": (*rows, config.group_size, 3), "backbone.centers": (*rows, 3)}
+        neighborhoods, centers = memo.all_once(shapes, lambda: self.group(cloud.points))
+        if not is_constant(*self._embedding_modules()):
+            return neighborhoods, centers, self.embed_groups(neighborhoods)
+        shape, name = (*rows, config.hidden_size), "backbone.embedded"
+        embedded = memo.once(name, lambda: self.embed_groups(neighborhoods), per_cloud=True, shape=shape)
+        return neighborhoods, centers, embedded
+
+    def _constant_prefix(self) -> str | None:
+        """What values of frozen blocks are known by, as the tokens in front have one copy for each adapter.
+
+        `None` if these tokens or the position embeddings are trained.
+        """
+        prefixes = [module for name in self.prefix_names if (module := getattr(self, name, None)) is not None]
+        copies = [current(module) for module in prefixes]
+        if not is_constant(self.position_embedding, *copies):
+            return None
+        chosen = (
+            module.active_adapters
+            for module, copy in zip(prefixes, copies, strict=True)
+            if copy is not original(module)
+        )
+        return "".join(f".{'+'.join(names)}" for names in dict.fromkeys(map(tuple, chosen)))
 
     def final_norm(self, tokens: Tokens) -> Tokens:
         """The tokens after the final norm."""
@@ -224,7 +261,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         Returns:
             The tokens, without position embeddings added and before the final norm; no gradient.
         """
-        known = cloud.memo.values.get("backbone.embedded")
+        known = cloud.memo.values.get("backbone.known")
         neighborhoods, centers, features = known or (*self.group(cloud.source), None)
         if features is None or not all(map(is_pretrained, self._embedding_modules())):
             features = self.embed_groups(neighborhoods, frozen=True)

@@ -140,6 +140,7 @@ class ReConModel(SingleStageEncoder, ReConPreTrainedModel):
     encoder_class = ReConBlocks
     is_pretrained_with_class_token = True
     num_class_tokens = len(TOKENS)
+    prefix_names = TOKENS
 
     def __init__(self, config: ReConConfig):
         super().__init__(config)

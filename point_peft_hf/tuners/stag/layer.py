@@ -117,6 +117,7 @@ class AccumulationLayer(SlotLayer):
     """At the start of a block: reads the patch tokens."""
 
     slot_class = EntrySlot
+    only_reads = True
 
     @classmethod
     def wants(cls, config: STAGConfig, slot: AdapterSlot) -> bool:
