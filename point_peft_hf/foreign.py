@@ -246,7 +246,7 @@ def enter_blocks(
     positions: torch.Tensor | None = None,
     points: torch.Tensor | None = None,
     sample_ids: torch.Tensor | None = None,
-    precomputed: Mapping[str, torch.Tensor] | None = None,
+    precomputed: dict[str, torch.Tensor] | None = None,
     frozen: bool = False,
 ) -> Tokens:
     """The tokens that enter the blocks of a model, once in a forward pass.

@@ -41,18 +41,14 @@ class Memo:
     """What is computed once in a forward pass and has no gradient: neighbourhoods, frozen features, bases.
 
     Args:
-        given: Values that are known from outside, by name; they are not computed again.
-
-    Attributes:
-        is_kept: Whether values of each cloud outlive the pass, or come from an earlier one (`given`, if only `{}`).
-            Then the backbone asks for its own constant parts here as well: groups, embedded groups, tokens that leave
-            frozen blocks.
+        kept: Values of each cloud that outlive the pass, by name. What is there is not computed again, and what is not
+            there is added. The backbone asks for its own constant parts here as well then: groups, embedded groups,
+            tokens that leave frozen blocks.
     """
 
-    def __init__(self, given: Mapping[str, Any] | None = None):
-        self.is_kept = given is not None
-        self.values: dict[str, Any] = dict(given or {})
-        self._per_cloud: set[str] = set()
+    def __init__(self, kept: dict[str, torch.Tensor] | None = None):
+        self.kept = kept
+        self.values: dict[str, Any] = dict(kept or {})
 
     def once(
         self,
@@ -68,7 +64,7 @@ class Memo:
             name: Name of the value. It starts with the key of the adapter that asks.
             compute: What returns the value.
             per_cloud: Whether the value is a tensor that depends on each cloud alone, one row a cloud, so that it can
-                be computed ahead (`model.precompute(points)`) and passed in (`model(points, precomputed=...)`).
+                be kept for a later pass on these clouds.
             shape: Shape that the value must have if it is passed in; default: any.
 
         Raises:
@@ -77,8 +73,8 @@ class Memo:
         if name not in self.values:
             with torch.no_grad():
                 self.values[name] = compute()
-        if per_cloud:
-            self._per_cloud.add(name)
+            if per_cloud and self.kept is not None:
+                self.kept[name] = self.values[name]
         return self._checked(name, shape)
 
     def all_once(
@@ -87,8 +83,10 @@ class Memo:
         """Values of each cloud that are computed together, of the given names and shapes; see `once`."""
         if any(name not in self.values for name in shapes):
             with torch.no_grad():
-                self.values.update(zip(shapes, compute(), strict=True))
-        self._per_cloud.update(shapes)
+                values = dict(zip(shapes, compute(), strict=True))
+            self.values |= values
+            if self.kept is not None:
+                self.kept |= values
         return [self._checked(name, shape) for name, shape in shapes.items()]
 
     def _checked(self, name: str, shape: tuple[int, ...] | None) -> Any:
@@ -99,10 +97,6 @@ class Memo:
                 "`model.precompute(points)` of the same clouds."
             )
         return value
-
-    def per_cloud(self) -> dict[str, torch.Tensor]:
-        """The values that can be passed in, by name."""
-        return {name: self.values[name] for name in sorted(self._per_cloud)}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from transformers import initialization as init
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from ..ops import validate_points
-from ..tokens import Memo, Tokens
+from ..tokens import Tokens
 from .adapters import AdapterModelMixin
 from .configuration import PointConfig, PointTransformerConfig
 from .layers import ClassificationHead, ClassToken, PointAttention, check_not_trained
@@ -111,9 +110,9 @@ class PointPreTrainedModel(BackbonePreTrainedModel):
         Returns:
             Tensors by name, one row a cloud.
         """
-        memo = Memo({})
-        self.base_model.encode(points, sample_ids, memo=memo)
-        return memo.per_cloud()
+        known: dict[str, torch.Tensor] = {}
+        self.base_model.encode(points, sample_ids, known)
+        return known
 
     def frozen_features(self, points: torch.Tensor) -> torch.Tensor:
         """Features of the pre-trained encoder, untouched by any adapter.
@@ -151,7 +150,7 @@ class PointEncoderMixin:
         self,
         points: torch.Tensor,
         sample_ids: torch.Tensor | None = None,
-        precomputed: Mapping[str, torch.Tensor] | None = None,
+        precomputed: dict[str, torch.Tensor] | None = None,
         **kwargs,
     ) -> PointModelOutput | tuple:
         """Encode clouds.
@@ -161,7 +160,8 @@ class PointEncoderMixin:
                 as a group has points.
             sample_ids: Numbers of the clouds in their data set, of shape `(batch_size,)`, -1 where unknown. Only
                 adapters need them that know single training clouds, and only in training.
-            precomputed: What adapters need not compute again, from `precompute(points)`.
+            precomputed: What need not be computed again of these clouds: from `precompute(points)`, or from an earlier
+                pass, as what a dict lacks is added to it.
             **kwargs: `output_hidden_states`: whether to return the tokens at every block (class and patch tokens; of a
                 backbone of several stages, each in its own number and width). `output_attentions`: whether to return
                 the attention weights; needs `attn_implementation="eager"`. `return_dict`. Other keys, which trainers
@@ -225,7 +225,7 @@ class PointClassificationMixin:
         points: torch.Tensor,
         labels: torch.Tensor | None = None,
         sample_ids: torch.Tensor | None = None,
-        precomputed: Mapping[str, torch.Tensor] | None = None,
+        precomputed: dict[str, torch.Tensor] | None = None,
         **kwargs,
     ) -> PointClassifierOutput | tuple:
         """Classify clouds.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -70,7 +70,7 @@ class PointSegmentationMixin:
         labels: torch.Tensor | None = None,
         category_ids: torch.Tensor | None = None,
         sample_ids: torch.Tensor | None = None,
-        precomputed: Mapping[str, torch.Tensor] | None = None,
+        precomputed: dict[str, torch.Tensor] | None = None,
         **kwargs,
     ) -> PointSegmentationOutput | tuple:
         """Score the parts of clouds.

@@ -55,8 +55,8 @@ class EpochSampler(Sampler[int]):
 class TrainingCollator:
     """Draw the points of each cloud anew in each epoch, augment them, and make a batch.
 
-    What is drawn for a cloud depends on the seed, the epoch and its number. Where views repeat, their numbers come
-    along as "views", of shape `(batch_size,)`.
+    What is drawn for a cloud depends on the seed, the view (of its sampler), which comes along as "views" of shape
+    `(batch_size,)`, and its number.
 
     Args:
         processor: Prepares the clouds; its own seed is not used.
@@ -85,9 +85,7 @@ class TrainingCollator:
             self.generator.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
             batches.append(self.collate([item]))
         batch = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-        if self.sampler.num_views is not None:
-            batch["views"] = torch.full_like(batch["sample_ids"], self.sampler.view)
-        return batch
+        return batch | {"views": torch.full_like(batch["sample_ids"], self.sampler.view)}
 
 
 def training_loader(

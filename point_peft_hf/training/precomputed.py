@@ -1,4 +1,4 @@
-"""What a model computes of each cloud alone, kept from epoch to epoch."""
+"""What a model computes of each cloud alone, kept for the next time that the cloud comes."""
 
 from __future__ import annotations
 
@@ -6,54 +6,39 @@ import warnings
 from collections.abc import Mapping
 
 import torch
-from accelerate import Accelerator
-from torch import nn
 
 
 class PrecomputedValues:
     """Values of the clouds of a split that come again with the same points, for `model(precomputed=...)`.
 
-    A batch is computed ahead when it comes for the first time. Which values there are is up to the model (groups,
-    tokens that leave frozen blocks) and its adapters (bases of PointGST, queries of a bank).
+    They are those that the model itself adds to an empty dict in its first pass on a batch: groups, tokens that leave
+    frozen blocks, queries of a bank, bases of PointGST.
 
     Args:
-        accelerator: The Accelerator.
         max_bytes: Memory of the CPU that the values may take. Clouds whose values do not fit are computed every time.
     """
 
-    def __init__(self, accelerator: Accelerator, max_bytes: int):
-        self.accelerator, self.max_bytes, self.bytes_left = accelerator, max_bytes, max_bytes
+    def __init__(self, max_bytes: int):
+        self.max_bytes, self.bytes_left = max_bytes, max_bytes
         # By number of the cloud and of its view.
         self.rows: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
-        self.is_needed = max_bytes > 0
 
-    @torch.no_grad()
-    def of(self, model: nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
-        """The values of a batch with `points`, `sample_ids` and maybe `views`, or `None`."""
-        numbers = batch["sample_ids"].tolist()
-        if not self.is_needed or any(number < 0 for number in numbers):
-            return None
-        views = batch["views"].tolist() if "views" in batch else [0] * len(numbers)
-        keys = list(zip(numbers, views, strict=True))
-        if any(key not in self.rows for key in keys):
-            if self.bytes_left <= 0:
-                return None
-            self._add(model, keys, batch["points"])
-        if not self.is_needed:
-            return None
-        names = self.rows[keys[0]]
+    def of(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The values of a batch with `points`, `sample_ids` and maybe `views`; none unless all clouds are known."""
+        rows = [self.rows.get(key) for key in self._keys(batch)]
+        if None in rows:
+            return {}
         device = batch["points"].device
-        return {name: torch.stack([self.rows[key][name] for key in keys]).to(device) for name in names}
+        return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
 
-    def _add(self, model: nn.Module, keys: list[tuple[int, int]], points: torch.Tensor) -> None:
-        model = self.accelerator.unwrap_model(model)
-        was_training = model.training
-        with self.accelerator.autocast():
-            values = {name: value.cpu() for name, value in model.eval().precompute(points).items()}
-        model.train(was_training)
-        self.is_needed = bool(values)
+    def keep(self, batch: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+        """Keep what a model has added to the values of a batch, if there is memory left."""
+        keys = self._keys(batch)
+        if self.bytes_left <= 0 or not values or all(key in self.rows for key in keys):
+            return
+        values = {name: value.cpu() for name, value in values.items()}
         for row, key in enumerate(keys):
-            if key not in self.rows:
+            if key not in self.rows and key[0] >= 0:
                 self.rows[key] = {name: value[row].clone() for name, value in values.items()}
                 self.bytes_left -= sum(value.nbytes for value in self.rows[key].values())
         if self.bytes_left <= 0:
@@ -62,3 +47,13 @@ class PrecomputedValues:
                 "views of clouds; the others are computed every time. More memory: --cache_gib.",
                 stacklevel=2,
             )
+
+    def clear(self) -> None:
+        """Forget all values."""
+        self.rows, self.bytes_left = {}, self.max_bytes
+
+    @staticmethod
+    def _keys(batch: Mapping[str, torch.Tensor]) -> list[tuple[int, int]]:
+        numbers = batch["sample_ids"].tolist()
+        views = batch["views"].tolist() if "views" in batch else [0] * len(numbers)
+        return list(zip(numbers, views, strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -68,12 +68,13 @@ class PointCloudTrainer(BaseTrainer):
             compute_metrics=self._compute_metrics,
             callbacks=callbacks,
         )
-        # What depends on a cloud alone is computed once where it comes again with the same points. A part of a sharded
-        # model cannot be run on its own.
+        # What depends on a cloud alone is computed once where it comes again with the same points: in another epoch,
+        # or to estimate the statistics of the BatchNorms. Sharded models are left to themselves.
         is_whole = self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        fixed = set(task.fixed_splits(processor, what.augmentation)) | ({"train"} if what.cache_views else set())
-        limit = int(what.cache_gib * 2**30 / max(len(fixed), 1))
-        self.known = {name: PrecomputedValues(self.accelerator, limit) for name in fixed if is_whole}
+        fixed = task.fixed_splits(processor, what.augmentation)
+        self.num_views = 1 if "train" in fixed else what.cache_views
+        names = {"train", *fixed} if is_whole and fixed else ()
+        self.known = {name: PrecomputedValues(int(what.cache_gib * 2**30 / len(names))) for name in names}
         self.split = "eval"
         # What is counted since the beginning of the epoch; a part of the checkpoints.
         self.progress = {"right": 0.0, "labelled": 0.0, "loss": 0.0, "batches": 0, "seconds": 0.0, "parameters": {}}
@@ -88,7 +89,7 @@ class PointCloudTrainer(BaseTrainer):
             seed=self.args.seed,
             num_workers=num_workers,
             num_processes=self.accelerator.num_processes,
-            num_views=self.what.cache_views,
+            num_views=self.num_views,
         )
         return self.accelerator.prepare(loader)
 
@@ -125,15 +126,33 @@ class PointCloudTrainer(BaseTrainer):
             TrainingDiverged: If it is not finite.
         """
         given = {name: value for name, value in inputs.items() if name not in (*self.task.only_for_metrics, "views")}
-        outputs = model(**given, **self._ahead("train" if model.training else self.split, inputs))
+        with self._known("train" if model.training else self.split, inputs) as known:
+            outputs = model(**given, **known)
         if model.training:
             self._check_and_count(outputs, inputs)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
-    def _ahead(self, split: str, batch: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-        """What the model need not compute again of a batch, as its argument."""
-        values = known.of(self.model, batch) if (known := self.known.get(split)) is not None else None
-        return {} if values is None else {"precomputed": values}
+    @contextmanager
+    def _known(self, split: str, batch: Mapping[str, torch.Tensor]) -> Iterator[dict[str, Any]]:
+        """What the model need not compute again of a batch, as its argument; what it adds to that is kept."""
+        known = self.known.get(split)
+        # Of views that do not come again, those are kept that the BatchNorms will see.
+        done = self.progress["batches"] // self.accelerator.num_processes
+        comes_again = split != "train" or self.num_views or not self.model.training
+        if known is None or not (comes_again or done < self.num_refresh_batches):
+            yield {}
+            return
+        values = known.of(batch)
+        yield {"precomputed": values}
+        known.keep(batch, values)
+
+    @property
+    def num_refresh_batches(self) -> int:
+        """Number of the batches of an epoch, of each process, that statistics of BatchNorms are estimated on."""
+        if not self.args.exact_batch_norm or not trained_batch_norms(self.model):
+            return 0
+        batch_size = self.args.per_device_train_batch_size * self.accelerator.num_processes
+        return max(math.ceil(self.args.exact_batch_norm / batch_size), 2)
 
     def _check_and_count(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> None:
         """Count loss and accuracy over all processes, which agree here on whether to go on."""
@@ -190,17 +209,19 @@ class PointCloudTrainer(BaseTrainer):
 
     def refresh_batch_norms(self) -> None:
         """Estimate the statistics of the trained BatchNorms anew, with the present weights and clouds of the epoch."""
-        norms = trained_batch_norms(self.model)
-        if not norms or not self.args.exact_batch_norm:
+        if not (count := self.num_refresh_batches):
             return
+        norms = trained_batch_norms(self.model)
         loader = self._training_loader(num_workers=0)
         epoch = max(math.ceil(self.state.epoch or 0) - 1, 0)
         loader.set_epoch(epoch)
-        count = max(math.ceil(self.args.exact_batch_norm / loader.total_batch_size), 2)
         self.model.eval()
         with torch.no_grad(), estimate_statistics(norms, self.accelerator):
             for batch in islice(loader, count):
-                self.model_wrapped(**self.task.inputs(batch), **self._ahead("train", batch))
+                with self._known("train", batch) as known:
+                    self.model_wrapped(**self.task.inputs(batch), **known)
+        if "train" in self.known and not self.num_views:
+            self.known["train"].clear()
 
     def evaluate(
         self,

@@ -41,7 +41,7 @@ def test_bases_are_computed_once(options, is_fixed, finetune, tiny_task, tmp_pat
     # Two graphs a cloud: its own, and its only local one. The last, smaller batch of an epoch is left out, so in the
     # second epoch other clouds are new.
     assert 0 < seen <= 2 * (len(tiny_task.validation) + len(tiny_task.test) + trained + batch_size)
-    assert ("train" in run.trainer.known) == is_fixed
+    assert bool(run.trainer.known["train"].rows) == is_fixed
     assert set(run.trainer.known["eval"].rows) == {(item["sample_ids"], 0) for item in tiny_task.validation}
     without = finetune(tmp_path / "without", **options)
     without.trainer.known = {}
@@ -55,12 +55,12 @@ def test_bases_are_computed_once(options, is_fixed, finetune, tiny_task, tmp_pat
 def test_methods_without_such_values(finetune, tmp_path):
     run = finetune(tmp_path, method="gaprompt", num_train_epochs=1)
     run.run()
-    assert not run.trainer.known["eval"].is_needed
+    assert not run.trainer.known["eval"].rows
 
 
 def test_a_limit(finetune, tmp_path):
     run = finetune(tmp_path, method="pointgst", num_train_epochs=1)
-    run.trainer.known["eval"] = known = PrecomputedValues(run.trainer.accelerator, max_bytes=1)
+    run.trainer.known["eval"] = known = PrecomputedValues(max_bytes=1)
     run.run()
     # The first batch is kept, the others are not.
     assert len(known.rows) == min(run.args.per_device_eval_batch_size, len(run.task.validation))

@@ -77,7 +77,7 @@ class PointTransformerEncoder(nn.Module):
         Not further than up to a block whose output somebody reads.
         """
         is_drawn = self.training and (self.config.drop_path_rate > 0 or self.config.attention_dropout > 0)
-        if tokens.constant is None or not tokens.cloud.memo.is_kept or is_drawn:
+        if tokens.constant is None or tokens.cloud.memo.kept is None or is_drawn:
             return depth
         if self.own_tokens is not None and not is_constant(self.own_tokens):
             return depth

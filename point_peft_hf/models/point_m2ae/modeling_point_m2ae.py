@@ -6,7 +6,6 @@ the heads on it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -155,19 +154,18 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
         self,
         points: torch.Tensor,
         sample_ids: torch.Tensor | None = None,
-        precomputed: Mapping[str, torch.Tensor] | None = None,
+        precomputed: dict[str, torch.Tensor] | None = None,
         levels: tuple[int, ...] = (),
-        memo: Memo | None = None,
     ) -> Encoded:
         """Encode clouds, with the first arguments of `forward`.
 
         `levels` are the numbers of the stages whose tokens are wanted as well (those of the last stage are after the
-        final norm), and `memo` keeps what is computed once.
+        final norm).
         """
-        cloud = Cloud(points, points, sample_ids, memo or Memo(precomputed))
+        cloud = Cloud(points, points, sample_ids, Memo(precomputed))
         backbone = Backbone(self)
         cloud = self.point_slot(cloud, backbone)
-        is_kept = cloud.memo.is_kept and cloud.points is points and not points.requires_grad
+        is_kept = cloud.memo.kept is not None and cloud.points is points and not points.requires_grad
         hierarchy = self._kept_groups(cloud) if is_kept else self.group(cloud.points)
         features, left, carry, losses = None, [], {}, ()
         # Whether the tokens that enter the stage depend on the cloud alone.

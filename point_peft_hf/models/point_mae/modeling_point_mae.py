@@ -5,7 +5,6 @@ From the top: points -> groups -> tokens -> blocks -> read-out (`PointMAEModel.e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -160,16 +159,14 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         self,
         points: torch.Tensor,
         sample_ids: torch.Tensor | None = None,
-        precomputed: Mapping[str, torch.Tensor] | None = None,
+        precomputed: dict[str, torch.Tensor] | None = None,
         levels: tuple[int, ...] = (),
-        memo: Memo | None = None,
     ) -> Encoded:
         """Encode clouds, with the first arguments of `forward`.
 
-        `levels` are the numbers of the blocks whose tokens are wanted as well, after the final norm, and `memo` keeps
-        what is computed once.
+        `levels` are the numbers of the blocks whose tokens are wanted as well, after the final norm.
         """
-        cloud = Cloud(points, points, sample_ids, memo or Memo(precomputed))
+        cloud = Cloud(points, points, sample_ids, Memo(precomputed))
         backbone = Backbone(self)
         cloud = self.point_slot(cloud, backbone)
         neighborhoods, centers, embedded = self._embed_cloud(cloud)
@@ -178,7 +175,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
             cloud.memo.values["backbone.known"] = neighborhoods, centers, embedded
         features = self.patch_embedding_slot(embedded, neighborhoods)
         tokens = self._with_prefix(features, centers, cloud)
-        if cloud.memo.is_kept and features is embedded and "backbone.embedded" in cloud.memo.values:
+        if cloud.memo.kept is not None and features is embedded and "backbone.embedded" in cloud.memo.values:
             tokens = replace(tokens, constant=self._constant_prefix())
         self.encoder.own_tokens(tokens)
         tokens, left = self.encoder(tokens, backbone, levels)
@@ -192,7 +189,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
     def _embed_cloud(self, cloud: Cloud) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Groups, their centres and their tokens; where these are constant, once for each cloud."""
         memo = cloud.memo
-        if not memo.is_kept or cloud.points is not cloud.source or cloud.points.requires_grad:
+        if memo.kept is None or cloud.points is not cloud.source or cloud.points.requires_grad:
             neighborhoods, centers = self.group(cloud.points)
             return neighborhoods, centers, self.embed_groups(neighborhoods)
         config, rows = self.config, (len(cloud.points), self.config.num_groups)
