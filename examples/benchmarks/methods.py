@@ -19,13 +19,14 @@ from point_peft_hf import (
     PPTConfig,
     STAGConfig,
 )
+from point_peft_hf.layers import DropPath
 
 from . import models
 from .measuring import alternate, peak_memory, saved_for_backward
 from .models import Setting, Shape
 
 # What the published methods are compared with; the first is what ratios are to.
-_OTHERS = ("full", "linear", "lora", "point_peft", models.SINGLE_PASS)
+_OTHERS = ("full", "head", "linear", "lora", "point_peft", models.SINGLE_PASS)
 # Configuration and the fields of it that differ from the published ones for ScanObjectNN.
 _PUBLISHED: dict[str, tuple[type, dict[str, Any]]] = {
     "dapt": (DAPTConfig, {}),
@@ -48,6 +49,9 @@ def methods(run) -> None:
         for name in (*_OTHERS, *_PUBLISHED):
             rows[name] = _cost(plain, _model(plain, shape, name), points)
             steps[name] = models.training_step(run.setting, _model(run.setting, shape, name), points)
+            # Blocks that are dropped at random are not known.
+            known = _without_drop_path(_model(run.setting, shape, name))
+            steps[f"{name}, known"] = models.training_step(run.setting, known, points, is_known=True)
         times = alternate(steps, run.clock, run.rounds)
         for name, row in rows.items():
             row["step_ms"] = times[name]
@@ -57,6 +61,8 @@ def methods(run) -> None:
             for column in ("step_ms", "GFLOP", "kept_MiB", "peak_MiB"):
                 values[column] = row[column]
                 values[f"{column.partition('_')[0]}_ratio"] = row[column] / full[column]
+            # A step on clouds that came before with the same points, to one on new ones.
+            values["known_ratio"] = times[f"{name}, known"] / row["step_ms"]
             run.report.add("methods", case, name, **values, trainable_M=row["trainable_M"])
 
 
@@ -69,6 +75,14 @@ def _model(setting: Setting, shape: Shape, name: str) -> nn.Module:
     make = getattr(config_class, "for_modelnet40", config_class) if shape.name == "modelnet" else config_class
     model = get_peft_model(models.make_backbone(setting, shape), make(**fields)).train().to(setting.device)
     return torch.compile(model) if setting.compile else model
+
+
+def _without_drop_path(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, DropPath):
+            module.rate = 0.0
+    model.config.drop_path_rate = 0.0
+    return model
 
 
 def _cost(setting: Setting, model: nn.Module, points: torch.Tensor) -> dict[str, float]:

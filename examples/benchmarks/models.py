@@ -157,21 +157,31 @@ def compared_methods() -> list[str]:
     return [*METHODS, SINGLE_PASS, PUBLISHED, PUBLISHED_FULL]
 
 
-def loss_of(model: nn.Module, points: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def loss_of(model: nn.Module, points: torch.Tensor, labels: torch.Tensor, **known: torch.Tensor) -> torch.Tensor:
     """The training loss of any of the models."""
-    loss = model(points, labels=labels)
+    loss = model(points, labels=labels, **known)
     return loss if isinstance(loss, torch.Tensor) else loss.loss
 
 
-def training_step(setting: Setting, model: nn.Module, points: torch.Tensor) -> Callable[[], None]:
-    """Forward, backward, and a step of the optimizer."""
+def training_step(
+    setting: Setting, model: nn.Module, points: torch.Tensor, is_known: bool = False
+) -> Callable[[], None]:
+    """Forward, backward, and a step of the optimizer.
+
+    Args:
+        setting: What all share.
+        model: The model.
+        points: The clouds.
+        is_known: Whether what depends on each cloud alone is known from an earlier step.
+    """
+    known = {"precomputed": {}} if is_known else {}
     labels = torch.arange(len(points), device=points.device) % NUM_LABELS
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
     def step() -> None:
         optimizer.zero_grad()
         with setting.autocast():
-            loss = loss_of(model, points, labels)
+            loss = loss_of(model, points, labels, **known)
         loss.backward()
         optimizer.step()
 

@@ -86,6 +86,7 @@ class Method:
 # For types that are not in the table: what most of those in it have.
 DEFAULT_LEARNING_RATE = 4e-3
 _HEAD = {"use_geometry": False, "use_prompts": False, "tune_biases": False}
+_HEAD_ALONE = {**_HEAD, "tune_class_token": False}
 _BIASES = {**_HEAD, "tune_biases": True}
 _PROJECTIONS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 _LORA = {"r": 8, "lora_alpha": 16, "target_modules": _PROJECTIONS}
@@ -93,6 +94,7 @@ _DEEP_PROMPTS = {"use_bank": False, "prompt_depth": None}
 METHODS = {
     "full": Method("all weights of the backbone, and the head", 1e-3),
     "linear": Method("the head and the class token", 2e-3, PointPeftConfig, _HEAD),
+    "head": Method("the head alone, on frozen features", 2e-3, PointPeftConfig, _HEAD_ALONE),
     "lora": Method("LoRA of rank 8 on all projections of the blocks, and the head", 2e-3, LoraConfig, _LORA, 0.1),
     "bias": Method("the biases of the blocks, and the head", 4e-3, PointPeftConfig, _BIASES),
     "ln_tuning": Method("the norms of the blocks, and the head", 4e-3, LNTuningConfig),

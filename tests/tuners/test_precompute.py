@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 import point_peft_hf as pp
+from point_peft_hf.training import prepare_method
 
 BACKBONE = "backbone."
 
@@ -124,3 +125,21 @@ def test_values_of_another_batch(make_backbone, points):
     known = model.precompute(points)
     with pytest.raises(ValueError, match=r"precomputed\['backbone.neighborhoods'\]` must have shape \(3, "):
         model(points[:3], precomputed=known)
+
+
+@pytest.mark.parametrize("name", ["point_mae", "recon", "point_gpt"])
+def test_a_head_on_frozen_features_needs_no_block(name, make_backbone, points, labels, logits, tmp_path):
+    model = prepare_method("head", make_backbone(name))
+    trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert not any("token" in key for key in trained)
+    known = model.precompute(points)
+    assert blocks(known) == {2}
+    assert_same_step(model, points, labels, known)
+    model.save_pretrained(tmp_path)
+    other = make_backbone(name)
+    if not other.base_model.is_pretrained_with_class_token:
+        # The class token, which is random, travels along.
+        torch.nn.init.normal_(other.base_model.class_token.token)
+    loaded = PeftModel.from_pretrained(other, tmp_path)
+    assert torch.equal(logits(loaded, points), logits(model, points))

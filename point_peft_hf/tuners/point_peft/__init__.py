@@ -32,6 +32,11 @@ class PointPeftModel(PromptTunerMixin, SlotTuner):
         geometry = GEOMETRY_LAYERS if peft_config.use_geometry else ()
         return (*prompts, *geometry, *((BiasLayer,) if peft_config.tune_biases else ()))
 
+    def frozen_modules(self, peft_config: PointPeftConfig, model: nn.Module) -> tuple[str, ...]:
+        """The class token and the like, if they are not tuned."""
+        names = () if peft_config.tune_class_token else peft_config.modules_to_save or ()
+        return tuple(name for name in names if name.endswith("_token"))
+
     def _default_modules_to_save(self, peft_config: PointPeftConfig, model: nn.Module) -> list[str] | None:
         names = list(super()._default_modules_to_save(peft_config, model) or ())
         if peft_config.use_geometry or peft_config.use_prompts:

@@ -23,6 +23,8 @@ class PointPeftConfig(GeometryOptions, PromptOptions, PointTunerConfig):
         use_prompts: Whether there are Point-prior Prompts.
         tune_biases: Whether the biases of norms, attention output and feed-forward network are tuned (as shifts that
             start at 0; the backbone's own biases stay as they are).
+        tune_class_token: Whether the class token is trained. If not, it is saved as it is, and where nothing else is
+            trained in the blocks, they run without a backward pass.
 
     Besides the head and the class token, the norm after the last block is tuned and saved, unless there are neither a
     Geometry-aware Adapter nor prompts; `modules_to_save` overrides that.
@@ -34,6 +36,7 @@ class PointPeftConfig(GeometryOptions, PromptOptions, PointTunerConfig):
     use_geometry: bool = option(True, "Geometry-aware Adapter.")
     use_prompts: bool = option(True, "Point-prior Prompt.")
     tune_biases: bool = option(True, "Tune the biases of the blocks.")
+    tune_class_token: bool = option(True, "Train the class token; if not, it is saved as it is.")
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,4 +62,6 @@ class PointPeftConfig(GeometryOptions, PromptOptions, PointTunerConfig):
             return prompts, prompt_fields
         if fields.get("tune_biases", True):
             return "the biases of the blocks, and the head", ()
-        return "the head and the class token (linear probe)", ()
+        if fields.get("tune_class_token", True):
+            return "the head and the class token (linear probe)", ()
+        return "the head alone (linear probe)", ()
