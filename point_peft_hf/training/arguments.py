@@ -14,6 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from ..data import get_augmentation
 from ..pretrained import DEFAULT_BACKBONE, SCENE_BACKBONE
 from .methods import DEFAULT_LEARNING_RATE, METHODS, SCENE_METHODS, find_method
+from .presets import PRESETS, find_preset, with_preset
 from .task import PROCEDURAL
 
 TASKS = ("classification", "segmentation", "scene_segmentation")
@@ -243,6 +244,10 @@ class MethodArguments:
             f"(default learning rate of both: {DEFAULT_LEARNING_RATE:g})."
         },
     )
+    preset: str | None = field(
+        default=None,
+        metadata={"help": f"Settings of papers, {' or '.join(PRESETS)}; other arguments take precedence."},
+    )
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -273,6 +278,7 @@ def parse_arguments(
         ValueError: If a value does not fit, or a name is unknown.
     """
     if isinstance(arguments, Mapping):
+        arguments = with_preset(arguments)
         method = arguments.get("method", "point_peft")
         methods = [method] if isinstance(method, str) else list(method)
         kinds = (PointCloudArguments, PointCloudTrainingArguments)
@@ -285,11 +291,18 @@ def parse_arguments(
     else:
         kinds = (MethodArguments, PointCloudArguments, PointCloudTrainingArguments)
         parser = HfArgumentParser(kinds, prog=prog, description=description, formatter_class=_HelpFormatter)
+        parser.set_defaults(**find_preset(_preset_of(arguments)))
         chosen, what, how = parser.parse_args_into_dataclasses(arguments)
         methods = chosen.method
     for method in methods:
         find_method(method).config(**what.config)
     return methods, what, how
+
+
+def _preset_of(arguments: Sequence[str] | None) -> str | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset")
+    return parser.parse_known_args(arguments)[0].preset
 
 
 # What the trained weights depend on, beside the weights of the backbone and the data.
