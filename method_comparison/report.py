@@ -275,33 +275,42 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
+_GREEN = "#15803d"
+
+
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw score over trained parameters with the Pareto front, a panel for the first setting of each task."""
+    """Draw the scores with their intervals, the best first, and the parameters that are trained for them.
+
+    A panel for the first setting of each task; what is on the Pareto front of both is in green.
+    """
     from point_peft_hf.visualization.figure import GRID, new_figure, save_figure
 
     first = [row for row in rows if row.setting == next(iter(row.experiment.task.settings))]
     names = list(dict.fromkeys(row.experiment.task.name for row in first))
-    columns, lines = min(len(names), 2), math.ceil(len(names) / 2)
-    figure, axes = new_figure(6.4 * columns, 4.4 * lines, squeeze=False, nrows=lines, ncols=columns)
+    largest = max(sum(row.experiment.task.name == name for row in first) for name in names)
+    columns, lines = min(len(names), 3), math.ceil(len(names) / 3)
+    height = (0.27 * largest + 1.2) * lines
+    figure, axes = new_figure(4.6 * columns, height, squeeze=False, nrows=lines, ncols=columns)
     for panel in axes.flat[len(names) :]:
         panel.set_axis_off()
     for panel, name in zip(axes.flat, names, strict=False):
         own = [row for row in first if row.experiment.task.name == name]
         score = "score" if "score" in own[0].values else "validation"
-        points = [(row.values["trainable"].mean, row.values[score].mean) for row in own]
-        front = pareto_front(points)
-        panel.plot(*zip(*(points[index] for index in front), strict=True), "--", color="#15803d", linewidth=1.2)
-        for index, (row, (x, y)) in enumerate(zip(own, points, strict=True)):
+        own.sort(key=lambda row: row.values[score].mean)
+        front = pareto_front([(row.values["trainable"].mean, row.values[score].mean) for row in own])
+        for place, row in enumerate(own):
             marker, color, _ = _MARKS[group_of(row.experiment.method)]
-            panel.vlines(x, *row.values[score][1:3], color=color, alpha=0.4, linewidth=1.2)
-            panel.plot(x, y, marker, color=color, markersize=6)
-            if index in front or row.experiment.method in ("full", "linear", "lora", "point_peft"):
-                panel.annotate(row.label, (x, y), (5, 4), textcoords="offset points", fontsize=8.5)
-        panel.set(xscale="log", title=name.replace("_", " "), xlabel=label_of("trainable"), ylabel=label_of(score))
-        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        panel.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
-        panel.margins(x=0.14)
-        panel.grid(color=GRID, linewidth=0.6)
+            panel.hlines(place, *row.values[score][1:3], color=color, alpha=0.45, linewidth=2)
+            panel.plot(row.values[score].mean, place, marker, color=color, markersize=6)
+            text, at = f"{row.values['trainable'].mean / 1e6:.2f} M", panel.get_yaxis_transform()
+            panel.text(
+                1.02, place, text, transform=at, va="center", fontsize=8.5, color=_GREEN if place in front else None
+            )
+        panel.set_yticks(range(len(own)), [row.label for row in own])
+        for place in front:
+            panel.get_yticklabels()[place].set_color(_GREEN)
+        panel.set(title=name.replace("_", " "), xlabel=label_of(score))
+        panel.grid(color=GRID, linewidth=0.6, axis="x")
     legend = [axes.flat[0].plot([], [], mark, color=color, label=label)[0] for mark, color, label in _MARKS.values()]
     figure.legend(handles=legend, loc="outside lower center", ncols=3, frameon=False)
     save_figure(figure, path)
