@@ -132,7 +132,7 @@ def _split(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _run_missing(plan: Sequence[tuple[Experiment, Result, Run]], jobs: int, report: Callable[[str], None]) -> None:
-    threads = max((os.cpu_count() or 1) // jobs, 1)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max((os.cpu_count() or 1) // jobs, 1))
     pending = [
         (Job(experiment, run, experiment.task.folder / "unfinished", threads), result)
         for experiment, result, run in plan

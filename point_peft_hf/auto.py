@@ -26,6 +26,7 @@ from .io.files import (
     find_adapter,
     find_file,
     read_json,
+    refuse_adapter,
 )
 from .io.weights import check_complete
 from .pretrained import backbone_folder
@@ -223,9 +224,9 @@ def _load_backbone(
         kwargs = fields | kwargs
     model_class = _backbone_class(files, import_allowlist)
     # A head for other classes gives way to that of the adapter; all else is compared by the fingerprint.
-    loaded = model_class.from_pretrained(
-        backbone_folder(str(name)), ignore_mismatched_sizes=True, use_safetensors=True, **kwargs
-    )
+    folder = backbone_folder(str(name))
+    refuse_adapter(folder)
+    loaded = model_class.from_pretrained(folder, ignore_mismatched_sizes=True, use_safetensors=True, **kwargs)
     loaded.name_or_path = loaded.config.name_or_path = str(name)
     return loaded
 

@@ -50,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, ValueError, TrainingStopped, HfHubHTTPError) as error:
         # What a person can mend needs no traceback.
         sys.exit(f"error: {error}{_hint(error)}")
+    except Exception as error:
+        # The HTTP library of the Hub's client, which was another one in earlier versions.
+        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
+            raise
+        sys.exit(f"error: The Hub cannot be reached ({type(error).__name__}: {error}). Try again with a connection.")
 
 
 def make_parser(description: str | None, prog: str) -> argparse.ArgumentParser:

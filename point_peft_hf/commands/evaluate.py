@@ -180,7 +180,7 @@ def _print(evaluation: Evaluation, worst: int, task: Any) -> None:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
     wrong = [row for row in evaluation.predictions if row.get("true") != row.get("predicted") or "miou" in row][:worst]
     if wrong:
-        print(f"\nFarthest from right of the {evaluation.summary['count']} {task.noun}:")
+        print(f"\nWorst predictions of the {evaluation.summary['count']} {task.noun}:")
     for row in wrong:
         if "miou" in row:
             print(f"  {row['file']}: mIoU {100 * row['miou']:.1f} %")

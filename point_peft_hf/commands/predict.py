@@ -39,6 +39,8 @@ def main(arguments: Sequence[str], prog: str) -> int:
     args = _parse(arguments, prog)
     prepare(args)
     predictor = load_predictor(args.adapter, args.model, device=args.device)
+    if args.category is not None and not isinstance(predictor, PartPredictor):
+        raise ValueError(f"--category is for parts of objects, and {args.adapter} predicts classes. Leave it out.")
     clouds = list(list_clouds(args.paths, scenes=isinstance(predictor, ScenePredictor)))
     if isinstance(predictor, Predictor):
         rows = _classify(predictor, clouds, args)
@@ -54,7 +56,8 @@ def main(arguments: Sequence[str], prog: str) -> int:
     if args.output is not None:
         print(f"{len(clouds) - failed} of {len(clouds)} clouds predicted -> {args.output}")
     if failed:
-        print(f"{failed} of {len(clouds)} clouds could not be read; see the messages above or the column `error`.")
+        place = "the messages above" if args.output is None else "the messages above or the column `error`"
+        print(f"{failed} of {len(clouds)} clouds could not be read; see {place}.")
     return SOME_FAILED if failed else 0
 
 

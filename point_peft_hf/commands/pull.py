@@ -16,6 +16,7 @@ from ..auto import AutoPointPeftModel
 from ..io.files import CONFIG_NAME, WEIGHTS_NAME, find_file
 from ..io.folders import replaced_folder
 from ..io.push import FILES
+from ..models.configuration import class_names_of
 from ..training import show_only_own_messages
 from . import make_parser
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
         raise ValueError(f"{args.repo_id} holds no adapter: there is no {CONFIG_NAME} in it. Pass its --subfolder?")
     model = AutoPointPeftModel.from_pretrained(args.repo_id, **where)
     backbone, config = model.get_base_model(), model.active_peft_config
-    names = [backbone.config.id2label[index] for index in range(backbone.config.num_labels)]
+    names = class_names_of(backbone.config)
     kind, size = getattr(config.peft_type, "value", config.peft_type), find_file(args.repo_id, WEIGHTS_NAME, **where)
     print(
         f"{args.repo_id}: {kind} on {backbone.name_or_path} ({type(backbone).__name__}), "

@@ -113,5 +113,9 @@ def main(arguments: Sequence[str], prog: str) -> None:
     """Draw, and say where each picture is as soon as it is there."""
     args = _parse(arguments, prog)
     prepare(args)
-    for path in draw_all(args):
-        print(path, flush=True)
+    try:
+        for path in draw_all(args):
+            print(path, flush=True)
+    except ImportError as error:
+        # The page of the cloud, which needs nothing, comes first.
+        print(f"No pictures: {error}")

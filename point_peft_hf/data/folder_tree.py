@@ -130,10 +130,10 @@ class CloudFinder:
             return
         if not first.is_file():
             what = "is a link that leads nowhere" if first.is_symlink() else "is neither a file nor a folder"
-            raise PointCloudError(f"{printable(first)}: {what}; delete it (skip_bad_files=True leaves it out)")
+            raise PointCloudError(f"{printable(first)}: {what}; delete it (--skip_bad_files leaves it out)")
         raise PointCloudError(
             f"{printable(first)}: files of this kind are not read ({number} such under {root}: {endings}); readable "
-            f"are {', '.join(sorted(self.endings))} (skip_bad_files=True leaves others out)"
+            f"are {', '.join(sorted(self.endings))} (--skip_bad_files leaves others out)"
         )
 
     def _walk(self, folder: Path, place: str) -> Iterator[tuple[Path, list[str]]]:
@@ -160,7 +160,7 @@ class CloudFinder:
     def _refuse_folder(self, folder: Path, error: OSError) -> None:
         if not self.skip:
             raise PointCloudError(
-                f"{printable(folder)}: the folder cannot be read: {error.strerror} (skip_bad_files=True leaves it out)"
+                f"{printable(folder)}: the folder cannot be read: {error.strerror} (--skip_bad_files leaves it out)"
             )
         warnings.warn(f"{printable(folder)}: the folder cannot be read and is skipped: {error.strerror}", stacklevel=2)
 

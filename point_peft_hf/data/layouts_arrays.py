@@ -201,8 +201,7 @@ def check_arrays(
         if not options.skip_bad_files:
             more = ", drop_invalid=True such points" if "NaN" in what else ""
             raise PointCloudError(
-                f"{reason}, the first is cloud {int(places.argmax())} (skip_bad_files=True leaves such clouds "
-                f"out{more})"
+                f"{reason}, the first is cloud {int(places.argmax())} (--skip_bad_files leaves such clouds out{more})"
             )
         warnings.warn(f"{reason}: they are skipped", stacklevel=2)
     good = ~np.logical_or(*bad.values())

@@ -199,7 +199,7 @@ def _open_classes(found: ClassFiles, root: Path, options: LoadOptions, **how: An
             f"{root}: the class folder {empty[0]!r} has no readable file; readable are {', '.join(sorted(READERS))}"
         )
         if not options.skip_bad_files or len(empty) == len(names):
-            raise PointCloudError(f"{reason} (skip_bad_files=True leaves such classes out)")
+            raise PointCloudError(f"{reason} (--skip_bad_files leaves such classes out)")
         warnings.warn(f"{root}: {len(empty)} class folders without a readable file are skipped: {empty}", stacklevel=2)
         names = [name for name in names if counts[name]]
     strange = [name for name in names if "train" in found and not found["train"].get(name)]
@@ -265,6 +265,12 @@ def load_part_folder(root: Path, options: LoadOptions) -> dict[str, PointCloudDa
                 f"{names_file}: has {len(part_names)} names, but the labels go up to {num_parts - 1}; write a name "
                 "for each part from 0 on, one a line"
             )
+        for number, name in enumerate(part_names):
+            if name in part_names[:number]:
+                raise PointCloudError(
+                    f"{names_file}: {name!r} is the name of part {part_names.index(name)} and of part {number}; give "
+                    "each part a name of its own"
+                )
     for dataset in splits.values():
         dataset.set_parts(class_parts, part_names)
     return splits

@@ -214,7 +214,7 @@ def _read_all(
     disable = None if options.progress else True
     for cloud, error in tqdm(items, total=len(files), desc="Reading clouds", unit="file", disable=disable):
         if error is not None and not options.skip_bad_files:
-            raise PointCloudError(f"{error} (skip_bad_files=True leaves such files out)")
+            raise PointCloudError(f"{error} (--skip_bad_files leaves such files out)")
         yield cloud, error
 
 

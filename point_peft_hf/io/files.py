@@ -89,6 +89,7 @@ def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None =
     if folder.is_dir():
         path = folder / (subfolder or "") / filename
         return path if path.is_file() else None
+    refuse_missing_folder(name)
     try:
         return Path(hf_hub_download(str(name), filename, subfolder=subfolder or None, **hub))
     except LocalEntryNotFoundError as error:
@@ -98,9 +99,9 @@ def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None =
         if try_to_load_from_cache(str(name), path, **where) is _CACHED_NO_EXIST:
             return None
         raise ConnectionError(
-            f"Whether the repository {str(name)!r} has {path} could not be found out: the Hub cannot be reached (no "
-            "connection, or offline mode), and the cache does not know. Try again with a connection; or pass the "
-            f"folder of an adapter, if you meant one: there is no folder {str(name)!r} here."
+            f"There is no folder {str(name)!r} here, and whether the repository of that name has {path} could not be "
+            "found out: the Hub cannot be reached (no connection, or offline mode), and the cache does not know. Pass "
+            "the folder of an adapter, or try again with a connection."
         ) from error
     except EntryNotFoundError:
         return None
@@ -109,6 +110,36 @@ def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None =
             f"{str(name)!r} is neither a folder nor the name of a repository. Pass the folder that holds "
             f"{CONFIG_NAME}, or 'owner/name'."
         ) from None
+
+
+def refuse_missing_folder(name: str | os.PathLike) -> None:
+    """Refuse a folder that is not there, but whose neighbours hold adapters or models: hardly a repository.
+
+    Raises:
+        FileNotFoundError: If so, with the names of the neighbours.
+    """
+    folder = Path(name)
+    if folder.exists() or folder.parent == Path() or not folder.parent.is_dir():
+        return
+    files = (CONFIG_NAME, "config.json")
+    neighbours = [path.name for path in folder.parent.iterdir() if any((path / file).is_file() for file in files)]
+    if neighbours:
+        names = ", ".join(sorted(neighbours))
+        raise FileNotFoundError(f"There is no folder {str(name)!r}. {folder.parent} holds {names}.")
+
+
+def refuse_adapter(name: str | os.PathLike) -> None:
+    """Refuse a folder that was passed as a backbone, but holds an adapter, or is not there; see above.
+
+    Raises:
+        FileNotFoundError: If so.
+    """
+    refuse_missing_folder(name)
+    if (Path(name) / CONFIG_NAME).is_file() and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{name} holds an adapter ({CONFIG_NAME}), not a backbone (config.json). Pass it as the adapter, or the "
+            "backbone that it was made for."
+        )
 
 
 def find_adapter(name: str | os.PathLike, *, subfolder: str | None = None, **hub: Any) -> AdapterFiles:

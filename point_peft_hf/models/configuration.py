@@ -24,6 +24,22 @@ _TRANSFORMERS_KEYS = frozenset(
 )
 
 
+def class_names_of(config: PreTrainedConfig) -> list[str]:
+    """Names of the classes, in the order of their numbers.
+
+    Raises:
+        ValueError: If two classes have the same name, so that predictions could not be told apart.
+    """
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ValueError(
+                f"Classes {names.index(name)} and {number} of the model are both called {name!r}. Give each class a "
+                "name of its own in `id2label` of the configuration."
+            )
+    return names
+
+
 @strict
 class PointConfig(PreTrainedConfig):
     """Base of all configurations: the fields that models of objects and of scenes share.

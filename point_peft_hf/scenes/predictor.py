@@ -16,6 +16,7 @@ from torch import nn
 from ..data.scenes import MAX_VOXELS, Scene, SceneProcessor, cut_tiles, read_scene
 from ..data.scenes.processing import pack
 from ..data.scenes.tiles import Tile
+from ..models.configuration import class_names_of
 from ..visualization.palette import category_colors, to_rgb
 from .writing import write_labelled_scan
 
@@ -103,7 +104,7 @@ class ScenePredictor:
         self.max_voxels = max_voxels
         self.overlap = overlap
         config = model.config
-        self.class_names = [config.id2label[index] for index in range(config.num_labels)]
+        self.class_names = class_names_of(config)
         self.label_values = list(getattr(config, "label_values", None) or range(config.num_labels))
         expected = getattr(config, "in_channels", None)
         if expected is not None and expected != 3 * len(processor.feature_names):

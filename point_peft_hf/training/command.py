@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,16 @@ def train_methods(
         folder = Path(how.output_dir) / folder_name(best["method"])
         # Whoever loads an adapter has to know its type.
         own_type = f" --method {best['method']}" if ":" in best["method"] else ""
-        print(f"To predict: point-peft predict FILE --adapter {folder}{own_type}")
+        path = f"PYTHONPATH={os.environ['PYTHONPATH']} " if own_type and "PYTHONPATH" in os.environ else ""
+        category = " --category NAME" if len(getattr(task, "category_names", ())) > 1 else ""
+        print(f"To predict: {path}point-peft predict FILE --adapter {folder}{own_type}{category}")
     PartialState().destroy_process_group()
     return records
+
+
+def in_list(names: Sequence[str]) -> str:
+    """Names in a sentence: "a, b and c"."""
+    return " and ".join([*[", ".join(names[:-1])] * (len(names) > 1), names[-1]])
 
 
 def best_record(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -79,7 +87,9 @@ def conclusion(records: Sequence[dict[str, Any]]) -> str:
         lead, share, count = best[score] - second, best[score], best["clouds"]["validation"]
         # At most the standard error of a difference of two shares of the same clouds.
         if lead < 1.96 * math.sqrt(max(share * (1 - share), 0.01) / count):
-            text += f" Its lead of {100 * lead:.1f} points may be chance: it is one seed on {count} clouds."
+            is_tie = f" {in_list([r['method'] for r in records if r[score] == best[score]])} are equal."
+            chance = f" Its lead of {100 * lead:.1f} points may be chance: it is one seed on {count} clouds."
+            text += chance if lead else is_tie
     if best["best_epoch"] == last["epoch"] > 1:
         text += " Still improving in the last epoch: more --num_train_epochs may help."
     if steps < FEW_STEPS:

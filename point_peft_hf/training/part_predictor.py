@@ -12,6 +12,7 @@ from torch import nn
 
 from ..data import PointCloudProcessor, write_point_cloud
 from ..data.readers import read_shifted, shift_to_float32
+from ..models.configuration import class_names_of
 from ..ops import knn_indices
 from ..visualization.palette import part_colors, to_rgb
 from .segmentation import predict_parts
@@ -70,7 +71,7 @@ class PartPredictor:
     def __init__(self, model: nn.Module, processor: PointCloudProcessor):
         self.model = model.eval()
         self.processor = processor
-        self.part_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        self.part_names = class_names_of(model.config)
         self.category_names = list(model.config.category_names or ())
 
     @property
@@ -90,13 +91,16 @@ class PartPredictor:
         Raises:
             ValueError: If the category is missing or unknown.
         """
-        if category is None and not self.needs_category:
+        if not self.needs_category:
+            if category is not None:
+                raise ValueError(f"The model knows no categories, got {category!r}. Leave it out (--category).")
             return None
         if category is None or category not in self.category_names:
             got = "none was given" if category is None else f"got {category!r}"
+            known = ", ".join(self.category_names) or "(no names)"
             raise ValueError(
-                f"The model knows objects of the categories {', '.join(self.category_names) or '(none)'}, and must "
-                f"know which one a cloud is of: {got}. Pass `category` (--category) if it has any."
+                f"The model knows objects of the categories {known}, and must know which one a cloud is of: {got}. "
+                "Pass one of them as `category` (--category)."
             )
         return self.category_names.index(category)
 

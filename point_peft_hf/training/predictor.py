@@ -21,6 +21,7 @@ from ..models import (
     AutoModelForPointCloudSegmentation,
     AutoModelForPointCloudSemanticSegmentation,
 )
+from ..models.configuration import class_names_of
 from ..models.segmentation import PointSegmentationMixin
 from ..scenes import ScenePredictor
 from ..tuners.targets import SCENE_MODEL_TYPES
@@ -38,7 +39,7 @@ class Predictor:
     def __init__(self, model: nn.Module, processor: PointCloudProcessor):
         self.model = model.eval()
         self.processor = processor
-        self.class_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        self.class_names = class_names_of(model.config)
 
     @classmethod
     def from_pretrained(cls, adapter: str, model: str | None = None, device: str = "cpu") -> Predictor:

@@ -42,3 +42,14 @@ def test_as_a_module():
     command = [sys.executable, "-m", "point_peft_hf", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("point-peft ")
+
+
+def test_a_hub_that_cannot_be_reached(point_peft, monkeypatch):
+    error = type("ConnectError", (Exception,), {"__module__": "httpx2"})("no route")
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("point_peft_hf.commands.methods.main", fail)
+    with pytest.raises(SystemExit, match=r"error: The Hub cannot be reached \(ConnectError: no route\)"):
+        point_peft("methods")

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from point_peft_hf import AutoModelForPointCloudClassification, PointCloudProcessor
 from point_peft_hf.data import read_labelled_cloud, write_point_cloud
 from point_peft_hf.data.listing import list_clouds
 from point_peft_hf.training import Predictor, finetune, load_segmentation_task
@@ -132,3 +133,26 @@ def test_parts_of_a_folder(point_peft, tiny_backbone, tmp_path, capsys):
     assert float(row[f"share_{task.class_names[3]}"]) == pytest.approx(share, abs=1e-5)
     with pytest.raises(SystemExit, match="error: .*categories lamp, mug.*got 'jar'"):
         point_peft("predict", "data", "--adapter", "linear", "--category", "jar")
+
+
+def test_a_category_is_for_parts(point_peft, adapter, scans):
+    with pytest.raises(SystemExit, match="error: --category is for parts of objects, and .* predicts classes"):
+        point_peft("predict", scans, "--adapter", adapter, "--category", "cup")
+
+
+def test_an_adapter_that_is_not_there(point_peft, adapter, scans):
+    with pytest.raises(SystemExit, match=r"error: There is no folder '.*lineer'. .* holds linear\."):
+        point_peft("predict", scans, "--adapter", adapter.with_name("lineer"))
+
+
+def test_a_backbone_that_is_an_adapter(point_peft, adapter, scans):
+    with pytest.raises(SystemExit, match="linear holds an adapter .*, not a backbone"):
+        point_peft("predict", scans, "--adapter", adapter, "--model", adapter)
+    with pytest.raises(SystemExit, match="linear holds an adapter .*, not a backbone"):
+        point_peft("train", "--model", adapter, "--clouds_per_class", 4)
+
+
+def test_two_classes_of_one_name(adapter, tmp_path, tiny_backbone):
+    model = AutoModelForPointCloudClassification.from_pretrained(tiny_backbone, id2label={0: "mug", 1: "mug"})
+    with pytest.raises(ValueError, match="Classes 0 and 1 of the model are both called 'mug'"):
+        Predictor(model, PointCloudProcessor())

@@ -125,7 +125,7 @@ def test_bad_files(tmp_path, make_scans, cache_dir, files_under, name, cache):
     root = make_scans(tmp_path / "scans")
     (root / "lamp" / name).write_bytes(BAD_FILES[name])
     if cache == "auto" or name == "strange.docx":
-        with pytest.raises(PointCloudError, match=f"{name}: .*skip_bad_files=True leaves"):
+        with pytest.raises(PointCloudError, match=f"{name}: .*--skip_bad_files leaves"):
             load_dataset(root, cache_dir=cache)
         assert files_under(cache_dir) == []  # nothing half-written
     else:

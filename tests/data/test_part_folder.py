@@ -147,6 +147,9 @@ def test_names_of_parts(tmp_path, rng):
     (tmp_path / "parts.txt").write_text("foot\nshade\n")
     with pytest.raises(PointCloudError, match=r"parts.txt: has 2 names, but the labels go up to 3"):
         load_dataset(tmp_path, "part_folder", progress=False)
+    (tmp_path / "parts.txt").write_text("foot\nshade\nfoot\nhandle\n")
+    with pytest.raises(PointCloudError, match=r"parts.txt: 'foot' is the name of part 0 and of part 2"):
+        load_dataset(tmp_path, "part_folder", progress=False)
 
 
 def test_text_files_beside_folders(tmp_path, rng):
