@@ -6,10 +6,10 @@
     predictor = Predictor.from_pretrained("outputs/point_peft")
     export_model(predictor.model, predictor.processor, "point_peft.onnx")
 
-A file takes `points`, float32 of shape `(batch_size, num_points, 3)`, as the processor prepares them, and gives `logits`
-of shape `(batch_size, num_labels)`, or of a part segmentation `(batch_size, num_points, num_labels)`. A part
-segmentation with categories also takes `category_ids`, int64 of shape `(batch_size,)`. The metadata in the file say how
-clouds are prepared and what the labels are called.
+A file takes `points`, float32 of shape `(batch_size, num_points, 3)`, as the processor prepares them, and gives
+`logits` of shape `(batch_size, num_labels)`, or of a part segmentation `(batch_size, num_points, num_labels)`. A part
+segmentation with categories also takes `category_ids`, int64 of shape `(batch_size,)`. The metadata in the file say
+how clouds are prepared and what the labels are called.
 """
 
 from __future__ import annotations

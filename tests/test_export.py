@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -12,9 +11,10 @@ from peft import LoraConfig, get_peft_model
 import point_peft_hf as pp
 from point_peft_hf import export
 from point_peft_hf.data import PointCloudProcessor
-from point_peft_hf.export import METADATA_NAME, export_model
+from point_peft_hf.export import export_model
 from point_peft_hf.ops import farthest_point_sample, inverse_distance_weights, knn_indices
 from point_peft_hf.ops.exporting import exporting_for_onnx
+from point_peft_hf.tuners.point_prior_prompt.bank import PointPriorBank
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -75,7 +75,8 @@ def make_model(adapter, backbone="point_mae"):
     if adapter == "point_peft":
         features = torch.randn(9, model.config.hidden_size, generator=torch.Generator().manual_seed(2))
         layers = [module for module in model.modules() if hasattr(module, "set_bank")]
-        entries = pp.PointPriorBank(torch.nn.functional.normalize(features), torch.arange(9) % 3)
+        features = torch.nn.functional.normalize(features)
+        entries = PointPriorBank(features, torch.arange(9) % 3, torch.arange(9))
         layers[0].set_bank("default", entries)
     return model
 
@@ -179,7 +180,7 @@ def test_parts_with_categories(tmp_path):
         "segmentation_token_size": 8,
         "segmentation_propagation_sizes": [6],
         "segmentation_hidden_sizes": [6],
-        "feature_layers": [0],
+        "segmentation_layers": [0],
     }
     model = spread(make_backbone(model_class=pp.PointMAEForSegmentation, **fields, **sizes))
     exported = export_model(model, PROCESSOR, tmp_path / "parts.onnx")
@@ -259,7 +260,8 @@ def test_names_and_options_that_do_not_fit(name, options, message, tmp_path):
 
 
 def test_models_that_cannot_be_exported(tmp_path):
-    scenes = pp.PTv3ForSemanticSegmentation(pp.PTv3Config(**SCENES))
+    sizes = {"depths": (1,), "hidden_sizes": (12,), "num_attention_heads": (1,), "patch_sizes": (16,)}
+    scenes = pp.PointTransformerV3ForSemanticSegmentation(pp.PointTransformerV3Config(**sizes))
     for model in (scenes, make_backbone().point_mae):
         with pytest.raises(ValueError, match=f"A {type(model).__name__} cannot be exported: only classifiers and"):
             export_model(model, PROCESSOR, tmp_path / "model.pt2")
