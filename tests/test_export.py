@@ -1,6 +1,7 @@
 """Models as files: every type and backbone, what files say about themselves, and what cannot be exported."""
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -47,6 +48,15 @@ CONFIGS = {
     "pointlora": lambda: pp.PointLoRAConfig(r=2, bottleneck_size=4, scales=[[12, 4, 6], [8, 4, 2]]),
     "pointgst": lambda: pp.PointGSTConfig(bottleneck_size=4, local_size=4),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_trace_of_compilation():
+    # pytest listens to all that is logged, and PyTorch then formats what nobody reads.
+    logger = logging.getLogger("torch.__trace")
+    logger.disabled = True
+    yield
+    logger.disabled = False
 
 
 def spread(model):
