@@ -26,7 +26,8 @@ ALLOWED = {
     "foreign": {"models", "slots", "tokens"},
     "scenes": {"data", "models", "visualization"},
     "extras": set(),
-    "commands": {"auto", "data", "extras", "io", "models", "scenes", "training", "visualization"},
+    "export": {"data", "extras", "models", "ops"},
+    "commands": {"auto", "data", "export", "extras", "io", "models", "scenes", "training", "visualization"},
     "__main__": {"commands"},
     "training": {
         "auto",

@@ -20,6 +20,7 @@ COMMANDS = {
     "visualize": "Draw what an adapter makes of a cloud, and how its training went.",
     "demo": "Serve a page to try adapters on.",
     "serve": "Serve adapters over HTTP: POST a file, get JSON.",
+    "export": "Write an adapter with its backbone to a .pt2 or .onnx file.",
     "methods": "List the methods.",
     "push": "Push an adapter to the Hub.",
     "pull": "Download an adapter with its backbone.",

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .exporting import is_exporting_for_onnx
 from .grouping import gather_points
 from .neighbors import knn_indices
 
@@ -90,6 +91,8 @@ def interpolate_features(
     offsets = gather_points(sources.to(dtype), indices) - targets.to(dtype).unsqueeze(2)
     weights = _normalized_inverse(offsets.square().sum(dim=-1), power=2.0, eps=eps).to(features.dtype)
     batch, num_sources, channels = features.shape
+    if is_exporting_for_onnx():  # where a sum over bags is a loop
+        return (gather_points(features, indices) * weights.unsqueeze(-1)).sum(dim=2)
     rows = indices + torch.arange(batch, device=indices.device).view(-1, 1, 1) * num_sources
     # One pass over the rows; a gather and a sum would write and read every neighbour's features once more.
     spread = F.embedding_bag(

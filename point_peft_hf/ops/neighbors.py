@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .differences import squared_differences
+from .exporting import is_exporting_for_onnx
 
 # Entries of the matrix of distances made at a time, 16 bytes each: on the CPU few enough for the cache, on a GPU few
 # enough for the memory.
@@ -43,7 +44,8 @@ def knn_indices(queries: Tensor, points: Tensor, k: int) -> Tensor:
     queries, points = queries.to(dtype), points.to(dtype)
     if torch.compiler.is_compiling():
         # The compiler fuses this; the loop over blocks below would be unrolled.
-        return _nearest((queries.unsqueeze(2) - points.unsqueeze(1)).square().sum(dim=-1), k)
+        x, y, z = (queries.unsqueeze(2) - points.unsqueeze(1)).square().unbind(dim=-1)
+        return _nearest(x + y + z, k)
     return _search_blocks(queries, points, k)
 
 
@@ -53,6 +55,8 @@ def _nearest(squared: Tensor, k: int) -> Tensor:
     The bits of a float that is not negative are in the order of its value. With the index in the lower half, integers
     of 64 bits are in the order that is wanted, and no two are equal: every way to select them finds the same.
     """
+    if is_exporting_for_onnx():  # which has no such bits, but says that the lower index comes first
+        return squared.topk(k, dim=-1, largest=False).indices
     if squared.dtype == torch.float64:  # no room for the index
         return squared.sort(dim=-1, stable=True).indices[..., :k]
     keys = squared.view(torch.int32).long()

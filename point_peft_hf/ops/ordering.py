@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .exporting import State, repeat
+
 
 def greedy_path(points: Tensor) -> Tensor:
     """Order points along a path that goes on to the nearest point it has not visited, from the first one on.
@@ -24,15 +26,21 @@ def greedy_path(points: Tensor) -> Tensor:
     batch, num_points, _ = points.shape
     # Direct differences: expanded squares would reorder points that are almost as near as each other.
     distances = (points.unsqueeze(2) - points.unsqueeze(1)).square().sum(dim=-1)  # (B, N, N)
-    rows = torch.arange(batch, device=points.device)
+    numbers = torch.arange(num_points, device=points.device)
+
+    def go_on(state: State) -> tuple[State, Tensor]:
+        taken, current = state
+        taken = taken | (numbers == current.unsqueeze(1))
+        steps = distances.take_along_dim(current.view(-1, 1, 1), dim=1).squeeze(1)  # (B, N)
+        current = steps.masked_fill(taken, torch.inf).argmin(dim=1)
+        return (taken, current), current
+
     taken = torch.zeros(batch, num_points, dtype=torch.bool, device=points.device)
-    current = torch.zeros(batch, dtype=torch.int64, device=points.device)
-    path = [current]
-    for _ in range(num_points - 1):
-        taken = taken.scatter(1, current.unsqueeze(1), True)
-        current = distances[rows, current].masked_fill(taken, torch.inf).argmin(dim=1)
-        path.append(current)
-    return torch.stack(path, dim=1)
+    first = torch.zeros(batch, dtype=torch.int64, device=points.device)
+    path = [first[None]]
+    if num_points > 1:
+        path.append(repeat(go_on, (taken, first), num_points - 1))
+    return torch.cat(path).t().contiguous()
 
 
 def morton_keys(points: Tensor, cells: float = 100.0) -> Tensor:

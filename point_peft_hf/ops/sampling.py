@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .differences import squared_differences
+from .exporting import State, repeat
 
 _NEAR_ORIGIN = 1e-3
 # Points handled together on the CPU: few enough for their working arrays (7 numbers a point) to stay in the cache and
@@ -45,8 +46,11 @@ def farthest_point_sample(points: Tensor, num_samples: int, *, skip_near_origin:
         )
     if points.dtype != torch.float64:
         points = points.float()
-    # A call through the operator takes as long as several picks from a small batch.
-    sample = _opaque_sample if torch.compiler.is_compiling() else _sample
+    if torch.compiler.is_exporting():
+        sample = _sample_exported
+    else:
+        # A call through the operator takes as long as several picks from a small batch.
+        sample = _opaque_sample if torch.compiler.is_compiling() else _sample
     return sample(points.detach(), num_samples, skip_near_origin)
 
 
@@ -83,6 +87,33 @@ _opaque_sample = torch.library.custom_op("point_peft_hf::farthest_point_sample",
 @_opaque_sample.register_fake
 def _(points: Tensor, num_samples: int, skip_near_origin: bool) -> Tensor:
     return points.new_empty((points.shape[0], num_samples), dtype=torch.int64)
+
+
+def _sample_exported(points: Tensor, num_samples: int, skip_near_origin: bool) -> Tensor:
+    """Sample with plain operators that also ONNX has; arguments as `farthest_point_sample`."""
+    planes = points.permute(2, 0, 1).contiguous()
+
+    def squared_norm(vectors: Tensor) -> Tensor:
+        # Added in the order of the other ways, which decides the last bit.
+        x, y, z = vectors * vectors
+        return x + y + z
+
+    def pick(state: State) -> tuple[State, Tensor]:
+        nearest, last = state
+        centers = planes.gather(2, last.view(1, -1, 1).expand(3, -1, 1))
+        nearest = torch.minimum(nearest, squared_norm(planes - centers))
+        last = nearest.argmax(dim=1)
+        return (nearest, last), last
+
+    nearest = torch.full_like(planes[0], torch.inf)
+    if skip_near_origin:
+        is_near = squared_norm(planes).double() <= _NEAR_ORIGIN  # as in _sample_torch
+        nearest = torch.where(is_near, -1.0, nearest)
+    first = torch.zeros_like(nearest[:, 0], dtype=torch.int64)
+    picked = [first[None]]
+    if num_samples > 1:
+        picked.append(repeat(pick, (nearest, first), num_samples - 1))
+    return torch.cat(picked).t().contiguous()
 
 
 def _sample_torch(points: Tensor, num_samples: int, skip_near_origin: bool) -> Tensor:

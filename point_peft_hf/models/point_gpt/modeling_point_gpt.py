@@ -85,7 +85,7 @@ class PointGPTModel(SingleStageEncoder, PointGPTPreTrainedModel):
         mask: torch.Tensor | None = None,
     ) -> Tokens:
         """The tokens that enter the blocks; `mask` takes the place of seeing all in front."""
-        batch_size, is_causal = len(features), mask is None
+        batch_size, is_causal = features.shape[0], mask is None
         start, class_token = self.start_token, None if frozen else self.class_token
         token, position = (original(start) if frozen else start)(batch_size)
         rows = [token, features]

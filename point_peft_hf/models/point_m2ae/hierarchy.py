@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ...ops import farthest_point_sample, gather_points, knn_indices
+from ...ops.differences import pair_distances
 
 # Added to the attention scores of pairs that must not see each other.
 BLOCKED = -1e5
@@ -72,8 +73,7 @@ def radius_mask(centers: torch.Tensor, radius: float, dtype: torch.dtype) -> tor
     if radius == 0:
         return None
     # Direct differences: the expanded square is inexact exactly where pairs are close to the limit.
-    distances = torch.cdist(centers, centers, compute_mode="donot_use_mm_for_euclid_dist")
-    return blocked_scores(distances >= radius, dtype)
+    return blocked_scores(pair_distances(centers, centers) >= radius, dtype)
 
 
 def blocked_scores(blocked: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

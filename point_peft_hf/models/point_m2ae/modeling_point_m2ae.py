@@ -196,7 +196,7 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
 
     def _kept_groups(self, cloud: Cloud) -> PointHierarchy:
         """The groups, which are computed once for each cloud."""
-        config, rows = self.config, len(cloud.points)
+        config, rows = self.config, cloud.points.shape[0]
         counts = list(enumerate(config.num_groups))
         shapes = {f"backbone.centers.{i}": (rows, count, 3) for i, count in counts}
         shapes |= {f"backbone.neighbors.{i}": (rows, count, config.group_sizes[i]) for i, count in counts}
@@ -212,7 +212,7 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
         self, stage: int, hierarchy: PointHierarchy, finer: torch.Tensor | None, cloud: Cloud
     ) -> torch.Tensor:
         """Tokens of a stage with a frozen embedding, which are computed once for each cloud."""
-        shape = (len(cloud.points), self.config.num_groups[stage], self.config.hidden_sizes[stage])
+        shape = (cloud.points.shape[0], self.config.num_groups[stage], self.config.hidden_sizes[stage])
         compute = partial(self.embed_stage, stage, hierarchy, finer)
         return cloud.memo.once(f"backbone.embedded.{stage}", compute, per_cloud=True, shape=shape)
 

@@ -153,7 +153,7 @@ class ReConModel(SingleStageEncoder, ReConPreTrainedModel):
     ) -> Tokens:
         if frozen:
             return start_tokens(features, centers, cloud, original(self.position_embedding)(centers, True))
-        rows, positions = zip(*(getattr(self, name)(len(features)) for name in TOKENS), strict=True)
+        rows, positions = zip(*(getattr(self, name)(features.shape[0]) for name in TOKENS), strict=True)
         features = torch.cat([*rows, features], dim=1)
         positions = torch.cat([*positions, self.position_embedding(centers)], dim=1)
         return start_tokens(features, centers, cloud, positions, num_class=len(TOKENS))

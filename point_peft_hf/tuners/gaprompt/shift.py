@@ -142,7 +142,7 @@ class PointLayer(SlotLayer):
         shift = self.part("shift_head", name)(features).to(points.dtype)
         moved = points + config.shift_scale * shift * points
         added = (config.point_scale * self.part("point_prompts", name).coordinates).to(points.dtype)
-        points = torch.cat([moved, added.expand(len(points), -1, -1)], dim=1)
+        points = torch.cat([moved, added.expand(points.shape[0], -1, -1)], dim=1)
         return replace(cloud, points=points).sharing(f"{self.key(name)}.shape", self.part("shape_head", name)(code))
 
     def look(self, name: str, points: torch.Tensor, skip_near_origin: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...layers import FreezableBatchNorm1d, recompute_in_backward
+from ...ops.differences import pair_distances
 
 _NEGATIVE_SLOPE = 0.2
 
@@ -66,5 +67,5 @@ def nearest_tokens(tokens: torch.Tensor, count: int) -> torch.Tensor:
     """
     tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
     # From direct differences: the expansion as a matrix product cancels where tokens are alike.
-    distances = torch.cdist(tokens, tokens, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = pair_distances(tokens, tokens)
     return distances.topk(min(count, tokens.shape[1]), dim=-1, largest=False).indices
