@@ -39,7 +39,7 @@ BACKBONES = {
 CONFIGS = {
     "lora": lambda: LoraConfig(r=2, target_modules=["q_proj", "fc1"]),
     "geometry_adapter": pp.GeometryAdapterConfig,
-    "point_peft": lambda: pp.PointPeftConfig(num_prompt_tokens=4, retrieved_count=2),
+    "point_peft": lambda: pp.PointPeftConfig(num_prompt_tokens=4),
     "stag": lambda: pp.STAGConfig(rank=4, num_neighbors=3),
     "gaprompt": lambda: pp.GAPromptConfig(num_prompt_tokens=2, num_points=3),
     "dapt": lambda: pp.DAPTConfig(bottleneck_size=4),

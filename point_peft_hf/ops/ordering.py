@@ -31,7 +31,8 @@ def greedy_path(points: Tensor) -> Tensor:
     def go_on(state: State) -> tuple[State, Tensor]:
         taken, current = state
         taken = taken | (numbers == current.unsqueeze(1))
-        steps = distances.take_along_dim(current.view(-1, 1, 1), dim=1).squeeze(1)  # (B, N)
+        rows = current.view(-1, 1, 1).expand(-1, 1, num_points)
+        steps = distances.gather(1, rows).squeeze(1)  # (B, N)
         current = steps.masked_fill(taken, torch.inf).argmin(dim=1)
         return (taken, current), current
 
