@@ -99,7 +99,7 @@ def find_file(name: str | os.PathLike, filename: str, *, subfolder: str | None =
         if try_to_load_from_cache(str(name), path, **where) is _CACHED_NO_EXIST:
             return None
         raise ConnectionError(
-            f"There is no folder {str(name)!r} here, and whether the repository of that name has {path} could not be "
+            f"There is no folder {str(name)!r} here, and whether the repository {str(name)!r} has {path} could not be "
             "found out: the Hub cannot be reached (no connection, or offline mode), and the cache does not know. Pass "
             "the folder of an adapter, or try again with a connection."
         ) from error
