@@ -26,11 +26,11 @@ def test_a_method_trains_the_head_and_what_it_says(method, tiny_backbone):
     model = prepare_method(method, load_backbone(tiny_backbone, NAMES))
     names = trainable_names(model)
     assert any("classifier" in name for name in names)
-    # STAG saves it, but does not train it.
-    assert any("class_token" in name for name in names) == (method != "stag")
+    # They save it, but do not train it.
+    assert any("class_token" in name for name in names) == (method not in ("stag", "head"))
     others = [name for name in names if "classifier" not in name and "class_token" not in name]
     assert isinstance(model, PeftModel) == (method != "full")
-    if method == "linear":
+    if method in ("linear", "head"):
         assert others == []
     elif method == "full":
         assert any("layers" in name for name in others)
