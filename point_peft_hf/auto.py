@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from . import models
-from .io.backbone import DECODER_FIELDS, HEADS, SEGMENTATION_FIELDS, check_backbone, describe_backbone
+from .io.backbone import DECODER_FIELDS, HEADS, SEGMENTATION_FIELDS, check_backbone, describe_backbone, open_backbone
 from .io.files import (
     BACKBONE_NAME,
     CONFIG_NAME,
@@ -26,7 +26,6 @@ from .io.files import (
     find_adapter,
     find_file,
     read_json,
-    refuse_adapter,
 )
 from .io.weights import check_complete
 from .pretrained import backbone_folder
@@ -224,9 +223,7 @@ def _load_backbone(
         kwargs = fields | kwargs
     model_class = _backbone_class(files, import_allowlist)
     # A head for other classes gives way to that of the adapter; all else is compared by the fingerprint.
-    folder = backbone_folder(str(name))
-    refuse_adapter(folder)
-    loaded = model_class.from_pretrained(folder, ignore_mismatched_sizes=True, use_safetensors=True, **kwargs)
+    loaded = open_backbone(model_class, str(name), ignore_mismatched_sizes=True, use_safetensors=True, **kwargs)
     loaded.name_or_path = loaded.config.name_or_path = str(name)
     return loaded
 

@@ -32,6 +32,7 @@ from torch import nn
 from .data import PointCloudProcessor
 from .data.procedural import BASE_CLASSES, sample_shape
 from .extras import install_command
+from .models.configuration import class_names_of
 from .models.modeling import PointClassificationMixin
 from .models.segmentation import PointSegmentationMixin
 from .ops.exporting import exporting_for_onnx
@@ -168,7 +169,7 @@ def describe(model: nn.Module, processor: PointCloudProcessor) -> dict[str, Any]
     config, is_parts = backbone.config, isinstance(backbone, PointSegmentationMixin)
     described = {
         "task": "part_segmentation" if is_parts else "classification",
-        "class_names": [config.id2label[index] for index in range(config.num_labels)],
+        "class_names": class_names_of(config),
         "num_points": processor.num_points,
         "processor": processor.to_dict(),
         "model_type": config.model_type,

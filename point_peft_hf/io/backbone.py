@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 from ..attaching import backbone_tensors, pretrained_parts, unsaved_task_tensors
+from ..pretrained import backbone_folder
+from .files import refuse_adapter
 
 # Fields of a backbone that must be those an adapter was made with: what follows from them is in no weight.
 BACKBONE_FIELDS = (
@@ -39,6 +42,30 @@ _COMPARED_OTHERWISE = (
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _EXACT = (torch.float64, torch.float32)
 _DIGEST_LENGTH = 32
+
+
+def open_backbone(model_class: type, name: str, **options: Any) -> nn.Module:
+    """Load a backbone by name.
+
+    Args:
+        model_class: A class with `from_pretrained`.
+        name: Name of a shipped backbone, a folder, or a Hub repository.
+        **options: Passed to `from_pretrained`.
+
+    Raises:
+        FileNotFoundError: If `name` is a folder that is not there or holds an adapter.
+        OSError: If the model cannot be loaded.
+    """
+    folder = backbone_folder(name)
+    refuse_adapter(folder)
+    try:
+        return model_class.from_pretrained(folder, **options)
+    except OSError as error:
+        if os.path.isdir(folder):
+            raise
+        raise OSError(
+            f"The backbone {name!r} is neither a folder here nor a repository that could be loaded: {error}"
+        ) from error
 
 
 @torch.no_grad()

@@ -63,11 +63,6 @@ def train_methods(
     return records
 
 
-def in_list(names: Sequence[str]) -> str:
-    """Names in a sentence: "a, b and c"."""
-    return " and ".join([*[", ".join(names[:-1])] * (len(names) > 1), names[-1]])
-
-
 def best_record(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The record with the highest score on the validation split; the first one of equals, or without a split."""
     return max(records, key=lambda record: record[f"validation_{record['score']}"] or 0.0)
@@ -87,9 +82,11 @@ def conclusion(records: Sequence[dict[str, Any]]) -> str:
         lead, share, count = best[score] - second, best[score], best["clouds"]["validation"]
         # At most the standard error of a difference of two shares of the same clouds.
         if lead < 1.96 * math.sqrt(max(share * (1 - share), 0.01) / count):
-            is_tie = f" {in_list([r['method'] for r in records if r[score] == best[score]])} are equal."
-            chance = f" Its lead of {100 * lead:.1f} points may be chance: it is one seed on {count} clouds."
-            text += chance if lead else is_tie
+            if lead:
+                text += f" Its lead of {100 * lead:.1f} points may be chance: it is one seed on {count} clouds."
+            else:
+                *others, last_name = (record["method"] for record in records if record[score] == best[score])
+                text += f" {', '.join(others)} and {last_name} are equal."
     if best["best_epoch"] == last["epoch"] > 1:
         text += " Still improving in the last epoch: more --num_train_epochs may help."
     if steps < FEW_STEPS:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import FeatureExtractionMixin
 
 from ..data import PointCloudProcessor
-from ..io.files import refuse_adapter
+from ..io.backbone import open_backbone
 from ..models import AutoModelForPointCloudClassification
 from ..pretrained import backbone_folder
 from ..tuners import (
@@ -261,24 +261,16 @@ def load_backbone(
         The model.
     """
     id2label = dict(enumerate(class_names))
-    folder = backbone_folder(name)
-    refuse_adapter(folder)
-    try:
-        with quiet_loading():
-            backbone = auto_class.from_pretrained(
-                folder,
-                num_labels=len(class_names),
-                id2label=id2label,
-                label2id={label: index for index, label in id2label.items()},
-                ignore_mismatched_sizes=True,
-                **fields,
-            )
-    except OSError as error:
-        if os.path.isdir(folder):
-            raise
-        raise OSError(
-            f"The backbone {name!r} is neither a folder here nor a repository that could be loaded: {error}"
-        ) from error
+    with quiet_loading():
+        backbone = open_backbone(
+            auto_class,
+            name,
+            num_labels=len(class_names),
+            id2label=id2label,
+            label2id={label: index for index, label in id2label.items()},
+            ignore_mismatched_sizes=True,
+            **fields,
+        )
     # A shipped backbone goes by its name, as its folder is another on every machine; a relative folder by one that no
     # repository can have.
     is_relative_folder = os.path.isdir(name) and not os.path.isabs(name)

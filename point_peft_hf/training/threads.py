@@ -9,7 +9,8 @@ import psutil
 import torch
 from accelerate import PartialState
 
-_FLAG = "--num_cpu_threads_per_process"
+# Accelerate takes it with underscores as well.
+_FLAG = "--num-cpu-threads-per-process"
 
 
 def use_all_cores() -> None:
@@ -38,5 +39,5 @@ def asks_for_threads(command: Sequence[str], environment: Mapping[str, str]) -> 
         command: Its command line.
         environment: Its environment variables.
     """
-    names = {part.partition("=")[0].replace("-", "_").replace("__", "--", 1) for part in command}
-    return "OMP_NUM_THREADS" in environment or _FLAG in names
+    options = {part.partition("=")[0].replace("_", "-") for part in command}
+    return "OMP_NUM_THREADS" in environment or _FLAG in options

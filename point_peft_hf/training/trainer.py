@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ class PointCloudTrainer(BaseTrainer):
         yield {"precomputed": values}
         known.keep(batch, values)
 
-    @property
+    @cached_property
     def num_refresh_batches(self) -> int:
         """Number of the batches of an epoch, of each process, that statistics of BatchNorms are estimated on."""
         if not self.args.exact_batch_norm or not trained_batch_norms(self.model):

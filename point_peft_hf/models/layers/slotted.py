@@ -58,12 +58,9 @@ def is_constant(*modules: nn.Module) -> bool:
 
     Nothing in them is trained or adapted, and there are no hooks. What is drawn at random is left to the caller.
     """
-    for module in (part for each in modules for part in each.modules()):
-        if isinstance(module, ADAPTED) or module._forward_hooks or module._forward_pre_hooks:
-            return False
-        if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
-            return False
-    return True
+    return all(map(is_pretrained, modules)) and not any(
+        part._forward_hooks or part._forward_pre_hooks for module in modules for part in module.modules()
+    )
 
 
 def check_not_trained(module: nn.Module, reason: str, left_out: tuple[str, ...] = ()) -> None:
