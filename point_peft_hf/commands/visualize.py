@@ -113,9 +113,12 @@ def main(arguments: Sequence[str], prog: str) -> None:
     """Draw, and say where each picture is as soon as it is there."""
     args = _parse(arguments, prog)
     prepare(args)
+    path = None
     try:
         for path in draw_all(args):
             print(path, flush=True)
     except ImportError as error:
-        # The page of the cloud, which needs nothing, comes first.
+        # The page of the cloud, which needs no extra, comes first. Without it there is nothing to show.
+        if path is None:
+            raise
         print(f"No pictures: {error}")

@@ -300,7 +300,8 @@ def parse_arguments(
 
 
 def _preset_of(arguments: Sequence[str] | None) -> str | None:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    # Abbreviated, too, as the parser of all arguments takes it.
+    parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--preset")
     return parser.parse_known_args(arguments)[0].preset
 

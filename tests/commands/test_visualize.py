@@ -64,6 +64,13 @@ def test_without_matplotlib_there_is_a_page(point_peft, adapter, monkeypatch, ca
     assert re.match(r"No pictures: Pictures need matplotlib.*pip install .*\[viz\]", note)
 
 
+def test_a_cloud_that_needs_an_extra(point_peft, adapter, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "laspy", None)
+    (tmp_path / "scan.las").write_bytes(b"LASF")
+    with pytest.raises(SystemExit, match=r"error: .*laspy"):
+        point_peft("visualize", "scan.las", "--adapter", adapter)
+
+
 def test_parts_are_drawn(point_peft, backbone, tmp_path, capsys):
     rng = np.random.default_rng(0)
     for category, first in (("lamp", 0), ("mug", 2)):

@@ -21,6 +21,10 @@ def test_what_is_not_given_comes_from_the_preset(name, as_mapping, tmp_path):
     assert what.model_config["num_groups"] == what.num_points // 16
 
 
+def test_an_abbreviated_option_is_not_ignored():
+    assert parse_arguments(["--pres", "paper_modelnet40"])[2].learning_rate == 5e-4
+
+
 def test_a_preset_that_does_not_exist():
     with pytest.raises(ValueError, match="There is no preset 'paper'. Choose one of paper_scanobjectnn, "):
         parse_arguments(["--preset", "paper"])
