@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .differences import squared_differences
 from .exporting import State, repeat
+from .kernels import compiled_loops
 
 _NEAR_ORIGIN = 1e-3
 # Points handled together on the CPU: few enough for their working arrays (7 numbers a point) to stay in the cache and
@@ -139,6 +140,9 @@ def _sample_torch(points: Tensor, num_samples: int, skip_near_origin: bool) -> T
 def _sample_cpu(points: Tensor, num_samples: int, skip_near_origin: bool) -> Tensor:
     """Sample on the CPU, a few clouds at a time; arguments as `farthest_point_sample`."""
     batch, num_points, _ = points.shape
+    loops = compiled_loops(f"{__package__}.sampling_numba") if points.dtype == torch.float32 else None
+    if loops is not None:
+        return loops.sample_numba(points, num_samples, _NEAR_ORIGIN if skip_near_origin else None)
     picked = torch.zeros((num_samples, batch), dtype=torch.int64)
     blocks = max(1, -(-batch * num_points // _BLOCK_POINTS))
     for part, target in zip(points.chunk(blocks), picked.chunk(blocks, dim=1), strict=True):

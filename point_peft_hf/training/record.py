@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
+import importlib.util
 import json
 import math
 import platform
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -193,4 +195,6 @@ def versions() -> dict[str, str]:
         "point_peft_hf": point_peft_hf.__version__,
         "python": platform.python_version(),
         **{module.__name__: module.__version__ for module in (torch, transformers, peft, accelerate)},
+        # Its loops round differently from PyTorch's operations.
+        **({"numba": metadata.version("numba")} if importlib.util.find_spec("numba") else {}),
     }

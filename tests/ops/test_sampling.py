@@ -44,6 +44,15 @@ def naive_fps(cloud: torch.Tensor, num_samples: int, skip_near_origin: bool = Fa
     return picked
 
 
+@pytest.fixture(autouse=True, params=["numba", "numpy"])
+def loops(request, monkeypatch):
+    """All tests with the compiled loop and without."""
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(sampling_module, "compiled_loops", lambda name: None)
+
+
 def test_eight_points_by_hand():
     # Points on the x axis. Squared distance to the nearest pick after each step:
     #   index:            0   1   2   3   4   5   6   7

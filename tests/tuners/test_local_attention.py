@@ -93,11 +93,87 @@ def test_only_the_tokens_are_kept():
 def test_autocast_leaves_the_tokens_in_float32():
     attention, tokens, rows = make()
     attention, tokens = attention.float(), tokens.detach().float().requires_grad_()
-
-    def run():
-        result = attention.attend_and_take_maximum(tokens, rows)
-        return result, *torch.autograd.grad(result.sum(), (tokens, *attention.parameters()))
-
-    expected = run()
+    expected = run(attention, tokens, rows)
     with torch.autocast("cpu", torch.bfloat16):
-        assert all(map(torch.equal, run(), expected))
+        assert all(map(torch.equal, run(attention, tokens, rows), expected))
+
+
+# -- Compiled loops ---------------------------------------------------------------------------------------------------
+
+
+def run(attention, tokens, rows, kept=None, num_clouds=1):
+    result = attention.attend_and_take_maximum(tokens, rows, kept, num_clouds)
+    grad = torch.arange(result.numel(), dtype=result.dtype).view_as(result).sin()
+    return result, *torch.autograd.grad(result, (tokens, *attention.parameters()), grad)
+
+
+def make_clouds(num_clouds=3, num_rows=20, num_neighborhoods=7, num_neighbors=5, hidden_size=12, num_heads=2):
+    attention, tokens, _ = make(num_clouds * num_rows, 1, 1, hidden_size, 3 * num_heads, num_heads)
+    rows = [
+        cloud * num_rows + torch.randperm(num_rows)[:num_neighbors]
+        for cloud in range(num_clouds)
+        for _ in range(num_neighborhoods)
+    ]
+    return attention.float(), tokens.detach().float().requires_grad_(), torch.stack(rows)
+
+
+def without_loops(monkeypatch):
+    monkeypatch.setattr(module, "compiled_loops", lambda name: None)
+
+
+@pytest.mark.parametrize(
+    "sizes", [{}, {"num_neighbors": 1}, {"num_heads": 1}, {"num_heads": 3}, {"num_heads": 6, "hidden_size": 36}]
+)
+@pytest.mark.parametrize("with_drop_path", [False, True])
+def test_compiled_loops_equal_the_operations_of_pytorch(sizes, with_drop_path, monkeypatch):
+    pytest.importorskip("numba")
+    attention, tokens, rows = make_clouds(**sizes)
+    kept = torch.arange(len(rows)) % 3 * 0.75 if with_drop_path else None
+    found = run(attention, tokens, rows, kept, num_clouds=3)
+    without_loops(monkeypatch)
+    for got, wanted in zip(found, run(attention, tokens, rows, kept), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
+def test_compiled_loops_give_the_same_bits_with_any_number_of_threads(monkeypatch):
+    pytest.importorskip("numba")
+    arguments = make_clouds()
+    results = []
+    for threads in (1, 2, 5):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        results.append(run(*arguments, num_clouds=3))
+    assert all(map(torch.equal, results[0], results[1]))
+    assert all(map(torch.equal, results[0], results[2]))
+
+
+def test_the_first_of_equal_members_takes_the_gradient_in_compiled_loops():
+    pytest.importorskip("numba")
+    attention, tokens, rows = make_clouds(num_clouds=1, num_neighborhoods=1)
+    with torch.no_grad():
+        tokens.copy_(tokens[:1].clone())
+        attention.proj_weight.zero_()
+    grad = run(attention, tokens, rows)[1]
+    assert grad[rows[0, 0]].abs().sum() > 0
+    assert torch.equal(grad[rows[0, 1:]], torch.zeros(4, 12))
+
+
+def test_compiled_loops_pass_on_what_is_not_a_number():
+    pytest.importorskip("numba")
+    attention, tokens, rows = make_clouds()
+    with torch.no_grad():
+        tokens[rows[0, 0]] = torch.nan
+    result = attention.attend_and_take_maximum(tokens, rows, num_clouds=3)
+    assert result[0].isnan().any()
+    assert not result[7:].isnan().any()  # the other clouds
+
+
+@pytest.mark.parametrize("case", ["width of a head", "members", "double"])
+def test_what_compiled_loops_do_not_know_is_left_to_pytorch(case):
+    attention, tokens, rows = make_clouds(num_rows=300, num_neighbors=257) if case == "members" else make_clouds()
+    if case == "width of a head":
+        attention.num_heads = 1
+    elif case == "double":
+        attention, tokens = attention.double(), tokens.detach().double().requires_grad_()
+    result = attention.attend_and_take_maximum(tokens, rows, num_clouds=3)
+    assert "Fused" not in str(result.grad_fn.next_functions)
+    torch.testing.assert_close(result, plain(attention, tokens, rows))

@@ -182,7 +182,8 @@ class OutputLayer(SlotLayer):
         rows = neighborhoods.neighbor_rows
         features = tokens.features.flatten(0, 1).to(self.part("pooled_bn", name).weight.dtype)
         attention = self.shared(name, tokens, "local attention", f"{self.key(name)}.local_attention")
-        return attention.attend_and_take_maximum(features, rows, self.drop_path(name, features, rows.shape[0]))
+        kept = self.drop_path(name, features, rows.shape[0])
+        return attention.attend_and_take_maximum(features, rows, kept, tokens.features.shape[0])
 
     def drop_path(self, name: str, features: torch.Tensor, num_neighborhoods: int) -> torch.Tensor | None:
         """Stochastic depth: a factor for each neighbourhood, as in the published code; `None` for 1."""

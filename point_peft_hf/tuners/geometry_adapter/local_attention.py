@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-_NORM_EPS = 1e-5
+from ...ops.kernels import compiled_loops
+
+NORM_EPS = 1e-5
 # Numbers in the tokens of the neighbourhoods that are handled at a time: on a CPU few enough for the cache.
 _CPU_CHUNK = 64 * 16 * 384
 _GPU_CHUNK = 64_000_000
@@ -55,21 +58,23 @@ class LocalAttention(nn.Module):
         """
         # Norm and projection act on single tokens, so they come before the gather: each token once instead of once for
         # every neighbourhood it is in.
-        normed = F.layer_norm(tokens, tokens.shape[-1:], self.norm_weight, self.norm_bias, _NORM_EPS)
+        normed = F.layer_norm(tokens, tokens.shape[-1:], self.norm_weight, self.norm_bias, NORM_EPS)
         qkv = F.embedding(neighbor_rows, F.linear(normed, self.qkv_weight))
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attention = F.softmax(query @ key.transpose(-1, -2) * self.scale, dim=-1)
         return F.linear((attention @ value).transpose(1, 2).flatten(-2), self.proj_weight, self.proj_bias)
 
     def attend_and_take_maximum(
-        self, tokens: torch.Tensor, neighbor_rows: torch.Tensor, kept: torch.Tensor | None = None
+        self, tokens: torch.Tensor, neighbor_rows: torch.Tensor, kept: torch.Tensor | None = None, num_clouds: int = 1
     ) -> torch.Tensor:
         """The maximum over each neighbourhood of tokens + kept * attention.
 
         Args:
             tokens: Tokens of all clouds, of shape `(num_rows, hidden_size)`.
-            neighbor_rows: Rows of the neighbourhoods, of shape `(num_neighborhoods, num_neighbors)`.
+            neighbor_rows: Rows of the neighbourhoods, of shape `(num_neighborhoods, num_neighbors)`; cloud by cloud,
+                each with the same number of neighbourhoods and with rows of its own.
             kept: Factor of each neighbourhood's attention, of shape `(num_neighborhoods,)`; default: 1.
+            num_clouds: Number of clouds, which threads share.
 
         Returns:
             Features of shape `(num_neighborhoods, hidden_size)`.
@@ -80,12 +85,28 @@ class LocalAttention(nn.Module):
                 update = update * kept[:, None, None]
             return (F.embedding(neighbor_rows, tokens) + update).amax(dim=1)
         dtype = tokens.dtype
-        weights = (self.norm_weight, self.norm_bias, self.qkv_weight, self.proj_weight)
-        options = _Options(neighbor_rows.t().contiguous(), kept, self.num_heads, self.scale)
-        maximum = _AttendAndTakeMaximum.apply(tokens, *(weight.to(dtype) for weight in weights), options)
+        parameters = (self.norm_weight, self.norm_bias, self.qkv_weight, self.proj_weight)
+        weights = [parameter.to(dtype) for parameter in parameters]
+        loops = self._loops(tokens, neighbor_rows)
+        if loops is not None:
+            maximum = loops.FusedAttendAndTakeMaximum.apply(
+                tokens, *weights, neighbor_rows, kept, self.scale, num_clouds
+            )
+        else:
+            options = _Options(neighbor_rows.t().contiguous(), kept, self.num_heads, self.scale)
+            maximum = _AttendAndTakeMaximum.apply(tokens, *weights, options)
         # The bias is the same for all members, so it can wait until after the maximum.
         bias = self.proj_bias.to(dtype)
         return maximum + (bias if kept is None else kept[:, None] * bias)
+
+    def _loops(self, tokens: torch.Tensor, neighbor_rows: torch.Tensor) -> ModuleType | None:
+        """The compiled form for CPUs, where it is installed and fits."""
+        if tokens.device.type != "cpu" or tokens.dtype != torch.float32 or neighbor_rows.numel() == 0:
+            return None
+        loops = compiled_loops(f"{__package__}.local_attention_numba")
+        if loops is None or neighbor_rows.shape[1] > loops.MAX_MEMBERS:
+            return None
+        return loops if len(self.qkv_weight) == 3 * loops.HEAD_SIZE * self.num_heads else None
 
 
 class _Options(NamedTuple):
@@ -105,7 +126,7 @@ class _Options(NamedTuple):
         return [self._replace(rows=r, kept=k) for r, k in zip(rows, kept, strict=True)]
 
 
-def _without_autocast(method: Callable) -> Callable:
+def without_autocast(method: Callable) -> Callable:
     """Let a pass of an autograd function, whose second argument is a tensor, compute in the precision it is given."""
 
     @functools.wraps(method)
@@ -127,11 +148,11 @@ class _AttendAndTakeMaximum(torch.autograd.Function):
     """
 
     @staticmethod
-    @_without_autocast
+    @without_autocast
     def forward(ctx, tokens, norm_weight, norm_bias, qkv_weight, proj_weight, options):
         ctx.save_for_backward(tokens, norm_weight, norm_bias, qkv_weight, proj_weight)
         ctx.options = options
-        normed = F.layer_norm(tokens, tokens.shape[-1:], norm_weight, norm_bias, _NORM_EPS)
+        normed = F.layer_norm(tokens, tokens.shape[-1:], norm_weight, norm_bias, NORM_EPS)
         qkv = torch.mm(qkv_weight, normed.t())
         parts = options.chunks(tokens.shape[-1])
         buffer = _buffer(tokens, parts)
@@ -141,11 +162,11 @@ class _AttendAndTakeMaximum(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    @_without_autocast
+    @without_autocast
     def backward(ctx, grad):
         tokens, norm_weight, norm_bias, qkv_weight, proj_weight = ctx.saved_tensors
         shape = tokens.shape[-1:]
-        normed, mean, inverse_std = torch.native_layer_norm(tokens, shape, norm_weight, norm_bias, _NORM_EPS)
+        normed, mean, inverse_std = torch.native_layer_norm(tokens, shape, norm_weight, norm_bias, NORM_EPS)
         qkv = torch.mm(qkv_weight, normed.t())
         grad_tokens, grad_qkv = torch.zeros_like(tokens), torch.zeros_like(qkv)
         grad_proj = torch.zeros_like(proj_weight.t(), memory_format=torch.contiguous_format)

@@ -1,0 +1,52 @@
+"""Loops compiled with Numba, for CPUs: an extra, without which PyTorch's and NumPy's operations do the same."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+
+import torch
+
+
+@functools.cache
+def compiled_loops(module_name: str) -> ModuleType | None:
+    """The module with the compiled form of something.
+
+    Args:
+        module_name: Its name, with the package.
+
+    Returns:
+        The module; `None` where Numba is not installed, is switched off (NUMBA_DISABLE_JIT=1), or cannot be imported.
+    """
+    if importlib.util.find_spec("numba") is None or os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+        return None
+    try:
+        return importlib.import_module(module_name)
+    except Exception as error:
+        # A release of NumPy that it does not know, no folder to write compiled code to: no reason to stop.
+        warnings.warn(f"Loops run without Numba, more slowly: {error!r}", stacklevel=2)
+        return None
+
+
+def share_out(work: Callable[[int, int], None], count: int) -> None:
+    """Share independent items among as many threads as PyTorch uses.
+
+    Args:
+        work: Called with the first item and the one after the last. It has to release the lock of the interpreter.
+        count: Number of items.
+    """
+    threads = min(torch.get_num_threads(), count)
+    if threads < 2:
+        work(0, count)
+        return
+    # New threads each time: a pool that is kept does not survive the fork of a worker that loads data.
+    limits = [count * thread // threads for thread in range(threads + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, limits, limits[1:]):
+            pass
