@@ -259,8 +259,6 @@ def _cannot(described: Mapping[str, Any], error: Exception) -> ValueError:
 
 
 def _write_torch(program: torch.export.ExportedProgram, path: Path, described: Mapping[str, Any]) -> _Run:
-    # Nothing is left but operators that every PyTorch has.
-    program = program.run_decompositions({})
     torch.export.save(program, path, extra_files={METADATA_NAME: json.dumps(described)})
     loaded = torch.export.load(path).module()
     return lambda inputs: loaded(**inputs)
