@@ -145,8 +145,11 @@ def test_types_and_backbones(adapter, backbone, format, tmp_path):
         assert [(value.name, value.shape[1:]) for value in session.get_inputs()] == [("points", [NUM_POINTS, 3])]
         found = session.get_modelmeta().custom_metadata_map
     else:
-        files = {METADATA_NAME: ""}
-        run, found = torch.export.load(exported.path, extra_files=files).module(), json.loads(files[METADATA_NAME])
+        files = {export.METADATA_NAME: ""}
+        run, found = (
+            torch.export.load(exported.path, extra_files=files).module(),
+            json.loads(files[export.METADATA_NAME]),
+        )
     for count in (1, 4):
         check(model, run, points=clouds(count))
     assert (found["adapter_type"], found["model_type"]) == (adapter, backbone)
