@@ -15,6 +15,7 @@ how clouds are prepared and what the labels are called.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import warnings
@@ -233,13 +234,25 @@ def _still(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Mute what the libraries say about their own functions, and about operators that no model here has."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
 def _trace(
     logits: nn.Module, inputs: dict[str, torch.Tensor], format: str, described: Mapping[str, Any]
 ) -> torch.export.ExportedProgram:
     batch = torch.export.Dim("batch", min=1)
     shapes = {name: {0: batch} for name in inputs}
-    with exporting_for_onnx() if format == "onnx" else nullcontext(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with exporting_for_onnx() if format == "onnx" else nullcontext(), _muted():
         try:
             # Not strict: adapters pass dictionaries and closures around, which only this mode looks through.
             return torch.export.export(logits, (), inputs, dynamic_shapes=shapes, strict=False)
@@ -282,8 +295,7 @@ def _write_onnx(
             f"ONNX has no operator for {_NOT_IN_ONNX[name]} ({name}). Export a program of PyTorch instead: "
             "format='torch' (--format torch)."
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _muted():
         try:
             # The optimizer takes a constant of up to 1e-8 for 0 and drops its addition: a distance of 0 plus epsilon,
             # by which is divided, would be 0.

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from point_peft_hf import PointPeftConfig
+from point_peft_hf import PointCloudProcessor, PointPeftConfig
+from point_peft_hf.export import export_model
 from point_peft_hf.models.layers import PatchEmbedding
 from point_peft_hf.ops import farthest_point_sample, gather_points, group_points, knn_indices
 from point_peft_hf.slots import Backbone
@@ -229,6 +230,28 @@ def _geometry_share(run: Run, shape: Shape, batch_size: int, case: str) -> None:
     run.report.add("inference", case, name, ms=times["find"], ratio=times["find"] / times["all"])
 
 
+def export(run: Run) -> None:
+    """Forward passes of exported ONNX files, with as many threads as PyTorch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    for shape in map(SHAPES.get, run.shapes):
+        for method in (FROZEN, "geometry"):
+            model = models.make_model(replace(run.setting, compile=False), shape, method).eval()
+            with tempfile.TemporaryDirectory() as folder:
+                file = export_model(model, PointCloudProcessor(shape.num_points), Path(folder, "model.onnx"))
+                session = onnxruntime.InferenceSession(file.path.read_bytes(), options)
+            for batch_size in run.batch_sizes:
+                points = run.setting.clouds(batch_size, shape.num_points)
+                inputs = {"points": points.numpy()}
+                functions = {
+                    "PyTorch": models.prediction(run.setting, model, points),
+                    "ONNX Runtime": lambda session=session, inputs=inputs: session.run(None, inputs),
+                }
+                run.time("export", f"{shape.name} x{batch_size}, {method}", functions)
+
+
 def step(run: Run) -> None:
     """Training steps: forward, backward, optimizer."""
     for shape, batch_size, case in run.cases(models.SMALLEST_TRAINED):
@@ -336,6 +359,7 @@ SECTIONS: dict[str, Callable[[Run], None]] = {
     "retrieval": retrieval,
     "bank": bank,
     "inference": inference,
+    "export": export,
     "step": step,
     "memory": memory,
     "scaling": scaling,
