@@ -43,8 +43,11 @@ def knn_indices(queries: Tensor, points: Tensor, k: int) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(queries.dtype, points.dtype), torch.float32)
     queries, points = queries.to(dtype), points.to(dtype)
     if torch.compiler.is_compiling():
-        # The compiler fuses this; the loop over blocks below would be unrolled.
-        x, y, z = (queries.unsqueeze(2) - points.unsqueeze(1)).square().unbind(dim=-1)
+        # The compiler fuses this; the loop over blocks below would be unrolled. One axis at a time, as what does not
+        # fuse is slow on rows of three.
+        axes = zip(queries.unbind(dim=-1), points.unbind(dim=-1), strict=True)
+        offsets = (here.unsqueeze(2) - there.unsqueeze(1) for here, there in axes)
+        x, y, z = (offset * offset for offset in offsets)
         return _nearest(x + y + z, k)
     return _search_blocks(queries, points, k)
 
