@@ -42,11 +42,21 @@ def share_out(work: Callable[[int, int], None], count: int) -> None:
         count: Number of items.
     """
     threads = min(torch.get_num_threads(), count)
-    if threads < 2:
+    # For some time after an operation of PyTorch its own threads wait for the next one in a loop that takes all the
+    # time of their cores, and starting another takes a while: two threads gain nothing (measured).
+    if threads <= 2:
         work(0, count)
         return
+    # For the same reason each takes what is next: threads with equal shares would not end together.
+    firsts = iter(range(count))
+
+    def take() -> None:
+        for first in firsts:
+            work(first, first + 1)
+
     # New threads each time: a pool that is kept does not survive the fork of a worker that loads data.
-    limits = [count * thread // threads for thread in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, limits, limits[1:]):
-            pass
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(take) for _ in range(threads - 1)]
+        take()
+    for other in others:
+        other.result()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -290,13 +291,31 @@ def parse_arguments(
         )
     else:
         kinds = (MethodArguments, PointCloudArguments, PointCloudTrainingArguments)
-        parser = HfArgumentParser(kinds, prog=prog, description=description, formatter_class=_HelpFormatter)
+        parser = _Parser(kinds, prog=prog, description=description, formatter_class=_HelpFormatter)
         parser.set_defaults(**find_preset(_preset_of(arguments)))
-        chosen, what, how = parser.parse_args_into_dataclasses(arguments)
+        chosen, what, how, *unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+        if unknown := [text for texts in unknown for text in texts]:
+            parser.refuse(unknown)
         methods = chosen.method
     for method in methods:
         find_method(method).config(**what.config)
     return methods, what, how
+
+
+class _Parser(HfArgumentParser):
+    """Prints errors without all of the options, among which nobody would find them."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n`{self.prog} --help` lists the options.\n")
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Refuse words of the command line that are no options, and name those that may be meant."""
+        options = [option for action in self._actions for option in action.option_strings if "-" not in option[2:]]
+        found = []
+        for text in unknown:
+            near = difflib.get_close_matches(text.partition("=")[0], options, n=2) if text[:1] == "-" else []
+            found.append(f"{text} (did you mean {' or '.join(near)}?)" if near else text)
+        self.error(f"There is no option {', '.join(found)}.")
 
 
 def _preset_of(arguments: Sequence[str] | None) -> str | None:
