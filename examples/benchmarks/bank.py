@@ -25,7 +25,7 @@ def bank(run) -> None:
     """A training step and a forward pass for the ablations that change the bank, with the backbone that ships."""
     configs = {path.parent.name: json.loads(path.read_text()) for path in EXPERIMENTS.glob("*/adapter_config.json")}
     changed = {name for name, config in configs.items() if any("bank" in field for field in config)}
-    further = {"own_entry_left_out", "query_tokens", "bank_softmax"}
+    further = {"own_entry_left_out", "query_encoder", "bank_softmax"}
     names = [REFERENCE, *sorted(changed | further)]
     steps, predictions, sizes = {}, {}, {}
     sample_ids = torch.arange(_BATCH_SIZE, device=run.setting.device)

@@ -26,7 +26,7 @@ from .measuring import alternate, peak_memory, saved_for_backward
 from .models import Setting, Shape
 
 # What the published methods are compared with; the first is what ratios are to.
-_OTHERS = ("full", "head", "linear", "lora", "point_peft", models.SINGLE_PASS)
+_OTHERS = ("full", "head", "linear", "lora", "point_peft", models.TWO_PASSES)
 # Configuration and the fields of it that differ from the published ones for ScanObjectNN.
 _PUBLISHED: dict[str, tuple[type, dict[str, Any]]] = {
     "dapt": (DAPTConfig, {}),

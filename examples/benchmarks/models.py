@@ -23,8 +23,8 @@ NUM_LABELS = 15
 # The head's batch normalisation cannot be trained on one cloud.
 SMALLEST_TRAINED = 2
 METHODS = ("full", "linear", "lora", "geometry", "prompt", "point_peft")
-# Point-PEFT that asks its bank with the tokens of the one pass there is.
-SINGLE_PASS = "point_peft, one pass"
+# Point-PEFT as published: a pass of the frozen encoder gives what its bank is asked with.
+TWO_PASSES = "point_peft, two passes"
 PUBLISHED = "published way"
 # Full fine-tuning as the published code computes the backbone; "full" is that of the fast backbone of all others.
 PUBLISHED_FULL = "full, published way"
@@ -116,7 +116,7 @@ def make_model(setting: Setting, shape: Shape, method: str, **options) -> nn.Mod
     Args:
         setting: What all share.
         shape: Sizes of the clouds.
-        method: One of `METHODS`, `SINGLE_PASS`, `PUBLISHED`, `PUBLISHED_FULL` or `FROZEN`.
+        method: One of `METHODS`, `TWO_PASSES`, `PUBLISHED`, `PUBLISHED_FULL` or `FROZEN`.
         **options: Fields of the adapter's configuration.
     """
     torch.manual_seed(0)
@@ -131,13 +131,13 @@ def make_model(setting: Setting, shape: Shape, method: str, **options) -> nn.Mod
     backbone = make_backbone(setting, shape)
     if method == FROZEN:
         return backbone.to(setting.device)
-    name = "point_peft" if method == SINGLE_PASS else method
+    name = "point_peft" if method == TWO_PASSES else method
     if name in ("prompt", "point_peft"):
         # The whole bank, as published, not the part that is kept of a large one.
         sizes = {"num_prompt_tokens": shape.num_prompts, "prompt_depth": depth, "max_bank_size": None}
         options = sizes | options
-    if method == SINGLE_PASS:
-        options["query"] = "tokens"
+    if method == TWO_PASSES:
+        options["query"] = "encoder"
     model = prepare_method(name, backbone, **options)
     if name in ("prompt", "point_peft"):
         set_bank(model, shape.bank_size, setting.hidden_size)
@@ -154,7 +154,7 @@ def set_bank(model: nn.Module, bank_size: int, hidden_size: int) -> None:
 
 def compared_methods() -> list[str]:
     """All that is compared at a shape."""
-    return [*METHODS, SINGLE_PASS, PUBLISHED, PUBLISHED_FULL]
+    return [*METHODS, TWO_PASSES, PUBLISHED, PUBLISHED_FULL]
 
 
 def loss_of(model: nn.Module, points: torch.Tensor, labels: torch.Tensor, **known: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ from . import models, published
 from .bank import bank
 from .measuring import Clock, Report, alternate, peak_memory, saved_for_backward
 from .methods import methods
-from .models import FROZEN, PUBLISHED, PUBLISHED_FULL, SHAPES, SINGLE_PASS, Setting, Shape
+from .models import FROZEN, PUBLISHED, PUBLISHED_FULL, SHAPES, TWO_PASSES, Setting, Shape
 
 # Clouds, points of each, and centres: the shapes of the two data sets, and one large.
 GEOMETRY_SHAPES = ((32, 1024, 64), (32, 2048, 128), (8, 8192, 512))
@@ -273,7 +273,7 @@ def memory(run: Run) -> None:
         points = run.setting.clouds(batch_size, shape.num_points)
         labels = torch.zeros(batch_size, dtype=torch.long, device=run.setting.device)
         for method in models.compared_methods():
-            for checkpointing in (False, True) if method in ("full", "point_peft", SINGLE_PASS) else (False,):
+            for checkpointing in (False, True) if method in ("full", "point_peft", TWO_PASSES) else (False,):
                 model = models.make_model(replace(run.setting, compile=False), shape, method)
                 if checkpointing:
                     model.gradient_checkpointing_enable({"use_reentrant": False})

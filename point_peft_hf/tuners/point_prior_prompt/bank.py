@@ -41,7 +41,7 @@ class PointPriorBank:
     labels: torch.Tensor
     sample_ids: torch.Tensor
     backbone: dict[str, str] | None = None
-    query: str = "encoder"
+    query: str = "tokens"
 
     def __len__(self) -> int:
         return len(self.features)

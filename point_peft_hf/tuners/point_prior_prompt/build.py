@@ -59,8 +59,8 @@ def build_point_prior_bank(
             around a data set with a length is shared out between processes; any other iterable must give the same
             batches to each process.
         adapter_name: The adapter that gets the bank; default: all active ones that use a bank.
-        query: Where in the encoder the features are read, "encoder" or "tokens"; default: where the adapter does, or
-            "encoder".
+        query: Where in the encoder the features are read, "tokens" or "encoder"; default: where the adapter does, or
+            "tokens".
         num_passes: Number of augmented versions of each cloud whose features are averaged; needs `augment`.
         augment: What gives another version of clouds of shape `(batch_size, num_points, 3)`; it is called with one
             cloud at a time, and torch's random generator seeded for it.
@@ -80,7 +80,7 @@ def build_point_prior_bank(
     model = model if accelerator is None else accelerator.unwrap_model(model)
     _check_arguments(model, num_passes, augment)
     config = _adapter_config(model, adapter_name, query)
-    query = query or (config.query if config is not None else "encoder")
+    query = query or (config or PromptOptions).query
     extract = query_features(model, query)
     backbone = backbone_fingerprint(model, config)
     attached_to = getattr(config, "_attached_to", None) or {}

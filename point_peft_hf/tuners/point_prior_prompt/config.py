@@ -9,7 +9,7 @@ from typing import Any
 from ..config import PointTunerConfig, option
 
 RETRIEVALS = ("top_k", "softmax")
-QUERIES = ("encoder", "tokens")
+QUERIES = ("tokens", "encoder")
 BANK_DTYPES = ("float32", "int8")
 BANK_SELECTIONS = ("herding", "random")
 BANK_UPDATES = ("none", "ema", "queue")
@@ -21,7 +21,8 @@ DEFAULT_MAX_BANK_SIZE = 4096
 
 @dataclass
 class PromptOptions:
-    """Fields of the Point-prior Prompt (Point-PEFT, arXiv 2310.03059, section 3.2); defaults are the paper's values.
+    """Fields of the Point-prior Prompt (Point-PEFT, arXiv 2310.03059, section 3.2); defaults are the paper's values, but
+    for the query.
 
     Args:
         num_prompt_tokens: Prompt tokens of a block (the paper has 10 for ScanObjectNN, 16 for ModelNet40).
@@ -37,9 +38,10 @@ class PromptOptions:
             entries stay the most similar ones.
         leave_own_entry_out: Whether a training cloud does not retrieve its own entry, as it never can when it is a
             test cloud. The model must be passed the `sample_ids` that the bank was built with; -1 stands for none.
-        query: What the bank holds and is asked with. "encoder": the feature of the whole frozen encoder, as published,
-            which takes a second pass through it. "tokens": the mean over the patch tokens that enter the blocks (of
-            the last stage), for a single pass.
+        query: What the bank holds and is asked with. "tokens": the mean over the patch tokens that enter the blocks (of
+            the last stage), for a single pass; no less accurate in the comparison, but not what was published.
+            "encoder": the feature of the whole frozen encoder, as published, which takes a second pass through it.
+            Backbones that are not of this package have "encoder" only.
         bank_size: Number of entries of the bank, kept up to date when a bank is set, so that loading can allocate it.
         bank_dtype: What the bank is stored as, in memory as in the file: "float32", or "int8" with a scale for each
             entry.
@@ -58,7 +60,7 @@ class PromptOptions:
     use_bank: bool = option(True, "Enhance prompts with a memory bank.")
     retrieval: str = option("top_k", f"One of {', '.join(RETRIEVALS)}.", choices=RETRIEVALS)
     leave_own_entry_out: bool = option(False, "Training clouds do not see their own entry.")
-    query: str = option("encoder", f"One of {', '.join(QUERIES)}.", choices=QUERIES)
+    query: str = option("tokens", f"One of {', '.join(QUERIES)}.", choices=QUERIES)
     bank_size: int = option(0, "Entries of the bank; set with the bank.", at_least=0)
     bank_dtype: str = option(DEFAULT_BANK_DTYPE, f"One of {', '.join(BANK_DTYPES)}.", choices=BANK_DTYPES)
     bank_selection: str = option("herding", f"One of {', '.join(BANK_SELECTIONS)}.", choices=BANK_SELECTIONS)
