@@ -2,12 +2,12 @@
 
 import pytest
 
-CONFIG = {"num_prompt_tokens": 4, "leave_own_entry_out": True, "query": "tokens", "bank_dtype": "float32"}
+CONFIG = {"num_prompt_tokens": 4, "leave_own_entry_out": True, "bank_dtype": "float32"}
 
 
 @pytest.mark.parametrize("update", ["ema", "queue"])
 def test_a_resumed_run_ends_with_the_bank_of_an_unbroken_one(update, finetune, crash, last_weights, tmp_path):
-    options = {"method": "prompt", "config": {**CONFIG, "bank_update": update}}
+    options = {"method": "prompt", "config": {**CONFIG, "query": "encoder", "bank_update": update}}
     unbroken = finetune(tmp_path / "a", **options)
     before = unbroken.trainer.model.base_model.model.point_mae.encoder.token_slot.banks["default"].features.clone()
     unbroken.run()

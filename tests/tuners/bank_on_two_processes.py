@@ -42,7 +42,7 @@ build_bank(
 
 clouds = loader().dataset.points
 for update in ("ema", "queue"):
-    config = pp.PointPriorPromptConfig(num_prompt_tokens=4, bank_update=update, bank_dtype="float32")
+    config = pp.PointPriorPromptConfig(num_prompt_tokens=4, query="encoder", bank_update=update, bank_dtype="float32")
     adapted = get_peft_model(pp.PointMAEForClassification.from_pretrained(FOLDER / "backbone"), config)
     build_bank(adapted, loader(), accelerator=accelerator)
     # Batches of two and three clouds.

@@ -34,9 +34,8 @@ def test_empty_bank_returns_the_clouds_own_direction():
 
 
 def test_bank_is_what_the_frozen_encoder_sees(backbone, points):
-    bank = pp.build_point_prior_bank(
-        backbone, [{"points": points, "labels": torch.arange(4)}, {"points": points[:1]}], progress=False
-    )
+    batches = [{"points": points, "labels": torch.arange(4)}, {"points": points[:1]}]
+    bank = pp.build_point_prior_bank(backbone, batches, query="encoder", progress=False)
     assert bank.features.shape == (5, 48)
     torch.testing.assert_close(bank.features[:4], F.normalize(backbone.frozen_features(points), dim=-1))
     assert bank.labels.tolist() == [0, 1, 2, 3, -1]

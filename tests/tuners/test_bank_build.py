@@ -119,7 +119,7 @@ def test_an_adapter_gets_the_bank_and_the_backbone_is_remembered(make_backbone, 
 
     bank.save(tmp_path / "bank.safetensors")
     loaded = pp.PointPriorBank.load(tmp_path / "bank.safetensors")
-    assert (loaded.backbone, loaded.query) == (bank.backbone, "encoder")
+    assert (loaded.backbone, loaded.query) == (bank.backbone, "tokens")
     assert_same(loaded, bank, tolerance=0)
     pp.set_point_prior_bank(model, loaded)
     assert torch.equal(logits(model, points), predicted)
@@ -155,7 +155,7 @@ def test_files_that_are_no_bank(tmp_path):
 def test_features_that_are_not_finite(model):
     model.point_mae.layernorm.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match=r"The clouds \[0, 1, 2, 3\] give features that are not finite"):
-        build_bank(model, loader())
+        build_bank(model, loader(), query="encoder")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_labels_of_another_length(model):
 def interrupted(model, tmp_path, monkeypatch):
     """The file of a call that got through three of six batches, and was killed in the fifth."""
     monkeypatch.setattr(build, "BATCHES_BETWEEN_FILES", 3)
-    extract, calls = model.frozen_features, []
+    extract, calls = build.query_features(model, "tokens"), []
 
     def until_killed(points):
         calls.append(1)
@@ -192,10 +192,10 @@ def interrupted(model, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return extract(points)
 
-    model.frozen_features = until_killed
-    with pytest.raises(KeyboardInterrupt):
-        build_bank(model, loader(), checkpoint=tmp_path / "bank")
-    del model.frozen_features
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "query_features", lambda model, query: until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            build_bank(model, loader(), checkpoint=tmp_path / "bank")
     assert [path.name for path in tmp_path.iterdir()] == ["bank.0"]
     return tmp_path / "bank"
 
@@ -224,14 +224,14 @@ def test_batches_in_a_list_are_continued_as_well(model, expected, interrupted):
     [
         ("backbone", "its backbone is"),
         ("data", "its data is"),
-        ("query", "its query is 'encoder', but this one has 'tokens'"),
+        ("query", "its query is 'tokens', but this one has 'encoder'"),
         ("seed", "its seed is 0, but this one has 1"),
     ],
 )
 def test_the_bank_of_something_else_is_not_continued(model, make_backbone, interrupted, change, message):
     model = make_backbone(initializer_range=0.1) if change == "backbone" else model
     batches = loader(Clouds(seed=1)) if change == "data" else loader()
-    options = {"query": "tokens"} if change == "query" else {"seed": 1} if change == "seed" else {}
+    options = {"query": "encoder"} if change == "query" else {"seed": 1} if change == "seed" else {}
     with pytest.raises(ValueError, match=rf"bank\.0 is the unfinished bank of another call: {message}"):
         build_bank(model, batches, checkpoint=interrupted, **options)
 
@@ -273,6 +273,7 @@ def test_the_same_bank_from_one_process_or_two(model, expected, tmp_path):
             assert_same(pp.PointPriorBank.load(tmp_path / f"{name}.{rank}"), expected, tolerance)
         assert_same(pp.PointPriorBank.load(tmp_path / f"augmented.{rank}"), augmented, tolerance=0)
     ema, queue = ([torch.load(tmp_path / f"{update}.{rank}.pt") for rank in range(2)] for update in ("ema", "queue"))
+    expected = build_bank(model, loader(), query="encoder")  # which these two hold
     for first, second in (ema, queue):
         assert all(torch.equal(first[name], second[name]) for name in first)
     moved = (ema[0]["features"] != expected.features).any(dim=1).nonzero().flatten().tolist()

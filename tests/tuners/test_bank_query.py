@@ -103,7 +103,8 @@ def test_a_single_pass_runs_every_block_once(make_backbone, points):
 
 def test_the_published_query_runs_every_block_twice_but_embeds_once(make_backbone, points):
     backbone = make_backbone("point_bert")
-    model = get_peft_model(backbone, pp.PointPriorPromptConfig(num_prompt_tokens=4, modules_to_save=["classifier"]))
+    config = pp.PointPriorPromptConfig(num_prompt_tokens=4, query="encoder", modules_to_save=["classifier"])
+    model = get_peft_model(backbone, config)
     give_bank(model)
     calls = count_calls(*backbone.point_bert.encoder.layers, backbone.point_bert.patch_embedding)
     model.eval()(points)
@@ -133,17 +134,17 @@ def test_other_adapters_do_not_reach_the_query(backbone, points, where, query):
 
 
 def test_a_bank_from_another_place(make_backbone, make_config):
-    model = get_peft_model(make_backbone(), make_config(query="tokens"))
+    model = get_peft_model(make_backbone(), make_config())
     with pytest.raises(ValueError, match="built with query='encoder', but the adapter asks with query='tokens'"):
-        pp.set_point_prior_bank(model, give_bank(make_backbone()))
+        pp.set_point_prior_bank(model, give_bank(make_backbone(), query="encoder"))
     with pytest.raises(ValueError, match="`query`='encoder', but the adapter .* query='tokens'"):
         give_bank(model, query="encoder")
     with pytest.raises(ValueError, match="`query` must be 'encoder' or 'tokens', got 'head'"):
         give_bank(make_backbone(), query="head")
-    pp.set_point_prior_bank(model, give_bank(make_backbone(), query="tokens"))
+    pp.set_point_prior_bank(model, give_bank(make_backbone()))
 
 
-@pytest.mark.parametrize("fields", [{}, {"query": "tokens"}])
+@pytest.mark.parametrize("fields", [{}, {"query": "encoder"}])
 def test_banks_from_either_place_survive_a_file(
     backbone, backbone_name, make_backbone, make_config, points, logits, tmp_path, fields
 ):
@@ -154,7 +155,7 @@ def test_banks_from_either_place_survive_a_file(
     assert torch.equal(logits(loaded, points), logits(model, points))
 
 
-@pytest.mark.parametrize("fields", [{}, {"query": "tokens"}])
+@pytest.mark.parametrize("fields", [{}, {"query": "encoder"}])
 def test_queries_that_are_known_are_passed_in(backbone, make_config, points, logits, fields):
     model = get_peft_model(backbone, make_config(**fields))
     give_bank(model)
@@ -175,8 +176,8 @@ def test_queries_that_are_known_are_passed_in(backbone, make_config, points, log
 def test_two_adapters_ask_in_two_places(make_backbone, points, logits):
     alone, fields = [], {"num_prompt_tokens": 4, "prompt_depth": None, "init_weights": False, "modules_to_save": []}
     configs = {
-        "encoder": pp.PointPriorPromptConfig(**fields),
-        "tokens": pp.PointPriorPromptConfig(query="tokens", **fields),
+        "encoder": pp.PointPriorPromptConfig(query="encoder", **fields),
+        "tokens": pp.PointPriorPromptConfig(**fields),
     }
     model = pp.add_adapters(make_backbone(), configs)
     with pytest.raises(ValueError, match="ask their banks in different places"):
@@ -189,7 +190,7 @@ def test_two_adapters_ask_in_two_places(make_backbone, points, logits):
     assert not any(torch.allclose(logits(model, points), other) for other in alone)
 
 
-@pytest.mark.parametrize("fields", [{}, {"query": "tokens"}])
+@pytest.mark.parametrize("fields", [{}, {"query": "encoder"}])
 def test_compiled_as_one_graph(make_backbone, make_config, points, labels, logits, fields):
     model = get_peft_model(make_backbone(), make_config(leave_own_entry_out=True, **fields))
     give_bank(model)
@@ -239,7 +240,7 @@ def test_predictions_see_all_entries(make_backbone, make_config, points, logits)
     [(None, "none"), (torch.zeros(4), "torch.float32"), (torch.zeros(3).long(), r"shape \(3,\)")],
     ids=["none", "float", "short"],
 )
-@pytest.mark.parametrize("option", [{"leave_own_entry_out": True}, {"bank_update": "ema"}])
+@pytest.mark.parametrize("option", [{"leave_own_entry_out": True}, {"bank_update": "ema", "query": "encoder"}])
 def test_clouds_that_are_not_known(backbone, make_config, points, labels, sample_ids, got, option):
     model = get_peft_model(backbone, make_config(**option)).train()
     give_bank(model)
@@ -252,9 +253,10 @@ def test_banks_without_what_an_option_needs(make_backbone):
         return get_peft_model(make_backbone(), pp.PointPriorPromptConfig(num_prompt_tokens=4, **fields))
 
     features, unknown, ids = F.normalize(torch.randn(3, 48), dim=-1), torch.full((3,), -1), torch.arange(3)
-    for fields in ({"leave_own_entry_out": True}, {"bank_update": "ema"}):
+    for fields in ({"leave_own_entry_out": True}, {"bank_update": "ema", "query": "encoder"}):
+        bank = pp.PointPriorBank(features, unknown, unknown, query=fields.get("query", "tokens"))
         with pytest.raises(ValueError, match="has no sample ids"):
-            pp.set_point_prior_bank(attach(**fields), pp.PointPriorBank(features, unknown, unknown))
+            pp.set_point_prior_bank(attach(**fields), bank)
     ids = torch.tensor([0, 0, 1])
     with pytest.raises(ValueError, match="retrieves 2, besides the 2 of the cloud itself"):
         pp.set_point_prior_bank(attach(leave_own_entry_out=True), pp.PointPriorBank(features, unknown, ids))
@@ -288,11 +290,13 @@ def stored(model):
     return copy.deepcopy(bank_layer(model).banks["default"])
 
 
-@pytest.mark.parametrize("fields", [{}, {"query": "tokens"}])
+@pytest.mark.parametrize("fields", [{}, {"query": "encoder"}])
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_entries_move_towards_the_features_of_the_adapted_model(
-    backbone, make_config, points, labels, fields, dtype, monkeypatch
+    backbone, backbone_name, make_config, points, labels, fields, dtype, monkeypatch
 ):
+    if not fields and backbone_name != "point_m2ae":
+        pytest.skip("refused, see below")
     model = get_peft_model(backbone, make_config(bank_update="ema", bank_dtype=dtype, **fields))
     give_bank(model)
     ids = torch.tensor([2, 4, -1, 8])
@@ -313,21 +317,15 @@ def test_entries_move_towards_the_features_of_the_adapted_model(
     torch.testing.assert_close(new[[2, 4, 8]], expected, rtol=0, atol=1e-6 if dtype == "float32" else 1 / 254)
 
 
-def test_the_feature_is_that_of_the_query_where_the_model_is_still_as_it_was(
-    make_backbone, points, labels, monkeypatch
-):
-    """Without adapters in the encoder a bank of the points' own features stays where it is."""
-    monkeypatch.setattr(layer_module, "BANK_MOMENTUM", 0.0)
-    config = pp.PointPriorPromptConfig(num_prompt_tokens=4, query="tokens", bank_update="ema", bank_dtype="float32")
-    model = get_peft_model(make_backbone(), config)
-    give_bank(model, points)
-    before = stored(model)
-    model.train()(points, labels=labels, sample_ids=IDS)
-    torch.testing.assert_close(stored(model).features, before.features)
+def test_a_bank_of_frozen_tokens_cannot_follow_the_model(make_backbone, make_config):
+    with pytest.raises(ValueError, match="`bank_update`='ema' would change nothing: .* Set `query`='encoder'"):
+        get_peft_model(make_backbone(), make_config(bank_update="ema"))
+    # There are blocks that adapters change in front of the stage.
+    get_peft_model(make_backbone("point_m2ae"), make_config(bank_update="ema", prompt_depth=None))
 
 
 def test_small_steps_are_not_lost_in_int8(make_backbone, points, labels):
-    fields = {"num_prompt_tokens": 4, "bank_update": "ema", "init_weights": False}
+    fields = {"num_prompt_tokens": 4, "query": "encoder", "bank_update": "ema", "init_weights": False}
     ends = []
     for dtype in ("float32", "int8"):
         torch.manual_seed(0)
@@ -343,7 +341,7 @@ def test_small_steps_are_not_lost_in_int8(make_backbone, points, labels):
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_the_oldest_entries_are_replaced(make_backbone, make_config, points, labels, dtype, tmp_path):
-    model = get_peft_model(make_backbone(), make_config(bank_update="queue", bank_dtype=dtype))
+    model = get_peft_model(make_backbone(), make_config(query="encoder", bank_update="queue", bank_dtype=dtype))
     give_bank(model, torch.cat([points, clouds(2)]))
     model.train()
     for expected_ids, ids in (
@@ -362,7 +360,7 @@ def test_the_oldest_entries_are_replaced(make_backbone, make_config, points, lab
 
 @pytest.mark.parametrize("update", ["ema", "queue"])
 def test_only_training_changes_a_bank(make_backbone, make_config, points, labels, update):
-    model = get_peft_model(make_backbone(), make_config(bank_update=update))
+    model = get_peft_model(make_backbone(), make_config(query="encoder", bank_update=update))
     give_bank(model, points)
     before = stored(model)
     model.eval()(points, labels=labels, sample_ids=IDS)
@@ -376,7 +374,7 @@ def test_only_training_changes_a_bank(make_backbone, make_config, points, labels
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("update", ["ema", "queue"])
 def test_gradient_checkpointing_updates_once(backbone, make_config, points, labels, update, use_reentrant):
-    model = get_peft_model(backbone, make_config(bank_update=update)).train()
+    model = get_peft_model(backbone, make_config(query="encoder", bank_update=update)).train()
     give_bank(model, torch.cat([points, clouds()]))
     checkpointed = copy.deepcopy(model)
     checkpointed.prepare_model_for_gradient_checkpointing(checkpointed)

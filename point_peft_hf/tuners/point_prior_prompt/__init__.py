@@ -33,6 +33,13 @@ class PromptTunerMixin:
                 f"`bank_update`={peft_config.bank_update!r} needs a backbone of point_peft_hf, but "
                 f"{type(model).__name__} is none. Use 'none'."
             )
+        if peft_config.bank_update != "none" and peft_config.query == "tokens":
+            if not next(slot.stage for slot in self._slots.values() if isinstance(slot, ReadoutSlot)).first_layer:
+                raise ValueError(
+                    f"`bank_update`={peft_config.bank_update!r} would change nothing: with `query`='tokens' the bank "
+                    f"holds the tokens that enter the blocks, which are frozen in {type(model).__name__}. Set "
+                    "`query`='encoder'."
+                )
         if not any(slot.stage.is_last for slot in prompted):
             users = [
                 s.layer_index for s in slots_by_name(model).values() if isinstance(s, EntrySlot) and s.stage.is_last

@@ -21,8 +21,9 @@ DEFAULT_MAX_BANK_SIZE = 4096
 
 @dataclass
 class PromptOptions:
-    """Fields of the Point-prior Prompt (Point-PEFT, arXiv 2310.03059, section 3.2); defaults are the paper's values, but
-    for the query.
+    """Fields of the Point-prior Prompt (Point-PEFT, arXiv 2310.03059, section 3.2).
+
+    Defaults are the paper's values, but for the query.
 
     Args:
         num_prompt_tokens: Prompt tokens of a block (the paper has 10 for ScanObjectNN, 16 for ModelNet40).
@@ -38,8 +39,8 @@ class PromptOptions:
             entries stay the most similar ones.
         leave_own_entry_out: Whether a training cloud does not retrieve its own entry, as it never can when it is a
             test cloud. The model must be passed the `sample_ids` that the bank was built with; -1 stands for none.
-        query: What the bank holds and is asked with. "tokens": the mean over the patch tokens that enter the blocks (of
-            the last stage), for a single pass; no less accurate in the comparison, but not what was published.
+        query: What the bank holds and is asked with. "tokens": the mean over the patch tokens that enter the blocks
+            (of the last stage), for a single pass; no less accurate in the comparison, but not what was published.
             "encoder": the feature of the whole frozen encoder, as published, which takes a second pass through it.
             Backbones that are not of this package have "encoder" only.
         bank_size: Number of entries of the bank, kept up to date when a bank is set, so that loading can allocate it.
@@ -50,7 +51,7 @@ class PromptOptions:
         max_bank_size: Largest number of entries; `None`: no limit.
         bank_update: How the bank changes in training. "none": it does not. "ema": the entries of the batch's clouds
             move towards their features in the adapted model, read in the place of the query. "queue": these features
-            replace the oldest entries.
+            replace the oldest entries. Needs `query="encoder"`, but on a backbone of several stages.
     """
 
     num_prompt_tokens: int = option(10, "Prompt tokens of a block.", at_least=1)
