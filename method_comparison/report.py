@@ -312,6 +312,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         panel.set(title=name.replace("_", " "), xlabel=label_of(score))
         panel.grid(color=GRID, linewidth=0.6, axis="x")
     legend = [axes.flat[0].plot([], [], mark, color=color, label=label)[0] for mark, color, label in _MARKS.values()]
+    figure.get_layout_engine().set(w_pad=0.15)
     figure.legend(handles=legend, loc="outside lower center", ncols=3, frameon=False)
     save_figure(figure, path)
 
