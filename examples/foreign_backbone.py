@@ -116,8 +116,8 @@ def main(steps: int = 30) -> dict[str, float]:
     """Train, save and load an adapter of each type; return the accuracy of each."""
     configs = [
         GeometryAdapterConfig(),
-        PointPriorPromptConfig(num_prompt_tokens=4, prompt_depth=None),
-        PointPeftConfig(num_prompt_tokens=4, prompt_depth=None),
+        PointPriorPromptConfig(num_prompt_tokens=4, query="encoder", prompt_depth=None),
+        PointPeftConfig(num_prompt_tokens=4, query="encoder", prompt_depth=None),
     ]
     points, labels = make_clouds(16)
     accuracies = {}

@@ -64,8 +64,8 @@ def test_copy(example, clouds):
     "config",
     [
         GeometryAdapterConfig(init_weights=False),
-        PointPriorPromptConfig(num_prompt_tokens=4, prompt_depth=2, init_weights=False),
-        PointPeftConfig(num_prompt_tokens=4, prompt_depth=None, init_weights=False),
+        PointPriorPromptConfig(num_prompt_tokens=4, query="encoder", prompt_depth=2, init_weights=False),
+        PointPeftConfig(num_prompt_tokens=4, query="encoder", prompt_depth=None, init_weights=False),
     ],
     ids=lambda config: config.peft_type.value,
 )
@@ -120,9 +120,16 @@ def test_wrong_use_is_explained(example, clouds):
         enter_blocks(model, torch.zeros(1, 4, 32), torch.zeros(4, 3))
 
 
-def test_a_bank_that_follows_the_model_is_refused(example):
-    with pytest.raises(ValueError, match="`bank_update`='queue' needs a backbone of point_peft_hf"):
-        get_peft_model(example.build_backbone(), PointPriorPromptConfig(num_prompt_tokens=4, bank_update="queue"))
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "`query`='tokens' needs a backbone of point_peft_hf, .* Use 'encoder'"),
+        ({"query": "encoder", "bank_update": "queue"}, "`bank_update`='queue' needs .* Use 'none'"),
+    ],
+)
+def test_what_a_foreign_model_cannot_do_for_a_bank_is_refused(example, fields, message):
+    with pytest.raises(ValueError, match=message):
+        get_peft_model(example.build_backbone(), PointPriorPromptConfig(num_prompt_tokens=4, **fields))
 
 
 def test_plain_features_are_refused(example):

@@ -54,7 +54,7 @@ def test_each_item_goes_to_one_thread(threads, count, monkeypatch):
 
 
 def test_errors_of_threads_are_raised(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
 
     def work(first, last):
         if first:

@@ -43,7 +43,7 @@ def test_types_that_insert_tokens_go_with_others(backbone, points, logits, name,
 
 def test_frozen_features_do_not_see_what_is_done_to_points(backbone, points):
     expected = backbone.frozen_features(points)
-    prompt = pp.PointPriorPromptConfig(num_prompt_tokens=4)
+    prompt = pp.PointPriorPromptConfig(num_prompt_tokens=4, query="encoder")
     model = pp.add_adapters(backbone, {"moved": TOYS.MovedPointsConfig(init_weights=False), "prompt": prompt})
     clouds = torch.randn(6, 128, 3, generator=torch.Generator().manual_seed(3))
     pp.build_point_prior_bank(model, [{"points": clouds}], progress=False)

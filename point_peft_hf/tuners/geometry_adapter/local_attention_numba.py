@@ -65,8 +65,9 @@ class FusedAttendAndTakeMaximum(torch.autograd.Function):
         grad_tokens, grad_qkv = torch.zeros_like(tokens), torch.zeros_like(qkv)
         # A sum for each cloud: which thread takes which cloud does not change the result.
         grad_proj = proj_weight.new_zeros(ctx.num_clouds, *proj_weight.shape)
-        tensors = (qkv, rows, proj_weight.contiguous(), kept, positions, grad.contiguous())
-        arrays = [_numpy(t) for t in (*tensors, grad_tokens, grad_qkv, grad_proj)]
+        # A copy of the weight: FSDP frees its storage, which it cannot where an array of NumPy has it.
+        tensors = (qkv, rows, proj_weight.clone(memory_format=torch.contiguous_format), kept, positions)
+        arrays = [_numpy(t) for t in (*tensors, grad.contiguous(), grad_tokens, grad_qkv, grad_proj)]
         share_out(lambda first, last: _backward(*arrays, *ctx.shapes, first, last), ctx.num_clouds)
         grad_normed = torch.mm(grad_qkv, qkv_weight)
         through_norm, grad_norm_weight, grad_norm_bias = torch.ops.aten.native_layer_norm_backward(

@@ -22,28 +22,29 @@ class PromptTunerMixin:
     """Refuses backbones that cannot give what a bank needs, and prompts that its features never reach."""
 
     def _prepare_model(self, peft_config: PromptOptions, model: nn.Module) -> None:
-        stages = {slot.stage.index for slot in slots_by_name(model).values() if isinstance(slot, EntrySlot)}
+        slots = list(slots_by_name(model).values())
+        stages = {slot.stage.index for slot in slots if isinstance(slot, EntrySlot)}
         peft_config.resolve_prompt_depth(has_stages=len(stages) > 1)
         super()._prepare_model(peft_config, model)
         prompted = [slot for slot in self._slots.values() if isinstance(slot, EntrySlot)]
         if not peft_config.use_bank or not prompted:
             return
-        if peft_config.bank_update != "none" and not any(isinstance(s, ReadoutSlot) for s in self._slots.values()):
-            raise ValueError(
-                f"`bank_update`={peft_config.bank_update!r} needs a backbone of point_peft_hf, but "
-                f"{type(model).__name__} is none. Use 'none'."
-            )
+        last = next((slot.stage for slot in slots if isinstance(slot, ReadoutSlot)), None)
+        for name, other, value in (("query", "encoder", "tokens"), ("bank_update", "none", peft_config.bank_update)):
+            if last is None and getattr(peft_config, name) == value != other:
+                raise ValueError(
+                    f"`{name}`={value!r} needs a backbone of point_peft_hf, but {type(model).__name__} is none. Use "
+                    f"{other!r}."
+                )
         if peft_config.bank_update != "none" and peft_config.query == "tokens":
-            if not next(slot.stage for slot in self._slots.values() if isinstance(slot, ReadoutSlot)).first_layer:
+            if not last.first_layer:
                 raise ValueError(
                     f"`bank_update`={peft_config.bank_update!r} would change nothing: with `query`='tokens' the bank "
                     f"holds the tokens that enter the blocks, which are frozen in {type(model).__name__}. Set "
                     "`query`='encoder'."
                 )
         if not any(slot.stage.is_last for slot in prompted):
-            users = [
-                s.layer_index for s in slots_by_name(model).values() if isinstance(s, EntrySlot) and s.stage.is_last
-            ]
+            users = [s.layer_index for s in slots if isinstance(s, EntrySlot) and s.stage.is_last]
             raise ValueError(
                 f"Only the blocks {users} of this backbone use a bank, and prompts are in the blocks "
                 f"{[slot.layer_index for slot in prompted]}. Pass `prompt_depth=None` (got "
