@@ -40,7 +40,6 @@ class FusedAttendAndTakeMaximum(torch.autograd.Function):
         `kept` is of shape `(num_neighborhoods,)` or `None`.
         """
         tokens = tokens.contiguous()
-        rows = rows.contiguous()
         normed = F.layer_norm(tokens, tokens.shape[-1:], norm_weight, norm_bias, NORM_EPS)
         qkv = torch.mm(normed, qkv_weight.t())
         shapes = _FLOAT(scale), len(rows) // num_clouds
