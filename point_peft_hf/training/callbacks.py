@@ -68,7 +68,7 @@ class RunCallback(TrainerCallback):
         if state.best_global_step:
             # The folder may have been moved since.
             state.best_model_checkpoint = f"{args.output_dir}/checkpoint-{state.best_global_step}"
-        self.first_step, self.started = state.global_step, time.perf_counter()
+        self.first_step, self.started = state.global_step, 0.0
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any):
         """Start the clock of the epoch."""
@@ -80,7 +80,9 @@ class RunCallback(TrainerCallback):
         self.trainer.progress["seconds"] += now - self.step_started
         self.step_started = now
         done, left = state.global_step - self.first_step, state.max_steps - state.global_step
-        if done == _TIMED_STEPS and (seconds := (now - self.started) / done * left) > _LONG_SECONDS:
+        if done == 1:
+            self.started = now  # the first step takes longer: it compiles loops
+        elif done == _TIMED_STEPS and (seconds := (now - self.started) / (done - 1) * left) > _LONG_SECONDS:
             self.tell(f"about {in_time(seconds)} for the remaining {left} steps")
         # The end of an epoch is evaluated and saved in any case.
         is_within_epoch = state.epoch % 1 > 1e-9 and left > 0
