@@ -188,6 +188,7 @@ def test_a_program_needs_no_package(tmp_path):
     described = json.loads(done.stdout)
     with pytest.raises(ValueError, match=r"ONNX has no operator for the eigenvectors.*--format torch"):
         export._write_onnx(torch.export.load(tmp_path / "model.pt2"), {}, tmp_path / "model.onnx", None, described)
+    assert not (tmp_path / "model.onnx").exists()
     assert described.pop("package_version")
     assert described == {
         "task": "classification",

@@ -14,6 +14,11 @@ from types import ModuleType
 import torch
 
 
+def has_numba() -> bool:
+    """Whether Numba is installed, and not switched off (NUMBA_DISABLE_JIT=1)."""
+    return importlib.util.find_spec("numba") is not None and os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
+
+
 @functools.cache
 def compiled_loops(module_name: str) -> ModuleType | None:
     """The module with the compiled form of something.
@@ -22,9 +27,9 @@ def compiled_loops(module_name: str) -> ModuleType | None:
         module_name: Its name, with the package.
 
     Returns:
-        The module; `None` where Numba is not installed, is switched off (NUMBA_DISABLE_JIT=1), or cannot be imported.
+        The module; `None` where there is no Numba (see [`has_numba`]), or it cannot be imported.
     """
-    if importlib.util.find_spec("numba") is None or os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+    if not has_numba():
         return None
     try:
         return importlib.import_module(module_name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
-import importlib.util
 import json
 import math
 import platform
@@ -24,6 +23,8 @@ import transformers
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
+
+from ..ops.kernels import has_numba
 
 # Clouds of a split whose points count in its fingerprint, spread evenly.
 _SAMPLED_CLOUDS = 64
@@ -196,5 +197,5 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{module.__name__: module.__version__ for module in (torch, transformers, peft, accelerate)},
         # Its loops round differently from PyTorch's operations.
-        **({"numba": metadata.version("numba")} if importlib.util.find_spec("numba") else {}),
+        **({"numba": metadata.version("numba")} if has_numba() else {}),
     }

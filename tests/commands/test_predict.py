@@ -12,14 +12,6 @@ from point_peft_hf.data.listing import list_clouds
 from point_peft_hf.training import Predictor, finetune, load_segmentation_task
 
 
-@pytest.fixture(scope="module")
-def adapter(tiny_backbone, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    arguments = {"model": tiny_backbone, "output_dir": str(folder), "num_train_epochs": 1, "method": "linear"}
-    finetune(arguments | {"clouds_per_class": 4, "max_test_clouds": 24}, report=lambda line: None)
-    return folder / "linear"
-
-
 def cloud(seed, size=200):
     return np.random.default_rng(seed).normal(size=(size, 3)).astype(np.float32)
 

@@ -30,19 +30,19 @@ class PromptTunerMixin:
         if not peft_config.use_bank or not prompted:
             return
         last = next((slot.stage for slot in slots if isinstance(slot, ReadoutSlot)), None)
-        for name, other, value in (("query", "encoder", "tokens"), ("bank_update", "none", peft_config.bank_update)):
-            if last is None and getattr(peft_config, name) == value != other:
-                raise ValueError(
-                    f"`{name}`={value!r} needs a backbone of point_peft_hf, but {type(model).__name__} is none. Use "
-                    f"{other!r}."
-                )
-        if peft_config.bank_update != "none" and peft_config.query == "tokens":
-            if not last.first_layer:
-                raise ValueError(
-                    f"`bank_update`={peft_config.bank_update!r} would change nothing: with `query`='tokens' the bank "
-                    f"holds the tokens that enter the blocks, which are frozen in {type(model).__name__}. Set "
-                    "`query`='encoder'."
-                )
+        if last is None:
+            for name, possible in (("query", "encoder"), ("bank_update", "none")):
+                if (value := getattr(peft_config, name)) != possible:
+                    raise ValueError(
+                        f"`{name}`={value!r} needs a backbone of point_peft_hf, but {type(model).__name__} is none. "
+                        f"Use {possible!r}."
+                    )
+        elif peft_config.bank_update != "none" and peft_config.query == "tokens" and last.first_layer == 0:
+            raise ValueError(
+                f"`bank_update`={peft_config.bank_update!r} would change nothing: with `query`='tokens' the bank "
+                f"holds the tokens that enter the blocks, which are frozen in {type(model).__name__}. Set "
+                "`query`='encoder'."
+            )
         if not any(slot.stage.is_last for slot in prompted):
             users = [s.layer_index for s in slots if isinstance(s, EntrySlot) and s.stage.is_last]
             raise ValueError(
