@@ -3,13 +3,15 @@
     point-peft predict scan.ply part.obj --adapter outputs/point_peft
     point-peft predict scans/ clouds.h5 --adapter outputs/point_peft --output predictions.csv
     point-peft predict cloud.npy --adapter outputs/point_peft --model path/to/backbone --top 3
+    point-peft predict scans/ --adapter outputs/cups --adapter outputs/tools  # several, on one backbone
     point-peft predict chair.ply --adapter outputs/parts --category chairs    # chair_parts.ply
     point-peft predict street.laz --adapter outputs/lora                      # street_labelled.laz
 
 The adapter's folder says which backbone it belongs to, what its classes are called and how clouds are prepared. A
 folder stands for all clouds in it and below it. `--output` writes a row for each cloud: the class and its probability,
 the probability of every class (of parts and scenes: the share of the points), and what is wrong with a file that
-cannot be read. Such files do not stop the others; the exit status is then 3.
+cannot be read. Such files do not stop the others; the exit status is then 3. Several adapters of classes give a row
+each for a cloud; what they compute alike of it (groups and their tokens) is computed once.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +29,7 @@ import torch
 
 from ..data.listing import ListedCloud, list_clouds
 from ..scenes import ScenePredictor
-from ..training import PartPredictor, Predictor, load_predictor
+from ..training import PartPredictor, Predictor, SharedValues, load_resident
 from . import make_adapter_parser, prepare
 
 SOME_FAILED = 3
@@ -38,33 +41,40 @@ def main(arguments: Sequence[str], prog: str) -> int:
     """Predict, and print or write a line for each cloud."""
     args = _parse(arguments, prog)
     prepare(args)
-    predictor = load_predictor(args.adapter, args.model, device=args.device)
+    predictors = load_resident(args.adapter, args.model, args.device)
+    predictor = next(iter(predictors.values()))
+    labels = [name for name, each in predictors.items() if not isinstance(each, Predictor)]
+    if labels and len(predictors) > 1:
+        raise ValueError(f"--adapter {labels[0]} labels points, which is done with one adapter at a time.")
     if args.category is not None and not isinstance(predictor, PartPredictor):
-        raise ValueError(f"--category is for parts of objects, and {args.adapter} predicts classes. Leave it out.")
+        raise ValueError(f"--category is for parts of objects, and {args.adapter[0]} predicts classes. Leave it out.")
     clouds = list(list_clouds(args.paths, scenes=isinstance(predictor, ScenePredictor)))
-    if isinstance(predictor, Predictor):
-        rows = _classify(predictor, clouds, args)
-    else:
-        rows = _label(predictor, clouds, args)
-    with _writer(args.output, predictor, clouds) as write:
-        failed = 0
+    rows = _label(predictor, clouds, args) if labels else _classify(predictors, clouds, args)
+    with _writer(args.output, predictors, clouds) as write:
+        failed = set()
         for row in rows:
-            failed += row["error"] is not None
+            if row["error"] is not None:
+                failed.add(row["file"])
             if args.output is None or row["error"]:
                 print(_line(row, args.top), flush=True)
             write(row)
     if args.output is not None:
-        print(f"{len(clouds) - failed} of {len(clouds)} clouds predicted -> {args.output}")
+        print(f"{len(clouds) - len(failed)} of {len(clouds)} clouds predicted -> {args.output}")
     if failed:
         place = "the messages above" if args.output is None else "the messages above or the column `error`"
-        print(f"{failed} of {len(clouds)} clouds could not be read; see {place}.")
+        print(f"{len(failed)} of {len(clouds)} clouds could not be read; see {place}.")
     return SOME_FAILED if failed else 0
 
 
 def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     parser = make_adapter_parser(__doc__, prog)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="Point clouds, meshes, or folders of them.")
-    parser.add_argument("--adapter", required=True, help="Folder or Hub repository of the adapter.")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        required=True,
+        help="Folder or Hub repository of the adapter. Give it again for several adapters.",
+    )
     parser.add_argument("--output", type=Path, help="File for the predictions: .csv, .json or .jsonl.")
     parser.add_argument("--top", type=int, default=3, help="Classes to print for each cloud (default: 3).")
     parser.add_argument("--batch_size", type=int, default=16, help="Clouds at a time (default: 16).")
@@ -90,16 +100,28 @@ def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     return args
 
 
-def _classify(predictor: Predictor, clouds: list[ListedCloud], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    sources = (cloud.source for cloud in clouds)
-    answers = predictor.predict_many(sources, args.batch_size, drop_invalid=args.drop_invalid)
-    for cloud, answer in zip(clouds, answers, strict=True):
-        if isinstance(answer, Exception):
-            yield {"file": cloud.name, "class": None, "probability": None, "error": str(answer)}
-            continue
-        name, probability = predictor.ranked(answer)[0]
-        values = dict(zip(predictor.class_names, answer.tolist(), strict=True))
-        yield {"file": cloud.name, "class": name, "probability": probability, "error": None, "probabilities": values}
+def _classify(
+    predictors: dict[str, Predictor], clouds: list[ListedCloud], args: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(clouds), args.batch_size):
+        batch = clouds[start : start + args.batch_size]
+        sources = [cloud.source for cloud in batch]
+        shared = SharedValues() if len(predictors) > 1 else None
+        answers = [
+            predictor.predict_many(sources, args.batch_size, drop_invalid=args.drop_invalid, shared=shared)
+            for predictor in predictors.values()
+        ]
+        for cloud, *found in zip(batch, *answers, strict=True):
+            for (adapter, predictor), answer in zip(predictors.items(), found, strict=True):
+                row: dict[str, Any] = {"file": cloud.name} | ({"adapter": adapter} if shared is not None else {})
+                if isinstance(answer, Exception):
+                    # A file's own name stands for the place of its cloud in the batch.
+                    error = re.sub(r"^cloud \d+: ", "", str(answer))
+                    yield row | {"class": None, "probability": None, "error": error}
+                    continue
+                name, probability = predictor.ranked(answer)[0]
+                values = dict(zip(predictor.class_names, answer.tolist(), strict=True))
+                yield row | {"class": name, "probability": probability, "error": None, "probabilities": values}
 
 
 def _label(
@@ -150,19 +172,20 @@ def _targets(clouds: list[ListedCloud], output_dir: Path, is_scene: bool) -> lis
 
 
 def _line(row: dict[str, Any], top: int) -> str:
+    start = f"{row['file']}, {row['adapter']}" if "adapter" in row else row["file"]
     if row["error"] is not None:
         # Most messages start with the file.
-        return row["error"] if row["error"].startswith(row["file"]) else f"{row['file']}: {row['error']}"
+        return row["error"] if row["error"].startswith(row["file"]) else f"{start}: {row['error']}"
     values = row["probabilities"] if "probabilities" in row else row["shares"]
     ranked = sorted(values.items(), key=lambda item: -item[1])
     if "probabilities" in row:
         ranked = ranked[:top]
-    text = f"{row['file']}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in ranked)
+    text = f"{start}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in ranked)
     return text if "probabilities" in row else f"{text} -> {row['labelled']}"
 
 
 @contextmanager
-def _writer(path: Path | None, predictor: Any, clouds: list[ListedCloud]) -> Iterator[Any]:
+def _writer(path: Path | None, predictors: dict[str, Any], clouds: list[ListedCloud]) -> Iterator[Any]:
     """Give a function that writes a row; each row is in the file as soon as it is known, but for .json."""
     if path is None:
         yield lambda row: None
@@ -172,7 +195,7 @@ def _writer(path: Path | None, predictor: Any, clouds: list[ListedCloud]) -> Ite
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8", newline="") as file:
         if path.suffix.lower() == ".csv":
-            yield _csv_rows(file, predictor)
+            yield _csv_rows(file, list(predictors.values()))
         elif path.suffix.lower() == ".jsonl":
             yield lambda row: print(json.dumps(row), file=file, flush=True)
         else:
@@ -181,9 +204,12 @@ def _writer(path: Path | None, predictor: Any, clouds: list[ListedCloud]) -> Ite
             json.dump(rows, file, indent=1)
 
 
-def _csv_rows(file: Any, predictor: Any) -> Any:
+def _csv_rows(file: Any, predictors: list[Any]) -> Any:
+    predictor = predictors[0]
     if isinstance(predictor, Predictor):
-        first, values, names = ["file", "class", "probability", "error"], "probabilities", predictor.class_names
+        first = ["file", *(["adapter"] if len(predictors) > 1 else []), "class", "probability", "error"]
+        # Adapters with classes of the same name share a column.
+        values, names = "probabilities", list(dict.fromkeys(name for each in predictors for name in each.class_names))
     else:
         names = predictor.part_names if isinstance(predictor, PartPredictor) else predictor.class_names
         first, values = ["file", "labelled", "error"], "shares"
@@ -193,7 +219,8 @@ def _csv_rows(file: Any, predictor: Any) -> Any:
 
     def write(row: dict[str, Any]) -> None:
         found = row.get(values)
-        cells = [""] * len(names) if found is None else [f"{found.get(name, 0.0):.6f}" for name in names]
+        absent = "" if values == "probabilities" else "0.000000"
+        cells = [f"{found[name]:.6f}" if name in found else absent for name in names] if found else [""] * len(names)
         fixed = [row[name] for name in first]
         fixed = [f"{cell:.6f}" if isinstance(cell, float) else cell for cell in fixed]
         writer.writerow(["" if cell is None else cell for cell in fixed] + cells)

@@ -2,14 +2,15 @@
 
     point-peft serve outputs/point_peft outputs/lora --port 8000
     curl -F file=@scan.ply http://127.0.0.1:8000/adapters/point_peft/predict
+    curl -F file=@scan.ply http://127.0.0.1:8000/predict    # every adapter's answer
     curl -F file=@chair.ply "http://127.0.0.1:8000/adapters/parts/predict?category=chair"
     curl -F file=@street.laz http://127.0.0.1:8000/adapters/lora/label -o street_labelled.laz
 
-Needs the extra `serve`. Adapters of one backbone share its weights. GET / lists the adapters with their classes, and
-/docs describes the interface. `predict` answers with classes and probabilities, or with the share of each part;
-`label` gives the cloud back with a label for each point. A file that cannot be used is answered with a status from 400
-to 499 and the reason, and a request more than `--max_waiting` with 503. There is no access control: put a server that
-has one in front before others can reach it.
+Needs the extra `serve`. Adapters of one backbone share its weights, and what they compute alike of one cloud. GET /
+lists the adapters with their classes, and /docs describes the interface. `predict` answers with classes and
+probabilities, or with the share of each part; `label` gives the cloud back with a label for each point. A file that
+cannot be used is answered with a status from 400 to 499 and the reason, and a request more than `--max_waiting` with
+503. There is no access control: put a server that has one in front before others can reach it.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.readers import READERS
 from ..extras import install_command
 from ..scenes import ScenePredictor
-from ..training import PartPredictor, Predictor, load_resident
+from ..training import PartPredictor, Predictor, SharedValues, load_resident
 from . import make_server_parser, prepare
 
 if TYPE_CHECKING:
@@ -160,13 +161,29 @@ def build_app(predictors: dict[str, Any], limits: Limits | None = None) -> "Fast
         """The classes of a cloud with their probabilities, or the share of its points that each part has."""
         predictor = find(adapter)
         async with received(file) as (path, name):
-            if isinstance(predictor, Predictor):
-                ranked = await answer(
-                    lambda: predictor.predict(path, len(predictor.class_names), drop_invalid=drop_invalid), path, name
-                )
-                return {"file": name, "class": ranked[0][0], "probabilities": dict(ranked)}
-            found = await answer(lambda: _label(predictor, path, category, drop_invalid), path, name)
-            return {"file": name, "points": len(found.labels), "shares": found.shares()}
+            found = await answer(lambda: _predict(predictor, path, category, drop_invalid), path, name)
+            return {"file": name, **found}
+
+    @app.post("/predict")
+    async def predict_with_all(
+        file: fastapi.UploadFile, category: str | None = None, drop_invalid: bool = False
+    ) -> dict[str, Any]:
+        """What each adapter predicts of a cloud, or why it cannot."""
+        async with received(file) as (path, name):
+
+            def run() -> dict[str, Any]:
+                shared, found = SharedValues(), {}
+                for adapter, predictor in predictors.items():
+                    try:
+                        found[adapter] = _predict(predictor, path, category, drop_invalid, shared)
+                    except _ERRORS as error:
+                        found[adapter] = {"error": str(error).replace(str(path), name)}
+                if all("error" in answer for answer in found.values()):
+                    # With the same reason, as a rule: a file that cannot be read.
+                    raise ValueError(" ".join(dict.fromkeys(answer["error"] for answer in found.values())))
+                return found
+
+            return {"file": name, "adapters": await answer(run, path, name)}
 
     @app.post("/adapters/{adapter:path}/label", response_class=fastapi.responses.Response)
     async def label(
@@ -187,7 +204,20 @@ def build_app(predictors: dict[str, Any], limits: Limits | None = None) -> "Fast
     return app
 
 
-def _label(predictor: Any, path: Path, category: str | None, drop_invalid: bool) -> Any:
+def _predict(
+    predictor: Any, path: Path, category: str | None, drop_invalid: bool, shared: SharedValues | None = None
+) -> dict[str, Any]:
+    if isinstance(predictor, Predictor):
+        count = len(predictor.class_names)
+        ranked = predictor.predict(path, count, drop_invalid=drop_invalid, shared=shared)
+        return {"class": ranked[0][0], "probabilities": dict(ranked)}
+    found = _label(predictor, path, category, drop_invalid, shared)
+    return {"points": len(found.labels), "shares": found.shares()}
+
+
+def _label(
+    predictor: Any, path: Path, category: str | None, drop_invalid: bool, shared: SharedValues | None = None
+) -> Any:
     if isinstance(predictor, PartPredictor):
-        return predictor.predict(path, category, drop_invalid=drop_invalid)
+        return predictor.predict(path, category, drop_invalid=drop_invalid, shared=shared)
     return predictor.predict(path, drop_invalid=drop_invalid, progress=False)

@@ -192,6 +192,31 @@ class PointEncoderMixin:
         left_out = () if getattr(self, "is_pretrained_with_class_token", False) else self.task_module_names
         check_not_trained(self, reason, left_out)
 
+    def modules_behind(self, name: str) -> tuple[nn.Module, ...] | None:
+        """What the value of this name in `precompute` is computed with.
+
+        Encoders of one configuration in which these modules have the same weights compute the same value of a cloud.
+
+        Args:
+            name: Name of the value.
+
+        Returns:
+            Modules of the encoder, none for what depends on the points alone; `None` for a value of an adapter, or of
+            a copy that an adapter has of a module.
+        """
+        owner, kind, detail = (*name.split(".", 2), "", "")[:3]
+        if owner == "backbone" and kind in ("centers", "neighborhoods", "neighbors"):
+            return ()
+        if owner == "backbone" and kind == "embedded" and detail in ("", "0"):
+            return self._embedding_modules()
+        if owner == "backbone" and (kind == "embedded" or (kind == "block" and detail.isdigit())):
+            return (self,)
+        return None
+
+    def _embedding_modules(self) -> tuple[nn.Module, ...]:
+        """What makes the tokens of the first stage of groups."""
+        raise NotImplementedError
+
     def check_points(self, points: torch.Tensor, num_groups: int, group_size: int) -> torch.Tensor:
         """Check the clouds; geometry is computed in float32 whatever the weights are in."""
         validate_points(points, minimum=max(num_groups, group_size))

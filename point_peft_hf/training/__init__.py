@@ -18,8 +18,9 @@ from .methods import (
 from .part_predictor import PartPrediction, PartPredictor
 from .predictor import Predictor, load_predictor
 from .record import data_fingerprint, results_table, versions
-from .resident import load_resident, share_weights
+from .resident import load_resident
 from .segmentation import SegmentationMetrics, SegmentationTask, load_segmentation_task, predict_parts
+from .sharing import SharedValues, share_weights
 from .task import ClassificationMetrics, ClassificationTask, load_task
 from .tasks import Task, load_task_of
 from .trainer import PointCloudTrainer
@@ -44,6 +45,7 @@ __all__ = [
     "Predictor",
     "SegmentationMetrics",
     "SegmentationTask",
+    "SharedValues",
     "SyncFreezableBatchNorm1d",
     "Task",
     "TrainingCollator",

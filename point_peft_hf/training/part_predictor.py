@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..models.configuration import class_names_of
 from ..ops import knn_indices
 from ..visualization.palette import part_colors, to_rgb
 from .segmentation import predict_parts
+from .sharing import SharedValues
 
 
 @dataclass
@@ -105,7 +107,14 @@ class PartPredictor:
         return self.category_names.index(category)
 
     @torch.no_grad()
-    def predict(self, cloud: Any, category: str | None = None, *, drop_invalid: bool = False) -> PartPrediction:
+    def predict(
+        self,
+        cloud: Any,
+        category: str | None = None,
+        *,
+        drop_invalid: bool = False,
+        shared: SharedValues | None = None,
+    ) -> PartPrediction:
         """Tell the parts of one cloud apart.
 
         The model sees the points that the processor samples; each of the others is of the part of the nearest of them.
@@ -115,6 +124,7 @@ class PartPredictor:
             category: Name of the object's category, one of `category_names`. Needed by a model that was trained on
                 several.
             drop_invalid: Leave out points with NaN or infinite coordinates instead of refusing the cloud.
+            shared: What other models have worked out of this cloud, and can take from this one.
 
         Returns:
             The part of each point of the cloud that is not left out.
@@ -127,14 +137,15 @@ class PartPredictor:
         points, placed = _read(cloud, drop_invalid)
         # The numbers of the points go through the sampling as labels do, and say which were taken.
         batch = self.processor([points], part_labels=[torch.arange(len(points))])
-        device = next(self.model.parameters()).device
-        logits = self.model(batch["points"].to(device), category_ids=category_ids).logits
+        sampled = batch["points"].to(next(self.model.parameters()).device)
+        run = self.model if shared is None else partial(shared.run, self.model)
+        logits = run(points=sampled, category_ids=category_ids).logits
         labels = predict_parts(logits, category_ids, self.model.config.category_parts)
         if points.dtype != np.float32:  # which would blur the distances far from the origin
             points = (points - points.min(axis=0)).astype(np.float32)
         points = torch.from_numpy(points)
-        sampled = points[batch["part_labels"][0]]
-        nearest = knn_indices(points[None], sampled[None], 1)[0, :, 0]
+        labelled = points[batch["part_labels"][0]]
+        nearest = knn_indices(points[None], labelled[None], 1)[0, :, 0]
         category_parts = self.model.config.category_parts
         own_parts = None if index is None or category_parts is None else list(category_parts[index])
         return PartPrediction(placed, labels[0].cpu()[nearest].numpy(), self.part_names, own_parts)

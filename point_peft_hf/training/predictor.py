@@ -26,6 +26,7 @@ from ..models.segmentation import PointSegmentationMixin
 from ..scenes import ScenePredictor
 from ..tuners.targets import SCENE_MODEL_TYPES
 from .part_predictor import PartPredictor
+from .sharing import SharedValues
 
 
 class Predictor:
@@ -61,13 +62,16 @@ class Predictor:
             raise ValueError(f"The model in {adapter} tells parts apart, not classes. Load it with `load_predictor`.")
         return predictor
 
-    def predict(self, cloud: Any, top: int = 1, *, drop_invalid: bool = False) -> list[tuple[str, float]]:
+    def predict(
+        self, cloud: Any, top: int = 1, *, drop_invalid: bool = False, shared: SharedValues | None = None
+    ) -> list[tuple[str, float]]:
         """Classify one cloud.
 
         Args:
             cloud: A file, or coordinates of shape `(num_points, 3)`.
             top: Number of classes to return.
             drop_invalid: Leave out points with NaN or infinite coordinates instead of refusing the cloud.
+            shared: What other models have worked out of this cloud, and can take from this one.
 
         Returns:
             The `top` most probable classes with their probabilities, the most probable first.
@@ -75,13 +79,18 @@ class Predictor:
         Raises:
             ValueError: If the cloud cannot be read or used.
         """
-        (answer,) = self.predict_many([cloud], 1, drop_invalid=drop_invalid)
+        (answer,) = self.predict_many([cloud], 1, drop_invalid=drop_invalid, shared=shared)
         if isinstance(answer, Exception):
             raise answer
         return self.ranked(answer, top)
 
     def predict_many(
-        self, clouds: Iterable[Any], batch_size: int = 16, *, drop_invalid: bool = False
+        self,
+        clouds: Iterable[Any],
+        batch_size: int = 16,
+        *,
+        drop_invalid: bool = False,
+        shared: SharedValues | None = None,
     ) -> Iterator[np.ndarray | Exception]:
         """Classify many clouds in batches; one that cannot be used does not stop the others.
 
@@ -89,6 +98,7 @@ class Predictor:
             clouds: Files, or coordinates of shape `(num_points, 3)`.
             batch_size: Clouds at a time.
             drop_invalid: Leave out points with NaN or infinite coordinates instead of refusing their cloud.
+            shared: What other models have worked out of these clouds, in the same batches.
 
         Yields:
             For each cloud, in order, the probabilities of the classes, float32 of shape `(num_classes,)`, or the error
@@ -99,7 +109,7 @@ class Predictor:
             answers: list[Any] = []
             for number, cloud in chosen:
                 try:
-                    answers.append(self.processor(cloud, drop_invalid=drop_invalid)["points"])
+                    answers.append(self._prepared(cloud, drop_invalid, shared))
                 except (ImportError, OSError) as error:
                     answers.append(error)
                 except ValueError as error:
@@ -108,7 +118,7 @@ class Predictor:
             places = [place for place, answer in enumerate(answers) if isinstance(answer, torch.Tensor)]
             if places:
                 points = torch.cat([answers[place] for place in places])  # (batch_size, num_points, 3)
-                for place, row in zip(places, self._probabilities(points), strict=True):
+                for place, row in zip(places, self._probabilities(points, shared), strict=True):
                     answers[place] = row
             yield from answers
 
@@ -125,10 +135,16 @@ class Predictor:
         order = np.argsort(-probabilities, kind="stable")[:top]
         return [(self.class_names[index], float(probabilities[index])) for index in order]
 
+    def _prepared(self, cloud: Any, drop_invalid: bool, shared: SharedValues | None) -> torch.Tensor:
+        if shared is not None:
+            return shared.prepare(self.processor, cloud, drop_invalid=drop_invalid)
+        return self.processor(cloud, drop_invalid=drop_invalid)["points"]
+
     @torch.no_grad()
-    def _probabilities(self, points: torch.Tensor) -> np.ndarray:
-        device = next(self.model.parameters()).device
-        return self.model(points=points.to(device)).logits.float().softmax(dim=-1).cpu().numpy()
+    def _probabilities(self, points: torch.Tensor, shared: SharedValues | None) -> np.ndarray:
+        points = points.to(next(self.model.parameters()).device)
+        output = self.model(points=points) if shared is None else shared.run(self.model, points)
+        return output.logits.float().softmax(dim=-1).cpu().numpy()
 
     def check_classes(self, class_names: Sequence[str]) -> None:
         """Refuse data of other classes, on which every number would be wrong.

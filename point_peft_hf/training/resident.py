@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from .part_predictor import PartPredictor
 from .predictor import Predictor, load_predictor
+from .sharing import share_weights
 
 
 def load_resident(
@@ -40,30 +38,6 @@ def load_resident(
     return predictors
 
 
-def share_weights(models: Sequence[nn.Module]) -> int:
-    """Let models share the memory of equal frozen weights, by name in the backbone.
-
-    Args:
-        models: Models on one device, with or without adapters.
-
-    Returns:
-        Number of bytes that are no longer needed.
-    """
-    resident: dict[str, list[nn.Parameter]] = {}
-    saved = 0
-    for model in models:
-        for name, module in model.named_modules():
-            for key, parameter in module.named_parameters(recurse=False):
-                known = resident.setdefault(_backbone_name(f"{name}.{key}"), [])
-                kept = next((other for other in known if _are_equal(other, parameter)), None)
-                if kept is None:
-                    known.append(parameter)
-                elif kept is not parameter:
-                    setattr(module, key, kept)
-                    saved += parameter.numel() * parameter.element_size()
-    return saved
-
-
 def short_names(paths: Sequence[str]) -> list[str]:
     """The shortest ends of paths that differ from each other."""
     parts = [Path(path).parts for path in paths]
@@ -74,15 +48,3 @@ def short_names(paths: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return list(map(str, paths))
-
-
-def _backbone_name(name: str) -> str:
-    """Name of a parameter without what adapters put around modules."""
-    wrappers = {"base_model", "model", "base_layer", "original_module"}
-    return ".".join(part for part in name.split(".") if part not in wrappers)
-
-
-def _are_equal(first: nn.Parameter, second: nn.Parameter) -> bool:
-    same_kind = first.shape == second.shape and first.dtype == second.dtype and first.device == second.device
-    frozen = not (first.requires_grad or second.requires_grad)
-    return same_kind and frozen and torch.equal(first, second)

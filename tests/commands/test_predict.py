@@ -9,7 +9,8 @@ import pytest
 from point_peft_hf import AutoModelForPointCloudClassification, PointCloudProcessor
 from point_peft_hf.data import read_labelled_cloud, write_point_cloud
 from point_peft_hf.data.listing import list_clouds
-from point_peft_hf.training import Predictor, finetune, load_segmentation_task
+from point_peft_hf.io import save_adapter
+from point_peft_hf.training import Predictor, finetune, load_backbone, load_segmentation_task, prepare_method
 
 
 def cloud(seed, size=200):
@@ -73,6 +74,31 @@ def test_a_folder_to_csv(point_peft, adapter, scans, tmp_path, capsys):
     assert "broken.ply" in rows[4]["error"]
     assert "1 of 201 points have NaN" in rows[7]["error"]
     assert rows[4]["class"] == rows[4]["probability"] == rows[4][f"probability_{predictor.class_names[0]}"] == ""
+
+
+def test_several_adapters(point_peft, adapter, tiny_backbone, scans, tmp_path, capsys):
+    model = prepare_method("lora", load_backbone(tiny_backbone, ["mug", "cone"]))
+    save_adapter(model, tmp_path / "mugs", processor=PointCloudProcessor(num_points=64))
+    chosen = ["--adapter", adapter, "--adapter", "mugs", "--batch_size", 3]
+    assert point_peft("predict", "scans", *chosen, "--output", "found.csv") == 3
+    assert "6 of 8 clouds predicted" in capsys.readouterr().out
+    rows = list(csv.DictReader(open(tmp_path / "found.csv", encoding="utf-8")))
+    assert [row["file"] for row in rows] == [f"scans/{name}" for name in NAMES for _ in range(2)]
+    assert [row["adapter"] for row in rows] == [adapter.name, "mugs"] * len(NAMES)
+    for own, path in zip((rows[::2], rows[1::2]), (adapter, tmp_path / "mugs"), strict=True):
+        assert point_peft("predict", "scans", "--adapter", path, "--output", "alone.csv", "--batch_size", 3) == 3
+        for row, alone in zip(own, csv.DictReader(open(tmp_path / "alone.csv", encoding="utf-8")), strict=True):
+            assert {name: row[name] for name in alone} == alone
+            assert not any(row[name] for name in row.keys() - alone.keys() - {"adapter"})
+    assert point_peft("predict", "scans/0.ply", *chosen, "--output", "found.json") == 0
+    assert [row["adapter"] for row in json.loads((tmp_path / "found.json").read_text())] == [adapter.name, "mugs"]
+    capsys.readouterr()
+    assert point_peft("predict", "scans/0.ply", *chosen) == 0
+    assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        f"scans/0.ply, {name}" for name in (adapter.name, "mugs")
+    ]
+    with pytest.raises(SystemExit, match="Give one or more adapters, each once"):
+        point_peft("predict", "scans/0.ply", "--adapter", adapter, "--adapter", adapter)
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])

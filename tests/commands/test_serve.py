@@ -83,6 +83,22 @@ def test_parts_come_back_as_shares_and_as_a_file(client, predictors, scan, tmp_p
     np.testing.assert_array_equal(read_labelled_cloud(tmp_path / "labelled.ply")[:, 3], expected.labels)
 
 
+def test_all_adapters_answer_on_one_cloud(client, predictors, scan):
+    found = post(client, "/predict?category=mug", scan[0].read_bytes()).json()
+    alone = {name: post(client, f"/adapters/{name}/predict?category=mug", scan[0].read_bytes()) for name in predictors}
+    assert found["file"] == "scan.ply"
+    assert found["adapters"] == {
+        name: {key: value for key, value in answer.json().items() if key != "file"} for name, answer in alone.items()
+    }
+    without = post(client, "/predict", scan[0].read_bytes()).json()["adapters"]
+    assert without["cups"] == found["adapters"]["cups"]
+    assert "categories lamp, mug" in without["cups/parts"]["error"]
+    answer = post(client, "/predict?category=mug", b"no cloud")
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("scan.ply: ")
+    assert answer.json()["detail"].count("scan.ply") == 1
+
+
 @pytest.mark.parametrize(
     ("path", "content", "name", "status", "message"),
     [

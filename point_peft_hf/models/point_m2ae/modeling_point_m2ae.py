@@ -216,6 +216,9 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
         compute = partial(self.embed_stage, stage, hierarchy, finer)
         return cloud.memo.once(f"backbone.embedded.{stage}", compute, per_cloud=True, shape=shape)
 
+    def _embedding_modules(self) -> tuple[nn.Module, ...]:
+        return (self.patch_embeddings[0],)
+
     def _pool(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.config.pooling == "sum":
             return hidden_states.mean(dim=1) + hidden_states.amax(dim=1)
