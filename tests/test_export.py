@@ -197,7 +197,26 @@ def test_a_program_needs_no_package(tmp_path):
         "processor": PROCESSOR.to_dict(),
         "model_type": "point_mae",
         "adapter_type": "pointgst",
+        "precision": "float32",
     }
+
+
+def test_weights_of_8_bits(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model = make_model("lora")
+    exported = export_model(model, PROCESSOR, tmp_path / "model.onnx", precision="int8")
+    assert list(tmp_path.iterdir()) == [exported.path]
+    kinds = {each.data_type for each in onnx.load(exported.path).graph.initializer}
+    assert onnx.TensorProto.INT8 in kinds
+    session = open_onnx(exported.path)
+    found = session.get_modelmeta().custom_metadata_map
+    assert (found["precision"], found["adapter_type"]) == ("int8", "lora")
+    points = export._example(PROCESSOR, export._QUANTIZED_CHECKED, {})["points"]
+    with torch.no_grad():
+        expected, got = model(points=points).logits, run_onnx(session, points=points)
+    assert exported.difference == pytest.approx(float((got - expected).abs().max() / expected.abs().max()), rel=1e-3)
+    assert 0 < exported.difference < 0.2
+    assert exported.agreement == float((got.argmax(-1) == expected.argmax(-1)).float().mean())
 
 
 def test_parts_with_categories(tmp_path):
@@ -273,6 +292,8 @@ def test_a_file_that_differs_does_not_take_its_place(tmp_path, monkeypatch):
         ("model.bin", {}, r"ends with .pt2 for the format torch, .onnx for the format onnx; got .*model.bin"),
         ("model.onnx", {"format": "torch"}, "got .*model.onnx with the format torch"),
         ("model.pt2", {"opset": 20}, "`opset`=20 is for ONNX files"),
+        ("model.pt2", {"precision": "int8"}, "int8 is for ONNX files .*; got 'int8' for a file of the format torch"),
+        ("model.onnx", {"precision": "int4"}, "must be one of float32, int8, .*; got 'int4'"),
     ],
 )
 def test_names_and_options_that_do_not_fit(name, options, message, tmp_path):

@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 import point_peft_hf
 
 from ..training import TrainingStopped, find_method, show_only_own_messages
+from ..training.precision import PRECISIONS
 
 COMMANDS = {
     "train": "Fine-tune one or more methods on your data.",
@@ -71,6 +72,16 @@ def make_adapter_parser(description: str | None, prog: str) -> argparse.Argument
     parser.add_argument("--method", help="package.module:Config, where an adapter is of a type of your own.")
     parser.add_argument("--model", help="Backbone: a name, a folder or a Hub repository (default: the adapter's).")
     return parser
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add the option of commands that run a model."""
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="What matrices are multiplied in; bfloat16 is faster where the hardware has it (default: float32).",
+    )
 
 
 def make_server_parser(description: str | None, prog: str, port: int) -> argparse.ArgumentParser:

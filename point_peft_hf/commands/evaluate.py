@@ -42,10 +42,11 @@ from ..training import (
     load_task_of,
 )
 from ..training.evaluation import Evaluation, evaluate_model
+from ..training.precision import in_precision
 from ..training.task import PROCEDURAL
 from ..visualization import plot_confusion_matrix
 from ..visualization.figure import in_words
-from . import make_adapter_parser, prepare
+from . import add_precision, make_adapter_parser, prepare
 from .recorded import check_names, read_runs, recorded_data
 
 SPLITS = ("test", "validation", "train", "all")
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     """Measure, print and write."""
     args = _parse(arguments, prog)
     prepare(args)
-    predictor = load_predictor(args.adapter, args.model, device=args.device)
+    predictor = load_predictor(args.adapter, args.model, args.device, args.precision)
     record = next(iter(read_runs(args.adapter)), {})
     what = recorded_data(
         record.get("arguments", {}),
@@ -81,7 +82,8 @@ def main(arguments: Sequence[str], prog: str) -> None:
     batch_size = args.batch_size or task.batch_size
     if isinstance(predictor, Predictor):
         task = dataclasses.replace(task, class_names=predictor.class_names)
-    evaluation = evaluate_model(predictor.model, task, datasets, predictor.processor, batch_size)
+    with in_precision(args.precision, torch.device(args.device)):
+        evaluation = evaluate_model(predictor.model, task, datasets, predictor.processor, batch_size)
     _print(evaluation, args.worst, task)
     for path in evaluation.write(args.output_dir):
         print(path)
@@ -105,6 +107,7 @@ def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
         "--drop_invalid", action="store_true", help="Leave out points with NaN or infinite coordinates."
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_precision(parser)
     return parser.parse_args(arguments)
 
 

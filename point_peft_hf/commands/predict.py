@@ -30,7 +30,7 @@ import torch
 from ..data.listing import ListedCloud, list_clouds
 from ..scenes import ScenePredictor
 from ..training import PartPredictor, Predictor, SharedValues, load_resident
-from . import make_adapter_parser, prepare
+from . import add_precision, make_adapter_parser, prepare
 
 SOME_FAILED = 3
 _FORMATS = (".csv", ".json", ".jsonl")
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str], prog: str) -> int:
     """Predict, and print or write a line for each cloud."""
     args = _parse(arguments, prog)
     prepare(args)
-    predictors = load_resident(args.adapter, args.model, args.device)
+    predictors = load_resident(args.adapter, args.model, args.device, args.precision)
     predictor = next(iter(predictors.values()))
     labels = [name for name, each in predictors.items() if not isinstance(each, Predictor)]
     if labels and len(predictors) > 1:
@@ -92,6 +92,7 @@ def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
         help="Leave out points with NaN or infinite coordinates, as depth cameras write them.",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_precision(parser)
     args = parser.parse_args(arguments)
     if args.batch_size < 1:
         raise ValueError(f"--batch_size must be at least 1, got {args.batch_size}.")

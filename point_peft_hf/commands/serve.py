@@ -27,7 +27,7 @@ from ..data.readers import READERS
 from ..extras import install_command
 from ..scenes import ScenePredictor
 from ..training import PartPredictor, Predictor, SharedValues, load_resident
-from . import make_server_parser, prepare
+from . import add_precision, make_server_parser, prepare
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str], prog: str) -> None:
     except ImportError as error:
         raise ImportError(f"Serving needs {error.name}, which is not installed: {install_command('serve')}") from error
     prepare(args)
-    predictors = load_resident(args.adapters, args.model, args.device)
+    predictors = load_resident(args.adapters, args.model, args.device, args.precision)
     limits = Limits(int(args.max_megabytes * 1e6), args.max_waiting, args.timeout)
     uvicorn.run(build_app(predictors, limits), host=args.host, port=args.port)
 
@@ -72,6 +72,7 @@ def _parse(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     parser.add_argument("--max_waiting", type=int, default=16, help="Requests at the same time (default: 16).")
     parser.add_argument("--timeout", type=float, default=60, help="Seconds for an answer (default: 60).")
     parser.add_argument("--device", default="cpu", help="Default: cpu.")
+    add_precision(parser)
     return parser.parse_args(arguments)
 
 

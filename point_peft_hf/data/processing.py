@@ -249,7 +249,9 @@ def _as_tensor(cloud: Any, name: str) -> Tensor:
             ) from None
         if cloud.dtype.kind not in "fiu":
             raise PointCloudError(f"{name}: must be of real numbers, got {cloud.dtype}: {shorten(cloud)}")
-        cloud = torch.from_numpy(np.ascontiguousarray(cloud.astype(cloud.dtype.newbyteorder("="), copy=False)))
+        native = np.ascontiguousarray(cloud.astype(cloud.dtype.newbyteorder("="), copy=False))
+        # PyTorch knows no memory that must not be written to, such as that of a file.
+        cloud = torch.from_numpy(native if native.flags.writeable else native.copy())
     if cloud.dim() != 2 or cloud.shape[1] < 3 or looks_transposed(tuple(cloud.shape)):
         hint = "; it looks transposed, coordinates come last" if looks_transposed(tuple(cloud.shape)) else ""
         raise PointCloudError(f"{name}: must be of shape (num_points, 3), got {tuple(cloud.shape)}{hint}")

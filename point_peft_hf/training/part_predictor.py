@@ -16,6 +16,7 @@ from ..data.readers import read_shifted, shift_to_float32
 from ..models.configuration import class_names_of
 from ..ops import knn_indices
 from ..visualization.palette import part_colors, to_rgb
+from .precision import check_precision, in_precision
 from .segmentation import predict_parts
 from .sharing import SharedValues
 
@@ -68,10 +69,12 @@ class PartPredictor:
     Args:
         model: The model; its configuration names parts and categories.
         processor: Prepares the clouds.
+        precision: What matrices are multiplied in: "float32" or "bfloat16".
     """
 
-    def __init__(self, model: nn.Module, processor: PointCloudProcessor):
+    def __init__(self, model: nn.Module, processor: PointCloudProcessor, precision: str = "float32"):
         self.model = model.eval()
+        self.precision = check_precision(precision)
         self.processor = processor
         self.part_names = class_names_of(model.config)
         self.category_names = list(model.config.category_names or ())
@@ -139,7 +142,8 @@ class PartPredictor:
         batch = self.processor([points], part_labels=[torch.arange(len(points))])
         sampled = batch["points"].to(next(self.model.parameters()).device)
         run = self.model if shared is None else partial(shared.run, self.model)
-        logits = run(points=sampled, category_ids=category_ids).logits
+        with in_precision(self.precision, sampled.device):
+            logits = run(points=sampled, category_ids=category_ids).logits.float()
         labels = predict_parts(logits, category_ids, self.model.config.category_parts)
         if points.dtype != np.float32:  # which would blur the distances far from the origin
             points = (points - points.min(axis=0)).astype(np.float32)

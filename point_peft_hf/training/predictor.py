@@ -26,6 +26,7 @@ from ..models.segmentation import PointSegmentationMixin
 from ..scenes import ScenePredictor
 from ..tuners.targets import SCENE_MODEL_TYPES
 from .part_predictor import PartPredictor
+from .precision import check_precision, in_precision
 from .sharing import SharedValues
 
 
@@ -35,21 +36,26 @@ class Predictor:
     Args:
         model: The classifier; its configuration names the classes.
         processor: Prepares the clouds.
+        precision: What matrices are multiplied in: "float32" or "bfloat16".
     """
 
-    def __init__(self, model: nn.Module, processor: PointCloudProcessor):
+    def __init__(self, model: nn.Module, processor: PointCloudProcessor, precision: str = "float32"):
         self.model = model.eval()
+        self.precision = check_precision(precision)
         self.processor = processor
         self.class_names = class_names_of(model.config)
 
     @classmethod
-    def from_pretrained(cls, adapter: str, model: str | None = None, device: str = "cpu") -> Predictor:
+    def from_pretrained(
+        cls, adapter: str, model: str | None = None, device: str = "cpu", precision: str = "float32"
+    ) -> Predictor:
         """Load what training saved.
 
         Args:
             adapter: Folder or Hub repository: an adapter, or a whole model from full fine-tuning.
             model: Backbone: name of a shipped one, a folder or a Hub repository; default: the one the adapter names.
             device: Where to predict.
+            precision: What matrices are multiplied in: "float32" or "bfloat16".
 
         Returns:
             The predictor.
@@ -57,7 +63,7 @@ class Predictor:
         Raises:
             ValueError: If something that is needed to predict is missing, or if adapter and backbone do not fit.
         """
-        predictor = load_predictor(adapter, model, device)
+        predictor = load_predictor(adapter, model, device, precision)
         if not isinstance(predictor, cls):
             raise ValueError(f"The model in {adapter} tells parts apart, not classes. Load it with `load_predictor`.")
         return predictor
@@ -143,7 +149,8 @@ class Predictor:
     @torch.no_grad()
     def _probabilities(self, points: torch.Tensor, shared: SharedValues | None) -> np.ndarray:
         points = points.to(next(self.model.parameters()).device)
-        output = self.model(points=points) if shared is None else shared.run(self.model, points)
+        with in_precision(self.precision, points.device):
+            output = self.model(points=points) if shared is None else shared.run(self.model, points)
         return output.logits.float().softmax(dim=-1).cpu().numpy()
 
     def check_classes(self, class_names: Sequence[str]) -> None:
@@ -218,7 +225,7 @@ def load_trained(adapter: str, model: str | None = None) -> nn.Module:
 
 
 def load_predictor(
-    adapter: str, model: str | None = None, device: str = "cpu"
+    adapter: str, model: str | None = None, device: str = "cpu", precision: str = "float32"
 ) -> Predictor | PartPredictor | ScenePredictor:
     """Load what training saved, whichever its task was.
 
@@ -226,16 +233,23 @@ def load_predictor(
         adapter: Folder or Hub repository: an adapter, or a whole model from full fine-tuning.
         model: Backbone: name of a shipped one, a folder or a Hub repository; default: the one the adapter names.
         device: Where to predict.
+        precision: What matrices are multiplied in: "float32" or "bfloat16".
 
     Returns:
         A predictor of classes, of parts, or of the classes of all points of a scene.
 
     Raises:
-        ValueError: If something that is needed to predict is missing, or if adapter and backbone do not fit.
+        ValueError: If something that is needed to predict is missing, if adapter and backbone do not fit, or for a
+            precision that there is not.
     """
+    check_precision(precision)
     trained = load_trained(adapter, model).to(device)
     backbone = trained.get_base_model() if isinstance(trained, PeftModel) else trained
     if backbone.config.model_type in SCENE_MODEL_TYPES and hasattr(backbone, "semantic_head"):
+        if precision != "float32":
+            raise ValueError(
+                f"Scenes are labelled in float32; `precision`={precision!r} is for objects. Leave it out."
+            )
         return ScenePredictor(trained, SceneProcessor.from_pretrained(adapter))
     predictor_class = PartPredictor if isinstance(backbone, PointSegmentationMixin) else Predictor
-    return predictor_class(trained, PointCloudProcessor.from_pretrained(adapter))
+    return predictor_class(trained, PointCloudProcessor.from_pretrained(adapter), precision)

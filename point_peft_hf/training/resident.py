@@ -11,7 +11,7 @@ from .sharing import share_weights
 
 
 def load_resident(
-    adapters: Sequence[str], model: str | None = None, device: str = "cpu"
+    adapters: Sequence[str], model: str | None = None, device: str = "cpu", precision: str = "float32"
 ) -> dict[str, Predictor | PartPredictor]:
     """Load several adapters; those of one backbone share its weights, whatever their types, tasks and classes are.
 
@@ -23,6 +23,7 @@ def load_resident(
         model: Backbone of all: name of a shipped one, a folder or a Hub repository; default: the one each adapter
             names.
         device: Where to predict.
+        precision: What matrices are multiplied in: "float32" or "bfloat16".
 
     Returns:
         The predictors by name: that of the folder or repository, as much of its path as makes it unique.
@@ -33,7 +34,7 @@ def load_resident(
     names = short_names(adapters)
     predictors = {}
     for name, adapter in zip(names, adapters, strict=True):
-        predictors[name] = load_predictor(adapter, model, device)
+        predictors[name] = load_predictor(adapter, model, device, precision)
         share_weights([predictor.model for predictor in predictors.values()])
     return predictors
 

@@ -28,6 +28,7 @@ def test_options_that_do_not_fit_are_refused_at_once(point_peft, tmp_path):
         (["--output", "model.bin"], "ends with .pt2"),
         (["--output", "model.pt2", "--format", "onnx"], "got model.pt2 with the format onnx"),
         (["--opset", "20"], "`opset`=20 is for ONNX files"),
+        (["--precision", "int8"], "int8 is for ONNX files"),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{message}"):
             point_peft("export", "no/such/adapter", *options)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from point_peft_hf import PointMAEConfig, PointMAEModel
-from point_peft_hf.training import Predictor, finetune
+from point_peft_hf.training import Predictor, SharedValues, finetune
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,19 @@ def test_several_threads(adapter, tiny_task):
         ):
             wanted = dict(expected[number % 4])
             assert dict(ranked) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_bfloat16(adapter, tiny_task):
+    exact, rounded = (Predictor.from_pretrained(str(adapter), precision=name) for name in ("float32", "bfloat16"))
+    clouds = [tiny_task.test[index]["points"].numpy() for index in range(4)]
+    expected, found = (np.stack(list(each.predict_many(clouds))) for each in (exact, rounded))
+    assert found.dtype == np.float32
+    assert 0 < np.abs(found - expected).max() < 0.05
+    shared = SharedValues()
+    for predictor, probabilities in ((exact, expected), (rounded, found), (exact, expected)):
+        np.testing.assert_array_equal(np.stack(list(predictor.predict_many(clouds, shared=shared))), probabilities)
+    with pytest.raises(ValueError, match="must be one of float32, bfloat16, got 'int8'"):
+        Predictor.from_pretrained("nowhere", precision="int8")
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
