@@ -3,7 +3,8 @@
     python examples/benchmark.py --threads 1    # everything, batches of 4: 10 minutes on a core of a CPU
     python examples/benchmark.py --sections step memory --batch_size 1 8 32
     python examples/benchmark.py --sections export --threads 1 --batch_size 1 16    # ONNX Runtime against PyTorch
-    python examples/benchmark.py --sections methods --threads 1    # a training step of every published method
+    python examples/benchmark.py --sections methods --threads 1 --batch_size 1 8 32    # every published method
+    python examples/benchmark.py --sections known sharing --threads 1    # what is computed once
     python examples/benchmark.py --bf16 --compile --batch_size 32 256
 
 Everything runs in one process, in alternation, with random weights; times are medians, `ratio` is to the first line of

@@ -1,7 +1,8 @@
-"""A training step of every published method side by side: its time, its products, and what it keeps."""
+"""Every published method side by side: the time of steps and predictions, products, and what is kept."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,13 +21,16 @@ from point_peft_hf import (
     STAGConfig,
 )
 from point_peft_hf.layers import DropPath
+from point_peft_hf.training import SharedValues, share_weights
 
 from . import models
 from .measuring import alternate, peak_memory, saved_for_backward
 from .models import Setting, Shape
 
+# Adapters in the last half of the blocks only.
+_UPPER_HALF = "point_peft, upper half"
 # What the published methods are compared with; the first is what ratios are to.
-_OTHERS = ("full", "head", "linear", "lora", "point_peft", models.TWO_PASSES)
+_OTHERS = ("full", "head", "linear", "lora", "point_peft", _UPPER_HALF, models.TWO_PASSES)
 # Configuration and the fields of it that differ from the published ones for ScanObjectNN.
 _PUBLISHED: dict[str, tuple[type, dict[str, Any]]] = {
     "dapt": (DAPTConfig, {}),
@@ -41,32 +45,93 @@ _PUBLISHED: dict[str, tuple[type, dict[str, Any]]] = {
 
 
 def methods(run) -> None:
-    """Training steps of all published methods beside full fine-tuning, LoRA and linear probing."""
+    """Training steps and predictions of all published methods beside full fine-tuning, LoRA and linear probing."""
     plain = replace(run.setting, compile=False)
+    for shape, batch_size, case in run.cases():
+        points = run.setting.clouds(batch_size, shape.num_points)
+        product, gflop = _matrix_product(run.setting, shape, batch_size)
+        rows, steps, predictions = {}, {"matrix product": product}, {}
+        for name in (*_OTHERS, *_PUBLISHED):
+            if batch_size >= models.SMALLEST_TRAINED:
+                rows[name] = _cost(plain, _model(plain, shape, name), points)
+                steps[name] = models.training_step(run.setting, _model(run.setting, shape, name), points)
+            predictions[name] = models.prediction(run.setting, _model(run.setting, shape, name), points)
+        times, predicted = (alternate(functions, run.clock, run.rounds) for functions in (steps, predictions))
+        for name in predictions:
+            values = {}
+            if row := rows.get(name):
+                row["step_ms"] = times[name]
+                for column in ("step_ms", "GFLOP", "kept_MiB", "peak_MiB"):
+                    values[column] = row[column]
+                    values[f"{column.partition('_')[0]}_ratio"] = row[column] / rows[_OTHERS[0]][column]
+                # What the step would take if it were its products alone, at the rate of a large one.
+                values["in_products"] = row["GFLOP"] / gflop * times["matrix product"] / times[name]
+                values["trainable_M"] = row["trainable_M"]
+            values["predict_ms"] = predicted[name]
+            values["predict_ratio"] = predicted[name] / predicted[_OTHERS[0]]
+            run.report.add("methods", case, name, **values)
+
+
+def known(run) -> None:
+    """Training steps on clouds that came before with the same points, to those on new ones."""
     for shape, batch_size, case in run.cases(models.SMALLEST_TRAINED):
         points = run.setting.clouds(batch_size, shape.num_points)
-        rows, steps = {}, {}
+        steps = {}
         for name in (*_OTHERS, *_PUBLISHED):
-            rows[name] = _cost(plain, _model(plain, shape, name), points)
-            steps[name] = models.training_step(run.setting, _model(run.setting, shape, name), points)
             # Blocks that are dropped at random are not known.
-            known = _without_drop_path(_model(run.setting, shape, name))
-            steps[f"{name}, known"] = models.training_step(run.setting, known, points, is_known=True)
+            for is_known in (False, True):
+                model = _without_drop_path(_model(run.setting, shape, name))
+                steps[name, is_known] = models.training_step(run.setting, model, points, is_known=is_known)
         times = alternate(steps, run.clock, run.rounds)
-        for name, row in rows.items():
-            row["step_ms"] = times[name]
-        full = rows[_OTHERS[0]]
-        for name, row in rows.items():
-            values = {}
-            for column in ("step_ms", "GFLOP", "kept_MiB", "peak_MiB"):
-                values[column] = row[column]
-                values[f"{column.partition('_')[0]}_ratio"] = row[column] / full[column]
-            # A step on clouds that came before with the same points, to one on new ones.
-            values["known_ratio"] = times[f"{name}, known"] / row["step_ms"]
-            run.report.add("methods", case, name, **values, trainable_M=row["trainable_M"])
+        for name in (*_OTHERS, *_PUBLISHED):
+            new, again = times[name, False], times[name, True]
+            full = times[_OTHERS[0], False]
+            run.report.add("known", case, name, new_ms=new, known_ms=again, ratio=again / new, to_full=again / full)
+
+
+def sharing(run) -> None:
+    """Several adapters that answer on the same clouds, each alone and with what they have in common computed once."""
+    setting = replace(run.setting, compile=False)
+    for shape, batch_size, case in run.cases():
+        points, answering = setting.clouds(batch_size, shape.num_points), []
+        for name in ("linear", "lora", "geometry", "point_peft"):
+            answering.append(models.make_model(setting, shape, name).eval().requires_grad_(False))
+            share_weights(answering)
+            run.time("sharing", f"{case}, {len(answering)} adapters", _answers(setting, list(answering), points))
+
+
+def _answers(setting: Setting, answering: list[nn.Module], points: torch.Tensor) -> dict[str, Callable[[], None]]:
+    def alone() -> None:
+        with torch.no_grad(), setting.autocast():
+            for model in answering:
+                model(points)
+
+    def shared() -> None:
+        values = SharedValues()
+        with torch.no_grad(), setting.autocast():
+            for model in answering:
+                values.run(model, points)
+
+    return {"each alone": alone, "sharing": shared}
+
+
+def _matrix_product(setting: Setting, shape: Shape, batch_size: int) -> tuple[Callable[[], torch.Tensor], float]:
+    """The largest product of a block, and its GFLOP."""
+    rows, size = batch_size * (shape.num_groups + 1), setting.hidden_size
+    left = torch.randn(rows, size, device=setting.device)
+    right = torch.randn(size, 4 * size, device=setting.device)
+
+    def product() -> torch.Tensor:
+        with setting.autocast():
+            return left @ right
+
+    return product, 2 * rows * size * 4 * size / 1e9
 
 
 def _model(setting: Setting, shape: Shape, name: str) -> nn.Module:
+    if name == _UPPER_HALF:
+        upper = list(range(setting.num_layers // 2, setting.num_layers))
+        return models.make_model(setting, shape, "point_peft", layers_to_transform=upper)
     if name in _OTHERS:
         return models.make_model(setting, shape, name)
     torch.manual_seed(0)

@@ -24,7 +24,7 @@ from point_peft_hf.tuners.point_prior_prompt.retrieval import Entries
 from . import models, published
 from .bank import bank
 from .measuring import Clock, Report, alternate, peak_memory, saved_for_backward
-from .methods import methods
+from .methods import known, methods, sharing
 from .models import FROZEN, PUBLISHED, PUBLISHED_FULL, SHAPES, TWO_PASSES, Setting, Shape
 
 # Clouds, points of each, and centres: the shapes of the two data sets, and one large.
@@ -365,4 +365,6 @@ SECTIONS: dict[str, Callable[[Run], None]] = {
     "scaling": scaling,
     "adapters": adapters,
     "methods": methods,
+    "known": known,
+    "sharing": sharing,
 }

@@ -195,16 +195,17 @@ def test_pretrain_other_architectures_then_train(model_type, script, tmp_path, c
 
 
 def test_benchmark(script, tmp_path, capsys):
+    sections = ["embedding", "block", "inference", "step", "memory", "methods", "known", "sharing"]
     script(
         *["benchmark.py", "--hidden_size", 24, "--num_layers", 1, "--batch_size", 2, "--rounds", 1],
-        *["--shapes", "scanobjectnn", "--sections", "embedding", "block", "inference", "step", "memory", "methods"],
+        *["--shapes", "scanobjectnn", "--sections", *sections],
     )
     printed = capsys.readouterr().out
     for method in ("full", "linear", "lora", "geometry", "prompt", "point_peft", "published way"):
         assert f"| scanobjectnn x2 | {method} |" in printed
     assert "| training step: point_peft / lora |" in printed
     rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
-    assert {row["section"] for row in rows} == {"embedding", "block", "inference", "step", "memory", "methods"}
+    assert {row["section"] for row in rows} == set(sections)
     kept = {row["name"]: row["values"]["kept_ratio"] for row in rows if row["section"] == "methods"}
     assert {"full", "lora", "dapt", "gaprompt", "idpt", "pointgst", "pointlora", "ppt", "stag", "stag, sl"} <= set(
         kept
