@@ -159,6 +159,10 @@ class AdapterSlot(nn.Module):
         """Return the first argument unchanged."""
         return value
 
+    def shift(self) -> torch.Tensor | None:
+        """What is added to every row, of shape `(hidden_size,)`, where nothing else is done; `None` elsewhere."""
+        return None
+
     def extra_repr(self) -> str:
         """Describe the slot where the model is printed."""
         return f"hidden_size={self.hidden_size}"

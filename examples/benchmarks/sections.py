@@ -6,13 +6,14 @@ import itertools
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from point_peft_hf import PointCloudProcessor, PointPeftConfig
-from point_peft_hf.export import export_model
+from point_peft_hf.export import PRECISIONS, export_model
 from point_peft_hf.models.layers import PatchEmbedding
 from point_peft_hf.ops import farthest_point_sample, gather_points, group_points, knn_indices
 from point_peft_hf.slots import Backbone
@@ -239,15 +240,21 @@ def export(run: Run) -> None:
     for shape in map(SHAPES.get, run.shapes):
         for method in (FROZEN, "geometry"):
             model = models.make_model(replace(run.setting, compile=False), shape, method).eval()
+            processor, sessions = PointCloudProcessor(shape.num_points), {}
             with tempfile.TemporaryDirectory() as folder:
-                file = export_model(model, PointCloudProcessor(shape.num_points), Path(folder, "model.onnx"))
-                session = onnxruntime.InferenceSession(file.path.read_bytes(), options)
+                for precision in PRECISIONS:
+                    path = Path(folder, f"{precision}.onnx")
+                    export_model(model, processor, path, precision=precision)
+                    sessions[precision] = onnxruntime.InferenceSession(path.read_bytes(), options)
             for batch_size in run.batch_sizes:
                 points = run.setting.clouds(batch_size, shape.num_points)
                 inputs = {"points": points.numpy()}
                 functions = {
                     "PyTorch": models.prediction(run.setting, model, points),
-                    "ONNX Runtime": lambda session=session, inputs=inputs: session.run(None, inputs),
+                    **{
+                        f"ONNX Runtime, {precision}": partial(session.run, None, inputs)
+                        for precision, session in sessions.items()
+                    },
                 }
                 run.time("export", f"{shape.name} x{batch_size}, {method}", functions)
 

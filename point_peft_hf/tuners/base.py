@@ -99,6 +99,13 @@ class SlotLayer(nn.Module, BaseTunerLayer):
         """
         raise NotImplementedError(f"{type(self).__name__} must define adapt.")
 
+    def shift(self) -> torch.Tensor | None:
+        """What the adapters at work add to every row, of shape `(hidden_size,)`, if that is all they do.
+
+        The layer in front of the slot then adds it with its own bias, and `forward` is not called.
+        """
+        return None
+
     def explain(self, name: str, result: Any, *inputs: Any) -> Iterable[Picture | References]:
         """What there is to show of what the layer has just done with one cloud; default: nothing.
 

@@ -8,6 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 import point_peft_hf as pp
 from point_peft_hf.tuners.base import SlotLayer
+from point_peft_hf.tuners.point_peft.layer import BiasLayer
 
 
 def test_prediction_does_not_depend_on_batch_mates(backbone, case, points, logits):
@@ -170,3 +171,38 @@ def test_new_layers_are_in_the_mode_of_the_backbone(make_backbone, type_case):
     layers = [module for module in model.modules() if isinstance(module, SlotLayer)]
     assert layers
     assert not any(part.training for layer in layers for part in layer.modules())
+
+
+@pytest.mark.parametrize("name", ["point_mae", "recon", "point_m2ae"])
+def test_shifts_of_biases_are_added_with_the_biases(name, make_backbone, points, logits, monkeypatch):
+    fields = {"use_geometry": False, "use_prompts": False, "init_weights": False}
+    model = get_peft_model(make_backbone(name), pp.PointPeftConfig(**fields)).eval()
+    calls, count = [], sum(isinstance(module, BiasLayer) for module in model.modules())
+    monkeypatch.setattr(BiasLayer, "adapt", lambda *args, _of=BiasLayer.adapt: calls.append(1) or _of(*args))
+    found = logits(model, points)
+    assert not calls
+    # Training, autocast and whoever looks on: every slot runs.
+    expected = model(points).logits.detach()
+    assert len(calls) == count > 0
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(expected, make_backbone(name)(points).logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits(model, points)
+    assert len(calls) == 2 * count
+    hooks = [module.register_forward_hook(lambda *_: None) for module in model.modules()]
+    assert torch.equal(logits(model, points), expected)
+    assert len(calls) == 3 * count
+    for hook in hooks:
+        hook.remove()
+    with model.disable_adapter():
+        assert torch.equal(logits(model, points), logits(make_backbone(name), points))
+    assert torch.equal(logits(model, points), found)
+    assert len(calls) == 3 * count
+
+
+def test_a_shift_below_another_adapter(make_backbone, points, logits):
+    fields = {"use_geometry": False, "use_prompts": False, "init_weights": False}
+    backbone = make_backbone()
+    pp.add_adapters(backbone, {"shift": pp.PointPeftConfig(**fields), "low": LoraConfig(r=2, init_lora_weights=False)})
+    backbone.eval()
+    torch.testing.assert_close(logits(backbone, points), backbone(points).logits.detach(), rtol=1e-5, atol=1e-5)

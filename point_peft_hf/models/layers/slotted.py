@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
+from torch.nn import functional as F
 
 from ...slots import LayerSlot, Stage
 
@@ -35,7 +37,7 @@ def current(module: nn.Module) -> nn.Module:
 
 
 class SlottedModule(nn.Module):
-    """A module with layers that have slots: it runs `self.norm_slot(self.norm(inputs), inputs)`."""
+    """A module with layers that have slots, which it runs with `run_layer`."""
 
     def add_layer(
         self, name: str, layer: nn.Module, stage: Stage, layer_index: int | None = None, hidden_size: int | None = None
@@ -44,6 +46,34 @@ class SlottedModule(nn.Module):
         self.add_module(name, layer)
         has_bias = getattr(layer, "bias", None) is not None
         self.add_module(f"{name}_slot", LayerSlot(stage, name, layer_index, hidden_size, has_bias))
+
+    def run_layer(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
+        """Run a layer and its slot: `<name>_slot(<name>(inputs), inputs)`.
+
+        Where adapters shift the bias of a linear layer or a norm and do nothing else, predictions do it before the
+        layer adds it: a pass over all rows less. Training, where it would save little, adds one after the other, so
+        that recorded runs repeat to the last digit.
+        """
+        layer, slot = self._modules[name], self._modules[f"{name}_slot"]
+        shift = slot.shift()
+        if shift is None or torch.is_grad_enabled() or not _adds_as_it_is(layer, slot, inputs, shift):
+            return slot(layer(inputs), inputs)
+        if isinstance(layer, nn.Linear):
+            return F.linear(inputs, layer.weight, layer.bias + shift)
+        return F.layer_norm(inputs, layer.normalized_shape, layer.weight, layer.bias + shift, layer.eps)
+
+
+def _adds_as_it_is(layer: nn.Module, slot: nn.Module, inputs: torch.Tensor, shift: torch.Tensor) -> bool:
+    """Whether a layer is one of PyTorch that adds its bias in the dtype of the shift, and nobody looks on."""
+    if type(layer) not in (nn.Linear, nn.LayerNorm) or layer.bias is None:
+        return False
+    if not inputs.dtype == layer.bias.dtype == shift.dtype or torch.is_autocast_enabled(inputs.device.type):
+        return False
+    # Libraries that move weights between devices replace `forward`.
+    return not any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module)
+        for module in (layer, slot)
+    )
 
 
 def is_pretrained(module: nn.Module) -> bool:

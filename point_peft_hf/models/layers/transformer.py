@@ -71,12 +71,12 @@ class PointAttention(SlottedModule):
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, is_causal: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend among the tokens; `attention_mask` is added to the scores."""
-        query = self.q_proj_slot(self.q_proj(hidden_states), hidden_states)
-        key = self.k_proj_slot(self.k_proj(hidden_states), hidden_states)
-        value = self.v_proj_slot(self.v_proj(hidden_states), hidden_states)
+        query = self.run_layer("q_proj", hidden_states)
+        key = self.run_layer("k_proj", hidden_states)
+        value = self.run_layer("v_proj", hidden_states)
         dropout = self.config.attention_dropout if self.training else 0.0
         output, weights = self._attend(query, key, value, attention_mask, is_causal, dropout)
-        return self.out_proj_slot(self.out_proj(output), output), weights
+        return self.run_layer("out_proj", output), weights
 
     def run_frozen(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, is_causal: bool
@@ -129,8 +129,8 @@ class PointMLP(SlottedModule):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Map tokens of shape `(batch_size, sequence_length, hidden_size)` to the same shape."""
-        inner = self.activation(self.fc1_slot(self.fc1(hidden_states), hidden_states))
-        return self.fc2_slot(self.fc2(inner), inner)
+        inner = self.activation(self.run_layer("fc1", hidden_states))
+        return self.run_layer("fc2", inner)
 
     def run_frozen(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Map tokens as it was pre-trained to."""
@@ -217,12 +217,12 @@ class PointTransformerLayer(TokenLayer):
             return self._run_frozen(tokens)
         tokens = self.entry_slot(tokens)
         hidden_states = tokens.embedded()
-        inputs = self.norm1_slot(self.norm1(hidden_states), hidden_states)
+        inputs = self.run_layer("norm1", hidden_states)
         hidden_states = inputs if self.starts_after_norm else hidden_states
         output, _ = self.attention(inputs, tokens.mask, tokens.is_causal)
         update, tokens = self.attention_slot(output, inputs, tokens.with_features(hidden_states), self.drop_path)
         hidden_states = hidden_states + update
-        inputs = self.norm2_slot(self.norm2(hidden_states), hidden_states)
+        inputs = self.run_layer("norm2", hidden_states)
         update, tokens = self.ffn_slot(self.mlp(inputs), inputs, tokens.with_features(hidden_states), self.drop_path)
         return self.output_slot(tokens.with_features(hidden_states + update)).drop_passing()
 

@@ -188,7 +188,7 @@ class PointM2AEModel(PointEncoderMixin, SlottedModule, PointM2AEPreTrainedModel)
             left.append(tokens)
             is_constant_so_far = tokens.constant is not None
             features, cloud, carry, losses = tokens.patches, tokens.cloud, tokens.carry, tokens.losses
-        normed = tokens.with_features(self.layernorm_slot(self.layernorm(tokens.features), tokens.features))
+        normed = tokens.with_features(self.run_layer("layernorm", tokens.features))
         pooled = self._pool(normed.patches)
         pooled = self.readout_slot(pooled, tokens, (normed,))
         left[-1] = normed

@@ -219,7 +219,7 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
 
     def final_norm(self, tokens: Tokens) -> Tokens:
         """The tokens after the final norm."""
-        return tokens.with_features(self.layernorm_slot(self.layernorm(tokens.features), tokens.features))
+        return tokens.with_features(self.run_layer("layernorm", tokens.features))
 
     def _norm_for_readout(self, tokens: Tokens) -> Tokens:
         """The tokens as a classification head reads them."""

@@ -68,7 +68,7 @@ class PatchAttention(SlottedModule):
         Returns:
             Of the shape of `rows`.
         """
-        qkv = self.qkv_slot(self.qkv(rows), rows)
+        qkv = self.run_layer("qkv", rows)
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # (N, H, D) each
         if rotation is not None:
             qkv = torch.stack([rotate(query, rotation), rotate(key, rotation), value], dim=1).flatten(1)
@@ -76,7 +76,7 @@ class PatchAttention(SlottedModule):
         output = self._attend(reorder(qkv, order.rows, order.places), voxels.patches, grid)
         output = reorder(output, order.places, order.rows).unflatten(-1, (self.num_heads, -1))
         output = self.attention_slot(output, query, voxels).flatten(1)
-        return self.out_proj_slot(self.out_proj(output), output)
+        return self.run_layer("out_proj", output)
 
     def _attend(self, qkv: torch.Tensor, patches: Patches, grid: torch.Tensor | None) -> torch.Tensor:
         """Attention of rows in the order of the patches, of shape `(N, 3 * hidden_size)`."""

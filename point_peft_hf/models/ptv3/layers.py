@@ -68,8 +68,8 @@ class VoxelMLP(PointMLP):
         return self._run(rows)
 
     def _run(self, rows: torch.Tensor) -> torch.Tensor:
-        inner = self.dropout(self.activation(self.fc1_slot(self.fc1(rows), rows)))
-        return self.fc2_slot(self.fc2(inner), inner)
+        inner = self.dropout(self.activation(self.run_layer("fc1", rows)))
+        return self.run_layer("fc2", inner)
 
 
 class PointTransformerV3Layer(SlottedModule, GradientCheckpointingLayer):
@@ -113,12 +113,12 @@ class PointTransformerV3Layer(SlottedModule, GradientCheckpointingLayer):
             The features, and what the position encoding of the next block reads, `None` for the same.
         """
         convolved = self.position_conv(rows if position_rows is None else position_rows, voxels.neighbors())
-        encoded = self.position_linear_slot(self.position_linear(convolved), convolved)
-        rows = rows + self.position_norm_slot(self.position_norm(encoded), encoded)
-        inputs = self.norm1_slot(self.norm1(rows), rows)
+        encoded = self.run_layer("position_linear", convolved)
+        rows = rows + self.run_layer("position_norm", encoded)
+        inputs = self.run_layer("norm1", rows)
         attended = self.attention(inputs, voxels, voxels.orders[self.order], rotation)
         rows = rows + self.drop_path(self.scale1(self.dropout(attended)))
-        inputs = self.norm2_slot(self.norm2(rows), rows)
+        inputs = self.run_layer("norm2", rows)
         update = self.ffn_slot(self.dropout(self.mlp(inputs)), inputs, voxels)
         update = self.drop_path(self.scale2(update))
         return rows + update, update if self.keeps_update else None

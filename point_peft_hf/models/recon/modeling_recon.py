@@ -99,7 +99,7 @@ class ReConLayer(PointTransformerLayer):
         hidden_states = tokens.embedded()
         three, patches = hidden_states[:, :prefix], hidden_states[:, prefix:]
         three = self.contrast_norm1(three)
-        patches = self.norm1_slot(self.norm1(patches), patches)
+        patches = self.run_layer("norm1", patches)
         mask = None if tokens.mask is None else tokens.mask[..., prefix:, prefix:]
         attended, _ = self.attention(patches, mask)
         output = torch.cat([self.contrast_attention(three, patches), attended], dim=1)
@@ -108,7 +108,7 @@ class ReConLayer(PointTransformerLayer):
         hidden_states = inputs + update
         three, patches = hidden_states[:, :prefix], hidden_states[:, prefix:]
         three = self.contrast_norm2(three)
-        patches = self.norm2_slot(self.norm2(patches), patches)
+        patches = self.run_layer("norm2", patches)
         inputs = torch.cat([three, patches], dim=1)
         output = torch.cat([self.contrast_mlp(three), self.mlp(patches)], dim=1)
         update, tokens = self.ffn_slot(output, inputs, tokens.with_features(inputs), self.drop_path)

@@ -28,6 +28,14 @@ class BiasLayer(SlotLayer):
             nn.init.normal_(shift.weight, std=0.02)
         return {"bias": shift}
 
+    def shift(self) -> torch.Tensor | None:
+        """The sum of the shifts, if there is no adapter of another type around the slot."""
+        names = self.working_adapters()
+        if self.base_layer is not self.slot or not names:
+            return None
+        first, *others = (self._modules[self.prefix + "bias"]._modules[name].weight for name in names)
+        return sum(others, first)
+
     def adapt(self, name: str, output: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """Shift features of shape `(..., hidden_size)`."""
         return output + self._modules[self.prefix + "bias"]._modules[name].weight.to(output.dtype)
