@@ -19,6 +19,9 @@ from .record import results_table
 from .threads import use_all_cores
 from .verbosity import show_only_own_messages
 
+# Up to so many labelled clouds a class, full fine-tuning was behind the linear probe in most comparisons of ours.
+_FEW_LABELS = 50
+
 
 def train_methods(
     arguments: Sequence[str] | None = None, description: str | None = None, prog: str | None = None
@@ -52,6 +55,7 @@ def train_methods(
     if PartialState().is_main_process:
         print(f"\n{results_table(records)}\n")
         print(conclusion(records))
+        print(next_step(records, len(task.class_names), task.noun))
         best = best_record(records)
         folder = Path(how.output_dir) / folder_name(best["method"])
         # Whoever loads an adapter has to know its type.
@@ -61,6 +65,27 @@ def train_methods(
         print(f"To predict: {path}point-peft predict FILE --adapter {folder}{own_type}{category}")
     PartialState().destroy_process_group()
     return records
+
+
+def next_step(records: Sequence[dict[str, Any]], num_classes: int, noun: str) -> str:
+    """What to compare next, from what our comparisons have found (docs/methods.md has the whole guide).
+
+    Args:
+        records: The record of each run on the same data.
+        num_classes: Number of classes or parts.
+        noun: What is labelled, "clouds" or "scenes".
+    """
+    methods = {record["method"] for record in records}
+    per_class = records[0]["clouds"]["train"] / num_classes
+    if "full" in methods and "linear" not in methods and noun == "clouds" and per_class <= _FEW_LABELS:
+        return (
+            f"Next: --method linear. With so few clouds ({per_class:.0f} a class) full fine-tuning was behind it in "
+            "most of our comparisons."
+        )
+    candidates = ("linear", "lora", "point_peft" if noun == "clouds" else "voxel_adapter")
+    if others := [name for name in candidates if name not in methods]:
+        return f"Next: compare with --method {' '.join(others)}, on the same {noun}."
+    return "Next: other seeds (--seed 1, --seed 2 in other folders), which tell apart what one seed cannot."
 
 
 def best_record(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 
 from point_peft_hf import training
 from point_peft_hf.training import load_task
-from point_peft_hf.training.command import conclusion
+from point_peft_hf.training.command import conclusion, next_step
 from point_peft_hf.training.record import data_fingerprint
 
 
@@ -91,3 +91,23 @@ def test_the_last_line_names_the_best_method_and_its_limits():
     few = record_of("lora", 0.9, steps=15)
     assert conclusion([few]).endswith("Only 15 steps: the numbers say little.")
     assert "no validation split" in conclusion([record_of("lora", None)])
+
+
+@pytest.mark.parametrize(
+    ("methods", "num_classes", "noun", "expected"),
+    [
+        (
+            ["full", "lora"],
+            40,
+            "clouds",
+            "Next: --method linear. With so few clouds (25 a class) full fine-tuning was",
+        ),
+        (["full", "lora"], 10, "clouds", "Next: compare with --method linear point_peft, on the same clouds."),
+        (["linear"], 40, "clouds", "Next: compare with --method lora point_peft, on the same clouds."),
+        (["linear", "point_peft"], 40, "clouds", "Next: compare with --method lora, on the same clouds."),
+        (["full"], 40, "scenes", "Next: compare with --method linear lora voxel_adapter, on the same scenes."),
+        (["point_peft", "linear", "lora"], 40, "clouds", "Next: other seeds (--seed 1"),
+    ],
+)
+def test_what_to_compare_next(methods, num_classes, noun, expected):
+    assert next_step([record_of(name, 0.9) for name in methods], num_classes, noun).startswith(expected)
