@@ -36,7 +36,7 @@ from .data.procedural import BASE_CLASSES, sample_shape
 from .extras import install_command
 from .models.configuration import class_names_of
 from .models.modeling import PointClassificationMixin
-from .models.segmentation import PointSegmentationMixin
+from .models.segmentation import PointSegmentationMixin, leave_out_other_parts
 from .ops.exporting import exporting_for_onnx
 
 __all__ = ["FORMATS", "PRECISIONS", "Exported", "check_format", "describe", "export_model"]
@@ -132,7 +132,8 @@ def export_model(
         if precision == "int8":
             new, run = _quantize(new)
             inputs = _example(processor, _QUANTIZED_CHECKED, described)
-            difference, agreement = _difference(run, logits, inputs), _agreement(run, logits, inputs)
+            difference = _difference(run, logits, inputs)
+            agreement = _agreement(run, logits, inputs, described.get("category_parts"))
             if math.isnan(difference):
                 raise ValueError("The int8 file of this model gives no numbers. Nothing was written. Use float32.")
         num_bytes = new.stat().st_size
@@ -394,6 +395,13 @@ def _difference(run: _Run, logits: nn.Module, inputs: dict[str, torch.Tensor]) -
     return float((got - expected).abs().max() / expected.abs().max())
 
 
-def _agreement(run: _Run, logits: nn.Module, inputs: dict[str, torch.Tensor]) -> float:
-    """Share of equal labels."""
-    return float((run(inputs).argmax(-1) == logits(**inputs).argmax(-1)).float().mean())
+def _agreement(
+    run: _Run, logits: nn.Module, inputs: dict[str, torch.Tensor], category_parts: list[list[int]] | None
+) -> float:
+    """Share of equal labels, of objects with categories among their own parts."""
+    ids = inputs.get("category_ids")
+    first, second = (
+        (scores if ids is None else leave_out_other_parts(scores, ids, category_parts)).argmax(-1)
+        for scores in (run(inputs), logits(**inputs))
+    )
+    return float((first == second).float().mean())

@@ -52,9 +52,9 @@ def main(arguments: Sequence[str], prog: str) -> int:
     rows = _label(predictor, clouds, args) if labels else _classify(predictors, clouds, args)
     with _writer(args.output, predictors, clouds) as write:
         failed = set()
-        for row in rows:
+        for place, row in enumerate(rows):
             if row["error"] is not None:
-                failed.add(row["file"])
+                failed.add(place // len(predictors))
             if args.output is None or row["error"]:
                 print(_line(row, args.top), flush=True)
             write(row)
@@ -176,7 +176,7 @@ def _line(row: dict[str, Any], top: int) -> str:
     start = f"{row['file']}, {row['adapter']}" if "adapter" in row else row["file"]
     if row["error"] is not None:
         # Most messages start with the file.
-        return row["error"] if row["error"].startswith(row["file"]) else f"{start}: {row['error']}"
+        return f"{start}: {row['error'].removeprefix(row['file'] + ': ')}"
     values = row["probabilities"] if "probabilities" in row else row["shares"]
     ranked = sorted(values.items(), key=lambda item: -item[1])
     if "probabilities" in row:

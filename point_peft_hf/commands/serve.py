@@ -176,7 +176,9 @@ def build_app(predictors: dict[str, Any], limits: Limits | None = None) -> "Fast
                 shared, found = SharedValues(), {}
                 for adapter, predictor in predictors.items():
                     try:
-                        found[adapter] = _predict(predictor, path, category, drop_invalid, shared)
+                        # Not for adapters of one category.
+                        own = category if getattr(predictor, "needs_category", False) else None
+                        found[adapter] = _predict(predictor, path, own, drop_invalid, shared)
                     except _ERRORS as error:
                         found[adapter] = {"error": str(error).replace(str(path), name)}
                 if all("error" in answer for answer in found.values()):

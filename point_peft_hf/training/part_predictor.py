@@ -127,7 +127,7 @@ class PartPredictor:
             category: Name of the object's category, one of `category_names`. Needed by a model that was trained on
                 several.
             drop_invalid: Leave out points with NaN or infinite coordinates instead of refusing the cloud.
-            shared: What other models have worked out of this cloud, and can take from this one.
+            shared: Values that several models share on this cloud.
 
         Returns:
             The part of each point of the cloud that is not left out.

@@ -10,7 +10,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 def check_precision(precision: str) -> str:
-    """The precision.
+    """Check that there is a precision of this name, and return it.
 
     Raises:
         ValueError: If there is none of this name.

@@ -77,7 +77,7 @@ class Predictor:
             cloud: A file, or coordinates of shape `(num_points, 3)`.
             top: Number of classes to return.
             drop_invalid: Leave out points with NaN or infinite coordinates instead of refusing the cloud.
-            shared: What other models have worked out of this cloud, and can take from this one.
+            shared: Values that several models share on this cloud.
 
         Returns:
             The `top` most probable classes with their probabilities, the most probable first.
@@ -104,7 +104,7 @@ class Predictor:
             clouds: Files, or coordinates of shape `(num_points, 3)`.
             batch_size: Clouds at a time.
             drop_invalid: Leave out points with NaN or infinite coordinates instead of refusing their cloud.
-            shared: What other models have worked out of these clouds, in the same batches.
+            shared: Values that several models share on these clouds, in the same batches.
 
         Yields:
             For each cloud, in order, the probabilities of the classes, float32 of shape `(num_classes,)`, or the error

@@ -23,10 +23,12 @@ _NOT_OF_ENCODERS += ("attention_dropout", "drop_path_rate", "initializer_range",
 
 
 def share_weights(models: Sequence[nn.Module]) -> int:
-    """Let models share the memory of equal frozen weights, by name in the backbone.
+    """Let models share the memory of equal frozen weights and statistics, by name in the backbone.
+
+    A module with a trained weight of its own is left alone.
 
     Args:
-        models: Models on one device, with or without adapters.
+        models: Models on one device, with or without adapters, that predict.
 
     Returns:
         Number of bytes that are no longer needed.
@@ -67,27 +69,36 @@ class SharedValues:
 
     Models share what their encoders compute alike: groups of the same configuration, and tokens that leave modules
     with the same weights in memory (see [`share_weights`]) and no adapter. Outputs are the same as without, to the
-    bit. Use one for the adapters that answer on the same clouds, and let go of it then: it holds what it has seen.
+    bit, as long as nothing writes to weights or clouds meanwhile. Use one for the adapters that answer on the same
+    clouds, in one thread, and let go of it then: it holds what it has seen.
 
         shared = SharedValues()
         answers = {name: predictor.predict("scan.ply", shared=shared) for name, predictor in predictors.items()}
     """
 
     def __init__(self) -> None:
-        self._prepared: dict[tuple[str, ...], Any] = {}
+        self._prepared: dict[tuple[str, int, bool], torch.Tensor] = {}
         self._values: dict[tuple[Any, ...], torch.Tensor] = {}
-        # Weights are known by where they are, so no model may make place for another.
-        self._models: dict[int, nn.Module] = {}
-        self._clouds: dict[int, Any] = {}
+        # Clouds and weights are known by where they are in memory, so they have to stay there.
+        self._held: dict[int, Any] = {}
 
     def prepare(self, processor: PointCloudProcessor, cloud: Any, *, drop_invalid: bool = False) -> torch.Tensor:
-        """The points of a cloud, of shape `(1, num_points, 3)`, as [`PointCloudProcessor`] gives them.
+        """The points of a cloud as [`PointCloudProcessor`] gives them.
+
+        Args:
+            processor: The processor.
+            cloud: A file, or coordinates of shape `(num_points, 3)`; known again as the same object.
+            drop_invalid: Leave out points with NaN or infinite coordinates instead of refusing the cloud.
+
+        Returns:
+            Points of shape `(1, num_points, 3)`.
 
         Raises:
-            ValueError: If the cloud cannot be read or used, for each processor again.
+            ValueError: If the cloud cannot be read or used.
         """
-        self._clouds[id(cloud)] = cloud
-        key = (json.dumps(processor.to_dict(), sort_keys=True, default=str), str(id(cloud)), str(drop_invalid))
+        self._held[id(cloud)] = cloud
+        fields = json.dumps(processor.to_dict(), sort_keys=True, default=str)
+        key = (fields, id(cloud), drop_invalid)
         if key not in self._prepared:
             self._prepared[key] = processor(cloud, drop_invalid=drop_invalid)["points"]
         return self._prepared[key]
@@ -107,12 +118,7 @@ class SharedValues:
         encoder = getattr(backbone, "base_model", None)
         if not isinstance(encoder, PointEncoderMixin):
             return model(points=points, **inputs)
-        self._models[id(model)] = model
-        of_all = (
-            hashlib.sha256(points.cpu().contiguous().numpy()).digest(),
-            *(points.shape, points.dtype, points.device, torch.is_autocast_enabled(points.device.type)),
-            *(type(encoder), _encoder_fields(encoder)),
-        )
+        of_all = (*_identity(points), type(encoder), _encoder_fields(encoder))
         weights: dict[tuple[nn.Module, ...], tuple[Any, ...]] = {}
 
         def key_of(name: str) -> tuple[Any, ...] | None:
@@ -120,18 +126,27 @@ class SharedValues:
             if modules is None:
                 return None
             if modules not in weights:
-                weights[modules] = tuple(
-                    (id(tensor), tensor._version) for module in modules for tensor in _pretrained_tensors(module)
-                )
+                tensors = [tensor for module in modules for tensor in _pretrained_tensors(module)]
+                self._held |= {id(tensor): tensor for tensor in tensors}
+                weights[modules] = tuple((id(tensor), tensor._version) for tensor in tensors)
             return name, *of_all, weights[modules]
 
-        known = {key[0]: value for key, value in self._values.items() if key == key_of(key[0])}
-        output = model(points=points, precomputed=known, **inputs)
-        for name, value in known.items():
-            key = key_of(name)
-            if key is not None:
+        values = {key[0]: value for key, value in self._values.items() if key == key_of(key[0])}
+        output = model(points=points, precomputed=values, **inputs)
+        # The model has added to them.
+        for name, value in values.items():
+            if (key := key_of(name)) is not None:
                 self._values[key] = value
         return output
+
+
+def _identity(points: torch.Tensor) -> tuple[Any, ...]:
+    """What clouds and the precision that they are computed in are known by."""
+    kind = points.device.type
+    content = points.detach().cpu().contiguous().view(torch.uint8).numpy()
+    digest = hashlib.sha256(content).digest()
+    precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return digest, points.shape, points.dtype, points.device, precision
 
 
 def _encoder_fields(encoder: nn.Module) -> str:

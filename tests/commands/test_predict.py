@@ -97,6 +97,11 @@ def test_several_adapters(point_peft, adapter, tiny_backbone, scans, tmp_path, c
     assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == [
         f"scans/0.ply, {name}" for name in (adapter.name, "mugs")
     ]
+    assert point_peft("predict", "scans/hall/broken.ply", "scans/hall/broken.ply", *chosen) == 3
+    *errors, last = capsys.readouterr().out.splitlines()
+    start = "scans/hall/broken.ply, "
+    assert [line.split(": ")[0] for line in errors] == [start + name for name in (adapter.name, "mugs")] * 2
+    assert last.startswith("2 of 2 clouds could not be read")
     with pytest.raises(SystemExit, match="Give one or more adapters, each once"):
         point_peft("predict", "scans/0.ply", "--adapter", adapter, "--adapter", adapter)
 

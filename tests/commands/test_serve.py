@@ -90,6 +90,7 @@ def test_all_adapters_answer_on_one_cloud(client, predictors, scan):
     assert found["adapters"] == {
         name: {key: value for key, value in answer.json().items() if key != "file"} for name, answer in alone.items()
     }
+    assert found["adapters"]["cups/parts"]["points"] == 300
     without = post(client, "/predict", scan[0].read_bytes()).json()["adapters"]
     assert without["cups"] == found["adapters"]["cups"]
     assert "categories lamp, mug" in without["cups/parts"]["error"]

@@ -174,7 +174,7 @@ def test_new_layers_are_in_the_mode_of_the_backbone(make_backbone, type_case):
 
 
 @pytest.mark.parametrize("name", ["point_mae", "recon", "point_m2ae"])
-def test_shifts_of_biases_are_added_with_the_biases(name, make_backbone, points, logits, monkeypatch):
+def test_shifts_of_biases_are_added_with_the_biases(name, make_backbone, points, labels, logits, monkeypatch):
     fields = {"use_geometry": False, "use_prompts": False, "init_weights": False}
     model = get_peft_model(make_backbone(name), pp.PointPeftConfig(**fields)).eval()
     calls, count = [], sum(isinstance(module, BiasLayer) for module in model.modules())
@@ -198,11 +198,20 @@ def test_shifts_of_biases_are_added_with_the_biases(name, make_backbone, points,
         assert torch.equal(logits(model, points), logits(make_backbone(name), points))
     assert torch.equal(logits(model, points), found)
     assert len(calls) == 3 * count
+    with torch.no_grad():
+        model.train()(points, labels=labels)
+    assert len(calls) == 4 * count
 
 
-def test_a_shift_below_another_adapter(make_backbone, points, logits):
-    fields = {"use_geometry": False, "use_prompts": False, "init_weights": False}
+@pytest.mark.parametrize("name", ["lora", "pointlora"])
+def test_a_shift_beside_another_adapter(name, make_backbone, points, logits):
+    """LoRA goes around the layer, PointLoRA around its slot."""
+    shift = pp.PointPeftConfig(use_geometry=False, use_prompts=False, init_weights=False, modules_to_save=[])
+    others = {
+        "lora": LoraConfig(r=2, init_lora_weights=False),
+        "pointlora": pp.PointLoRAConfig(r=2, bottleneck_size=6, scales=[[24, 8, 6], [12, 8, 2]], init_weights=False),
+    }
     backbone = make_backbone()
-    pp.add_adapters(backbone, {"shift": pp.PointPeftConfig(**fields), "low": LoraConfig(r=2, init_lora_weights=False)})
+    pp.add_adapters(backbone, {"other": others[name], "shift": shift})
     backbone.eval()
     torch.testing.assert_close(logits(backbone, points), backbone(points).logits.detach(), rtol=1e-5, atol=1e-5)

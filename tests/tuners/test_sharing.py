@@ -60,6 +60,44 @@ def test_blocks_below_the_first_adapter_run_once(name, make_backbone, points):
     assert [len(run) > 0 for run in runs] == [True, False, False]
 
 
+def test_a_later_adapter_begins_where_another_ended(make_backbone, points):
+    configs = [LoraConfig(**{**LAST, "layers_to_transform": [block]}) for block in (1, 2)]
+    models = resident(*(get_peft_model(make_backbone(), config) for config in configs))
+    expected = [model(points).logits for model in models]
+    runs = [[runs_of(model, f"layers.{block}") for block in (0, 1)] for model in models]
+    shared = SharedValues()
+    for model, logits in zip(models, expected, strict=True):
+        assert torch.equal(shared.run(model, points).logits, logits)
+    assert [[len(run) for run in of_model] for of_model in runs] == [[1, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("name", ["point_mae", "recon", "point_gpt"])
+@pytest.mark.parametrize("what", ["adapted", "saved", "moved"])
+def test_other_tokens_in_front_of_untouched_blocks(what, name, make_backbone, points):
+    """What is known of the frozen embedding says nothing of blocks that other tokens enter."""
+    configs = {
+        "adapted": LoraConfig(
+            target_modules=r".*patch_embedding\.\w*linear\w*|.*layers\.2\..*fc1", init_lora_weights=False
+        ),
+        "saved": LoraConfig(**LAST, modules_to_save=["patch_embedding"]),
+        "moved": pp.GAPromptConfig(
+            num_prompt_tokens=4, layers_to_transform=[2], modules_to_save=["classifier"], init_weights=False
+        ),
+    }
+    plain = [LoraConfig(**LAST), LoraConfig(**{**LAST, "layers_to_transform": [1]})]
+    models = [get_peft_model(make_backbone(name), config) for config in (configs[what], *plain)]
+    if what == "saved":
+        for path, parameter in models[0].named_parameters():
+            if "patch_embedding.modules_to_save" in path:
+                parameter.add_(0.1)
+    models = resident(*models)
+    expected = [model(points).logits for model in models]
+    for order in ((0, 1, 2), (1, 0, 2), (2, 1, 0)):
+        shared = SharedValues()
+        for number in order:
+            assert torch.equal(shared.run(models[number], points).logits, expected[number]), order
+
+
 def test_class_tokens_of_their_own(make_backbone, points):
     config = LoraConfig(**LAST, modules_to_save=["class_token"])
     models = resident(*(get_peft_model(make_backbone(), config) for _ in range(2)))
@@ -93,6 +131,23 @@ def test_another_backbone_shares_nothing_that_differs(what, make_backbone, point
     assert torch.equal(expected[0], before[0]) == (what != "in place")
     assert not torch.equal(expected[1], before[1])
     assert all(torch.equal(shared.run(m, points).logits, e) for m, e in zip(models, expected, strict=True))
+
+
+def test_weights_that_are_replaced_again_and_again(make_backbone, points):
+    model, shared = get_peft_model(make_backbone(), LoraConfig(**LAST)).eval(), SharedValues()
+    layer = model.base_model.model.base_model.patch_embedding.second_linear2
+    for number in range(5):
+        layer.weight = nn.Parameter(torch.full_like(layer.weight, number / 10), requires_grad=False)
+        assert torch.equal(shared.run(model, points).logits, model(points).logits)
+
+
+def test_precisions_stay_apart(make_backbone, points):
+    model, shared = get_peft_model(make_backbone(), LoraConfig(**LAST)).eval(), SharedValues()
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(shared.run(model, points).logits, model(points).logits)
+    half = points.bfloat16()
+    assert torch.equal(shared.run(model, half).logits, model(half).logits)
 
 
 def test_statistics_that_are_trained_stay_apart(make_backbone):

@@ -89,16 +89,23 @@ class PointTransformerEncoder(nn.Module):
         return stop
 
     def _run_constant(self, tokens: Tokens, depth: int, stop: int) -> Tokens:
-        """Run these blocks once for each cloud."""
+        """Run these blocks once for each cloud, from the last one on whose output is known."""
+        memo, shape = tokens.cloud.memo, tokens.features.shape
+
+        def name_of(number: int) -> str:
+            return f"backbone.block.{self.numbers[number]}{tokens.constant}"
 
         def run() -> torch.Tensor:
-            last = tokens
-            for layer in self.layers[depth:stop]:
+            first, last = depth, tokens
+            for number in range(stop - 2, depth - 1, -1):
+                if name_of(number) in memo.values:
+                    first, last = number + 1, tokens.with_features(memo.values[name_of(number)])
+                    break
+            for layer in self.layers[first:stop]:
                 last = layer(last)
             return last.features
 
-        name = f"backbone.block.{self.numbers[stop - 1]}{tokens.constant}"
-        features = tokens.cloud.memo.once(name, run, per_cloud=True, shape=tokens.features.shape)
+        features = memo.once(name_of(stop - 1), run, per_cloud=True, shape=shape)
         return replace(self.layers[depth].entry_slot(tokens), features=features)
 
     def run_frozen(self, tokens: Tokens, depth: int | None = None) -> Tokens:

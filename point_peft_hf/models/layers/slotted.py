@@ -51,12 +51,12 @@ class SlottedModule(nn.Module):
         """Run a layer and its slot: `<name>_slot(<name>(inputs), inputs)`.
 
         Where adapters shift the bias of a linear layer or a norm and do nothing else, predictions do it before the
-        layer adds it: a pass over all rows less. Training, where it would save little, adds one after the other, so
-        that recorded runs repeat to the last digit.
+        layer adds it: a pass over all rows less. Steps of training, where it would save little, add one after the
+        other, so that recorded runs repeat to the last digit.
         """
         layer, slot = self._modules[name], self._modules[f"{name}_slot"]
         shift = slot.shift()
-        if shift is None or torch.is_grad_enabled() or not _adds_as_it_is(layer, slot, inputs, shift):
+        if shift is None or self.training or torch.is_grad_enabled() or not _adds_as_it_is(layer, slot, inputs, shift):
             return slot(layer(inputs), inputs)
         if isinstance(layer, nn.Linear):
             return F.linear(inputs, layer.weight, layer.bias + shift)
@@ -65,7 +65,7 @@ class SlottedModule(nn.Module):
 
 def _adds_as_it_is(layer: nn.Module, slot: nn.Module, inputs: torch.Tensor, shift: torch.Tensor) -> bool:
     """Whether a layer is one of PyTorch that adds its bias in the dtype of the shift, and nobody looks on."""
-    if type(layer) not in (nn.Linear, nn.LayerNorm) or layer.bias is None:
+    if type(layer) not in (nn.Linear, nn.LayerNorm) or layer.bias is None or inputs.is_meta:
         return False
     if not inputs.dtype == layer.bias.dtype == shift.dtype or torch.is_autocast_enabled(inputs.device.type):
         return False

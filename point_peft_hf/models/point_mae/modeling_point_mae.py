@@ -175,7 +175,12 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
             cloud.memo.values["backbone.known"] = neighborhoods, centers, embedded
         features = self.patch_embedding_slot(embedded, neighborhoods)
         tokens = self._with_prefix(features, centers, cloud)
-        if cloud.memo.kept is not None and features is embedded and "backbone.embedded" in cloud.memo.values:
+        # Not by its name alone: what is known may be of another model, whose embedding is not adapted.
+        if (
+            features is embedded
+            and cloud.memo.kept is not None
+            and cloud.memo.kept.get("backbone.embedded") is embedded
+        ):
             tokens = replace(tokens, constant=self._constant_prefix())
         self.encoder.own_tokens(tokens)
         tokens, left = self.encoder(tokens, backbone, levels)
