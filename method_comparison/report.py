@@ -288,7 +288,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     first = [row for row in rows if row.setting == next(iter(row.experiment.task.settings))]
     names = list(dict.fromkeys(row.experiment.task.name for row in first))
     largest = max(sum(row.experiment.task.name == name for row in first) for name in names)
-    columns, lines = min(len(names), 3), math.ceil(len(names) / 3)
+    columns = 2 if len(names) in (2, 4) else min(len(names), 3)
+    lines = math.ceil(len(names) / columns)
     height = (0.27 * largest + 1.2) * lines
     figure, axes = new_figure(4.6 * columns, height, squeeze=False, nrows=lines, ncols=columns)
     for panel in axes.flat[len(names) :]:

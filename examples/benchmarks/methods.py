@@ -129,9 +129,11 @@ def _matrix_product(setting: Setting, shape: Shape, batch_size: int) -> tuple[Ca
 
 
 def _model(setting: Setting, shape: Shape, name: str) -> nn.Module:
+    depth = setting.num_layers
     if name == _UPPER_HALF:
-        upper = list(range(setting.num_layers // 2, setting.num_layers))
-        return models.make_model(setting, shape, "point_peft", layers_to_transform=upper)
+        # Prompts as well, which as published are in the first blocks.
+        fields = {"layers_to_transform": list(range(depth // 2, depth)), "prompt_depth": depth}
+        return models.make_model(setting, shape, "point_peft", **fields)
     if name in _OTHERS:
         return models.make_model(setting, shape, name)
     torch.manual_seed(0)
