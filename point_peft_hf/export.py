@@ -121,7 +121,7 @@ def export_model(
             opset, run = _write_onnx(program, inputs[_TRACED], new, opset, described)
         else:
             run = _write_torch(program, new, described)
-        difference = max(_difference(run, logits, inputs[size]) for size in _CHECKED)
+        difference = max(_difference(run(inputs[size]), logits(**inputs[size])) for size in _CHECKED)
         if not difference <= TOLERANCE:
             raise ValueError(
                 f"The {format} file of this model gives other logits than the model: they differ by {difference:.1e} "
@@ -132,8 +132,9 @@ def export_model(
         if precision == "int8":
             new, run = _quantize(new)
             inputs = _example(processor, _QUANTIZED_CHECKED, described)
-            difference = _difference(run, logits, inputs)
-            agreement = _agreement(run, logits, inputs, described.get("category_parts"))
+            got, expected = run(inputs), logits(**inputs)
+            difference = _difference(got, expected)
+            agreement = _agreement(got, expected, inputs.get("category_ids"), described.get("category_parts"))
             if math.isnan(difference):
                 raise ValueError("The int8 file of this model gives no numbers. Nothing was written. Use float32.")
         num_bytes = new.stat().st_size
@@ -387,21 +388,19 @@ def _simplify(model: Any) -> None:
 # -- The check --------------------------------------------------------------------------------------------------------
 
 
-def _difference(run: _Run, logits: nn.Module, inputs: dict[str, torch.Tensor]) -> float:
+def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference as a share of the largest logit; not a number where one has none."""
-    expected, got = logits(**inputs), run(inputs)
     if got.shape != expected.shape:
         raise ValueError(f"The file gives logits of shape {tuple(got.shape)} in place of {tuple(expected.shape)}.")
     return float((got - expected).abs().max() / expected.abs().max())
 
 
 def _agreement(
-    run: _Run, logits: nn.Module, inputs: dict[str, torch.Tensor], category_parts: list[list[int]] | None
+    got: torch.Tensor,
+    expected: torch.Tensor,
+    category_ids: torch.Tensor | None,
+    category_parts: list[list[int]] | None,
 ) -> float:
     """Share of equal labels, of objects with categories among their own parts."""
-    ids = inputs.get("category_ids")
-    first, second = (
-        (scores if ids is None else leave_out_other_parts(scores, ids, category_parts)).argmax(-1)
-        for scores in (run(inputs), logits(**inputs))
-    )
+    first, second = (leave_out_other_parts(each, category_ids, category_parts).argmax(-1) for each in (got, expected))
     return float((first == second).float().mean())

@@ -129,9 +129,9 @@ def _matrix_product(setting: Setting, shape: Shape, batch_size: int) -> tuple[Ca
 
 
 def _model(setting: Setting, shape: Shape, name: str) -> nn.Module:
-    depth = setting.num_layers
     if name == _UPPER_HALF:
         # Prompts as well, which as published are in the first blocks.
+        depth = setting.num_layers
         fields = {"layers_to_transform": list(range(depth // 2, depth)), "prompt_depth": depth}
         return models.make_model(setting, shape, "point_peft", **fields)
     if name in _OTHERS:

@@ -96,11 +96,9 @@ class PointTransformerEncoder(nn.Module):
             return f"backbone.block.{self.numbers[number]}{tokens.constant}"
 
         def run() -> torch.Tensor:
-            first, last = depth, tokens
-            for number in range(stop - 2, depth - 1, -1):
-                if name_of(number) in memo.values:
-                    first, last = number + 1, tokens.with_features(memo.values[name_of(number)])
-                    break
+            known = next((n for n in reversed(range(depth, stop - 1)) if name_of(n) in memo.values), None)
+            first = depth if known is None else known + 1
+            last = tokens if known is None else tokens.with_features(memo.values[name_of(known)])
             for layer in self.layers[first:stop]:
                 last = layer(last)
             return last.features

@@ -24,12 +24,17 @@ def original(module: nn.Module) -> nn.Module:
             return module
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody looks on when the module itself runs."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def current(module: nn.Module) -> nn.Module:
     """The module that runs in the place of a trained one: the copy of the active adapter, or else the original.
 
     A wrapper with hooks, which may choose among its copies in each call, is left as it is.
     """
-    if not isinstance(module, ModulesToSaveWrapper) or module._forward_pre_hooks or module._forward_hooks:
+    if not isinstance(module, ModulesToSaveWrapper) or has_hooks(module):
         return module
     names = module.active_adapters
     is_at_work = names and not module.disable_adapters and names[0] in module.modules_to_save
@@ -71,8 +76,7 @@ def _adds_as_it_is(layer: nn.Module, slot: nn.Module, inputs: torch.Tensor, shif
         return False
     # Libraries that move weights between devices replace `forward`.
     return not any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or "forward" in vars(module)
-        for module in (layer, slot)
+        has_hooks(module) or module._backward_hooks or "forward" in vars(module) for module in (layer, slot)
     )
 
 
@@ -89,7 +93,7 @@ def is_constant(*modules: nn.Module) -> bool:
     Nothing in them is trained or adapted, and there are no hooks. What is drawn at random is left to the caller.
     """
     return all(map(is_pretrained, modules)) and not any(
-        part._forward_hooks or part._forward_pre_hooks for module in modules for part in module.modules()
+        has_hooks(part) for module in modules for part in module.modules()
     )
 
 

@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ...layers import DropPath
 from ...slots import BranchSlot, EntrySlot, OutputSlot, Stage
 from ...tokens import Tokens
-from .slotted import SlottedModule, is_constant, original
+from .slotted import SlottedModule, has_hooks, is_constant, original
 
 
 def eager_attention_forward(
@@ -234,7 +234,7 @@ class PointTransformerLayer(TokenLayer):
         """
         children = [child for child in self.children() if child is not self.entry_slot]
         is_entered = is_constant(self.entry_slot) or (reads_first and getattr(self.entry_slot, "only_reads", False))
-        return is_entered and is_constant(*children) and not (self._forward_hooks or self._forward_pre_hooks)
+        return is_entered and is_constant(*children) and not has_hooks(self)
 
     def _run_frozen(self, tokens: Tokens) -> Tokens:
         hidden_states = tokens.embedded()

@@ -169,18 +169,13 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         cloud = Cloud(points, points, sample_ids, Memo(precomputed))
         backbone = Backbone(self)
         cloud = self.point_slot(cloud, backbone)
-        neighborhoods, centers, embedded = self._embed_cloud(cloud)
+        neighborhoods, centers, embedded, is_constant_so_far = self._embed_cloud(cloud)
         cloud.memo.values["backbone.groups"] = neighborhoods
         if cloud.points is points:
             cloud.memo.values["backbone.known"] = neighborhoods, centers, embedded
         features = self.patch_embedding_slot(embedded, neighborhoods)
         tokens = self._with_prefix(features, centers, cloud)
-        # Not by its name alone: what is known may be of another model, whose embedding is not adapted.
-        if (
-            features is embedded
-            and cloud.memo.kept is not None
-            and cloud.memo.kept.get("backbone.embedded") is embedded
-        ):
+        if is_constant_so_far and features is embedded:
             tokens = replace(tokens, constant=self._constant_prefix())
         self.encoder.own_tokens(tokens)
         tokens, left = self.encoder(tokens, backbone, levels)
@@ -191,20 +186,20 @@ class SingleStageEncoder(PointEncoderMixin, SlottedModule):
         pooled = self.readout_slot(pooled, tokens, (normed,))
         return Encoded(tokens, normed, pooled, tuple(self._norm_level(level) for level in left))
 
-    def _embed_cloud(self, cloud: Cloud) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Groups, their centres and their tokens; where these are constant, once for each cloud."""
+    def _embed_cloud(self, cloud: Cloud) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, bool]:
+        """Groups, their centres, their tokens, and whether these are constant: then they are computed once a cloud."""
         memo = cloud.memo
         if memo.kept is None or cloud.points is not cloud.source or cloud.points.requires_grad:
             neighborhoods, centers = self.group(cloud.points)
-            return neighborhoods, centers, self.embed_groups(neighborhoods)
+            return neighborhoods, centers, self.embed_groups(neighborhoods), False
         config, rows = self.config, (len(cloud.points), self.config.num_groups)
         shapes = {"backbone.neighborhoods": (*rows, config.group_size, 3), "backbone.centers": (*rows, 3)}
         neighborhoods, centers = memo.all_once(shapes, lambda: self.group(cloud.points))
         if not is_constant(*self._embedding_modules()):
-            return neighborhoods, centers, self.embed_groups(neighborhoods)
+            return neighborhoods, centers, self.embed_groups(neighborhoods), False
         shape, name = (*rows, config.hidden_size), "backbone.embedded"
         embedded = memo.once(name, lambda: self.embed_groups(neighborhoods), per_cloud=True, shape=shape)
-        return neighborhoods, centers, embedded
+        return neighborhoods, centers, embedded, True
 
     def _constant_prefix(self) -> str | None:
         """What values of frozen blocks are known by, as the tokens in front have one copy for each adapter.
