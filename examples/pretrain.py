@@ -4,9 +4,10 @@
     accelerate launch examples/pretrain.py --data path/to/modelnet40_ply_hdf5_2048 --output_dir outputs/backbone
     accelerate launch examples/pretrain.py --model_type point_m2ae --output_dir outputs/point-m2ae-small
 
-The first is how the backbone that ships with the package was made (its model card has the exact command). Of the
-procedural shapes only the base classes are used, and only clean clouds: the held-out classes and the scan corruptions
-are kept for fine-tuning. Of a data set only the training split is used, and never its labels.
+The first is how the backbone that ships with the package was made (its model card has the exact command). Half of the
+procedural shapes are random assemblies of primitives, the others of the base classes, and all are clean: the held-out
+classes and the scan corruptions are kept for fine-tuning. Of a data set only the training split is used, and never its
+labels.
 
 The same options give backbones of similar size for `--model_type` point_mae, point_bert and point_m2ae, to compare the
 architectures. Point-BERT is pre-trained with Point-MAE's decoder, not with the tokens of a discrete autoencoder as
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
-from torch.utils.data import Dataset, RandomSampler
+from torch.utils.data import ConcatDataset, Dataset, RandomSampler
 from transformers import HfArgumentParser, PreTrainedConfig, PreTrainedModel
 
 from point_peft_hf import (
@@ -36,7 +37,14 @@ from point_peft_hf import (
     PointMAEConfig,
     PointMAEForPreTraining,
 )
-from point_peft_hf.data import BASE_CLASSES, PointCloudCollator, ProceduralShapes, get_augmentation, load_dataset
+from point_peft_hf.data import (
+    ASSEMBLY,
+    BASE_CLASSES,
+    PointCloudCollator,
+    ProceduralShapes,
+    get_augmentation,
+    load_dataset,
+)
 from point_peft_hf.training import TrainingDiverged, versions
 from point_peft_hf.training.pretraining import PretrainingArguments, PretrainingTrainer
 from point_peft_hf.training.task import PROCEDURAL
@@ -64,6 +72,13 @@ class PretrainArguments:
     decoder_num_hidden_layers: int = 2
     num_points: int = 1024
     clouds_per_class: int = 5000
+    assembly_share: float = field(
+        default=0.5, metadata={"help": "Share of random assemblies of primitives among the procedural shapes."}
+    )
+
+    def __post_init__(self):
+        if not 0.0 <= self.assembly_share < 1.0:
+            raise ValueError(f"--assembly_share must be from 0 to below 1, got {self.assembly_share}.")
 
 
 @dataclass
@@ -114,11 +129,14 @@ def model_card(record: dict) -> str:
     )
     if args["data"] == PROCEDURAL:
         classes = ", ".join(record["classes"])
-        data = f"procedural shapes, clean, seed {args['seed']}, {len(record['classes'])} classes: {classes}"
+        share = f"{100 * args['assembly_share']:g} % random assemblies of primitives, the rest "
+        share = share if args["assembly_share"] else ""
+        data = f"procedural shapes, clean, seed {args['seed']}: {share}{len(record['classes'])} classes: {classes}"
     untrained = "The head is not part of the pre-training; it is new in each classifier."
     if args["model_type"] == "point_mae":
         untrained = "The class token and the head are not part of the pre-training; they are new in each classifier."
-    command = " ".join(["accelerate launch examples/pretrain.py", *options, f"--seed {args['seed']}"])
+    launch = "accelerate launch" + (f" --num_processes {record['processes']}" if record["processes"] > 1 else "")
+    command = " ".join([f"{launch} examples/pretrain.py", *options, f"--seed {args['seed']}"])
     return f"""---
 library_name: transformers
 license: apache-2.0
@@ -216,9 +234,12 @@ def shape_of(config: PreTrainedConfig) -> dict[str, str]:
 def load_clouds(args: PretrainArguments, seed: int) -> tuple[Dataset, PointCloudCollator | None]:
     """The clouds to pre-train on, and what makes batches of them."""
     if args.data == PROCEDURAL:
-        shapes = ProceduralShapes(
-            BASE_CLASSES, args.clouds_per_class, num_points=args.num_points, seed=seed, cache=False
-        )
+        options = {"num_points": args.num_points, "seed": seed, "cache": False}
+        shapes = ProceduralShapes(BASE_CLASSES, args.clouds_per_class, **options)
+        # Clouds are drawn with replacement and all alike, so shares are those of the numbers of clouds.
+        assemblies = round(args.assembly_share / (1.0 - args.assembly_share) * len(shapes))
+        if assemblies:
+            shapes = ConcatDataset([shapes, ProceduralShapes([ASSEMBLY], assemblies, **options)])
         return shapes, None
     # Other points of a cloud each time it is seen.
     processor = PointCloudProcessor(num_points=args.num_points, seed=None)
@@ -249,6 +270,7 @@ def main() -> None:
     record = {
         "arguments": asdict(what) | {name: getattr(args, name) for name in (*recorded, "weight_decay")},
         "shape": shape_of(backbone.config),
+        "processes": args.world_size,
         "batch": args.per_device_train_batch_size * args.world_size,
         "clouds": len(dataset),
         "classes": list(BASE_CLASSES if what.data == PROCEDURAL else dataset.class_names),

@@ -8,13 +8,22 @@ from .errors import PointCloudError
 from .layouts import LAYOUTS, load_dataset
 from .layouts_releases import read_few_shot_fold
 from .part_files import read_labelled_cloud
-from .procedural import ALL_CLASSES, BASE_CLASSES, HELD_OUT_CLASSES, ProceduralShapes, ScanCorruption, sample_shape
+from .procedural import (
+    ALL_CLASSES,
+    ASSEMBLY,
+    BASE_CLASSES,
+    HELD_OUT_CLASSES,
+    ProceduralShapes,
+    ScanCorruption,
+    sample_shape,
+)
 from .processing import PointCloudProcessor, register_processor
 from .readers import READERS, read_point_cloud, write_point_cloud
 from .splits import few_shot_fold, stratified_split
 
 __all__ = [
     "ALL_CLASSES",
+    "ASSEMBLY",
     "BASE_CLASSES",
     "HELD_OUT_CLASSES",
     "ProceduralShapes",

@@ -72,6 +72,25 @@ def select_slots(
     return selected
 
 
+def check_prompted(config: PointTunerConfig, prompted: Collection[int]) -> None:
+    """Refuse blocks that are chosen by number if prompts would be in none of them.
+
+    Args:
+        config: A configuration with `prompt_depth`.
+        prompted: Numbers of the chosen blocks with prompts.
+
+    Raises:
+        ValueError: If there is none, because `prompt_depth` counts from the first block.
+    """
+    if config.layers_to_transform is None or config.prompt_depth is None or prompted:
+        return
+    raise ValueError(
+        f"No block would have prompts: `prompt_depth`={config.prompt_depth!r} puts them in the first "
+        f"{config.prompt_depth} blocks, of which `layers_to_transform`={config.layers_to_transform!r} has none. Pass "
+        "`prompt_depth=None` for prompts in all the blocks you chose."
+    )
+
+
 def matching(targets: Collection[str] | str | None, names: Collection[str]) -> list[str]:
     """The names that `target_modules` matches."""
     return [name for name in names if _matches(targets, name)]

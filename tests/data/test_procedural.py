@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from point_peft_hf.data import procedural
 from point_peft_hf.data.procedural import (
     ALL_CLASSES,
+    ASSEMBLY,
     BASE_CLASSES,
     CORRUPTION_PRESETS,
     HELD_OUT_CLASSES,
@@ -36,6 +37,7 @@ from point_peft_hf.data.procedural import (
     thin_density,
     tilt,
 )
+from point_peft_hf.data.procedural.assemblies import assembly
 
 TWO = ["mug", "stool"]
 
@@ -51,10 +53,11 @@ def test_class_lists_are_disjoint_and_complete():
     assert ALL_CLASSES == BASE_CLASSES + HELD_OUT_CLASSES
     assert len(set(ALL_CLASSES)) == len(ALL_CLASSES) >= 24
     assert not set(BASE_CLASSES) & set(HELD_OUT_CLASSES)
+    assert ASSEMBLY not in ALL_CLASSES
     assert 10 <= len(HELD_OUT_CLASSES) <= 12
 
 
-@pytest.mark.parametrize("class_name", ALL_CLASSES)
+@pytest.mark.parametrize("class_name", [*ALL_CLASSES, ASSEMBLY])
 def test_shapes_fill_the_unit_sphere_and_vary(class_name):
     proportions = []
     for seed in range(20):
@@ -76,6 +79,16 @@ def test_sample_shape_follows_its_generator():
     np.testing.assert_array_equal(sample_shape("car", 64, rng(3)), sample_shape("car", 64, 3))
     assert not np.array_equal(sample_shape("car", 64, rng(3)), sample_shape("car", 64, rng(4)))
     assert sample_shape("car", 1).shape == (1, 3)
+
+
+def test_some_assemblies_are_symmetric_and_some_are_not():
+    mirrored = 0
+    for seed in range(60):
+        points = assembly(rng(seed)).sample(4096, rng(seed))
+        twin = points * [-1.0, 1.0, 1.0]
+        nearest = np.linalg.norm(points[::16, None] - twin[None], axis=-1).min(axis=1)
+        mirrored += nearest.max() < 0.15 * np.ptp(points, axis=0).max()
+    assert 15 <= mirrored <= 55
 
 
 def _d2(points: np.ndarray) -> np.ndarray:

@@ -63,6 +63,16 @@ def test_blocks_that_do_not_exist(make_backbone, type_case):
         type_case.attach(make_backbone(), layers_to_transform=[3])
 
 
+@pytest.mark.parametrize("config_class", [pp.PointPeftConfig, pp.PointPriorPromptConfig, pp.GAPromptConfig])
+def test_blocks_without_the_prompts_that_were_asked_for(make_backbone, config_class):
+    """`prompt_depth` counts from the first block: in the last block of the toy there would be no prompts, unsaid."""
+    options = {"num_prompt_tokens": 4, "layers_to_transform": [1]}
+    with pytest.raises(ValueError, match=r"`prompt_depth`=1 |leaves no block"):
+        get_peft_model(make_backbone(), config_class(prompt_depth=1, **options))
+    get_peft_model(make_backbone(), config_class(prompt_depth=None, **options))
+    get_peft_model(make_backbone(), config_class(prompt_depth=2, **options))
+
+
 def test_a_model_without_slots(type_case):
     with pytest.raises(ValueError, match="Sequential has no slots"):
         get_peft_model(nn.Sequential(nn.Linear(3, 3)), type_case.config())

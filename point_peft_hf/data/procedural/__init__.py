@@ -14,11 +14,12 @@ from .corruption import (
     thin_density,
     tilt,
 )
-from .dataset import ALL_CLASSES, BASE_CLASSES, HELD_OUT_CLASSES, SPLITS, ProceduralShapes, sample_shape
+from .dataset import ALL_CLASSES, ASSEMBLY, BASE_CLASSES, HELD_OUT_CLASSES, SPLITS, ProceduralShapes, sample_shape
 from .primitives import Surface
 
 __all__ = [
     "ALL_CLASSES",
+    "ASSEMBLY",
     "BASE_CLASSES",
     "CORRUPTION_PRESETS",
     "HELD_OUT_CLASSES",

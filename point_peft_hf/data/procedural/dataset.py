@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from . import furniture, household, tools, vehicles
+from . import assemblies, furniture, household, tools, vehicles
 from .corruption import ScanCorruption, get_corruption, normalize_unit_sphere
 from .primitives import Surface
 
@@ -20,6 +20,7 @@ _BUILDERS: dict[str, Callable[[np.random.Generator], Surface]] = {
     **household.BUILDERS,
     **tools.BUILDERS,
     **vehicles.BUILDERS,
+    "assembly": assemblies.assembly,
 }
 
 HELD_OUT_CLASSES: tuple[str, ...] = (
@@ -38,7 +39,10 @@ HELD_OUT_CLASSES: tuple[str, ...] = (
 )
 """Classes of the default fine-tuning task, kept out of pre-training; chosen to contain look-alikes."""
 
-BASE_CLASSES: tuple[str, ...] = tuple(sorted(set(_BUILDERS) - set(HELD_OUT_CLASSES)))
+ASSEMBLY = "assembly"
+"""Random assemblies of primitives, of no class: to pre-train on, beside the classes."""
+
+BASE_CLASSES: tuple[str, ...] = tuple(sorted(set(_BUILDERS) - {ASSEMBLY, *HELD_OUT_CLASSES}))
 """Classes for pre-training."""
 
 ALL_CLASSES: tuple[str, ...] = BASE_CLASSES + HELD_OUT_CLASSES
@@ -65,7 +69,7 @@ def sample_shape(class_name: str, num_points: int = 1024, rng: np.random.Generat
     """Build one random shape of a class and sample its surface uniformly by area.
 
     Args:
-        class_name: One of `ALL_CLASSES`.
+        class_name: One of `ALL_CLASSES`, or `ASSEMBLY`.
         num_points: Number of points N (default 1024).
         rng: Random generator, or a seed for one (default: a fresh, unseeded generator).
 
@@ -91,7 +95,7 @@ class ProceduralShapes(Dataset):
     indices stay valid when `clouds_per_class` grows.
 
     Args:
-        class_names: Names from `ALL_CLASSES`; label k is the k-th name (default `HELD_OUT_CLASSES`).
+        class_names: Names from `ALL_CLASSES` or `ASSEMBLY`; label k is the k-th name (default `HELD_OUT_CLASSES`).
         clouds_per_class: Number of clouds of each class (default 100).
         num_points: Points per cloud N (default 1024).
         seed: Seed, an integer of at least 0 (default 0).

@@ -7,6 +7,7 @@ from torch import nn
 from ...slots import EntrySlot, ReadoutSlot
 from ..base import SlotTuner, slots_by_name
 from ..registry import register_method
+from ..selection import check_prompted
 from .bank import PointPriorBank, set_point_prior_bank
 from .build import build_point_prior_bank
 from .compression import compress_bank
@@ -27,6 +28,8 @@ class PromptTunerMixin:
         peft_config.resolve_prompt_depth(has_stages=len(stages) > 1)
         super()._prepare_model(peft_config, model)
         prompted = [slot for slot in self._slots.values() if isinstance(slot, EntrySlot)]
+        if PromptLayer in self.layers_of(peft_config):
+            check_prompted(peft_config, [slot.layer_index for slot in prompted])
         if not peft_config.use_bank or not prompted:
             return
         last = next((slot.stage for slot in slots if isinstance(slot, ReadoutSlot)), None)
