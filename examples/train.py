@@ -4,7 +4,7 @@
     accelerate launch examples/train.py --method lora --data path/to/folder
     accelerate launch --config_file examples/accelerate_configs/multi_gpu.yaml examples/train.py --sync_batch_norm
 
-`--help` prints all arguments.
+`--help` prints the usual arguments, `--help_all` every one.
 """
 
 import sys

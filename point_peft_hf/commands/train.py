@@ -12,7 +12,7 @@
 
 Several methods may be given; they are trained one after the other on the same data and shown in one table. The epoch
 is chosen on a validation split that is cut from the training data; the test split is looked at once, at the end. All
-arguments of transformers.TrainingArguments work as well.
+arguments of transformers.TrainingArguments work as well (`--help_all` lists them).
 """
 
 from __future__ import annotations

@@ -176,6 +176,9 @@ class PointCloudTrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite stops training."})
     remove_unused_columns: bool | None = field(default=False, metadata={"help": "Batches are used as they are."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Every parameter is used."})
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "Continue a run that was stopped: 'latest', or the folder of a checkpoint."}
+    )
     extra_save_steps: int | None = field(
         default=None, metadata={"help": "Save further checkpoints between the epochs, after this number of steps."}
     )
@@ -251,8 +254,48 @@ class MethodArguments:
     )
 
 
+# Options that are the Trainer's own, and that many runs need.
+_OFTEN_USED = (
+    "activation_checkpointing",
+    "bf16",
+    "dataloader_num_workers",
+    "gradient_accumulation_steps",
+    "hub_model_id",
+    "hub_private_repo",
+    "label_smoothing_factor",
+    "max_steps",
+    "push_to_hub",
+    "report_to",
+    "use_cpu",
+)
+
+
+# Options with a default of this package that nobody should have to change.
+_NOT_TO_CHANGE = ("ddp_find_unused_parameters", "logging_nan_inf_filter", "remove_unused_columns")
+
+
+class _HelpAll(argparse.Action):
+    """Prints all options and ends, as --help does with the most used ones."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: Any, *args: Any) -> NoReturn:
+        parser.print_all()
+        parser.exit()
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    pass
+    """Each option by one name, and its default where the text does not say it."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{action.option_strings[0]} {self._format_args(action, action.dest.upper())}"
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_said = action.default is None or "efault: " in (action.help or "")
+        return action.help if is_said else super()._get_help_string(action)
 
 
 def folder_name(method: str) -> str:
@@ -303,7 +346,23 @@ def parse_arguments(
 
 
 class _Parser(HfArgumentParser):
-    """Prints errors without all of the options, among which nobody would find them."""
+    """Prints the options that most runs need; errors come without options, among which nobody would find them."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, usage="%(prog)s [OPTION ...]", **kwargs)
+        own = PointCloudTrainingArguments.__annotations__.keys() - set(_NOT_TO_CHANGE)
+        rare = {f.name for f in fields(TrainingArguments)} - own - set(_OFTEN_USED)
+        self._rare_help: dict[argparse.Action, str | None] = {}
+        for action in self._actions:
+            if action.dest in rare:
+                self._rare_help[action], action.help = action.help, argparse.SUPPRESS
+        self.add_argument("--help_all", action=_HelpAll, help="Also list every option of transformers.Trainer.")
+
+    def print_all(self) -> None:
+        """Print the rare options, too."""
+        for action, text in self._rare_help.items():
+            action.help = text
+        self.print_help()
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n`{self.prog} --help` lists the options.\n")

@@ -1,9 +1,11 @@
 """The command as a whole."""
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
+from transformers import TrainingArguments
 
 from point_peft_hf.commands import COMMANDS, main
 from point_peft_hf.training import METHODS
@@ -26,6 +28,20 @@ def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["fly"])
     assert "invalid choice: 'fly'" in capsys.readouterr().err
+
+
+def test_help_of_training_is_short_and_help_all_is_complete(capsys):
+    printed = {}
+    for option in ("--help", "--help_all"):
+        with pytest.raises(SystemExit, match="0"):
+            main(["train", option])
+        printed[option] = capsys.readouterr().out
+    for name in ("method", "learning_rate", "extra_save_steps", "push_to_hub", "resume_from_checkpoint"):
+        assert printed["--help"].count(f"\n  --{name} ") == 1
+    options = {f"--{field.name}" for field in dataclasses.fields(TrainingArguments)}
+    assert options <= set(printed["--help_all"].split())
+    assert "--adam_beta1" not in printed["--help"]
+    assert len(printed["--help"]) < 0.5 * len(printed["--help_all"])
 
 
 def test_methods(capsys):
