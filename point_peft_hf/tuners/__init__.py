@@ -1,6 +1,6 @@
 """The 3D adapter types. Importing this package registers them with `peft`."""
 
-from .base import BranchLayer, SlotLayer, SlotTuner
+from .base import SlotTuner
 from .config import PointTunerConfig
 from .dapt import DAPTConfig, DAPTModel
 from .explain import Picture, Places, References
@@ -24,6 +24,7 @@ from .pointgst import PointGSTConfig, PointGSTModel
 from .pointlora import PointLoRAConfig, PointLoRAModel
 from .ppt import PPTConfig, PPTModel
 from .registry import register_method
+from .slot_layer import BranchLayer, SlotLayer
 from .stag import STAGConfig, STAGModel
 from .targets import register_default_targets
 from .voxel_adapter import VoxelAdapterConfig, VoxelAdapterModel

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ..slots import AdapterSlot
 
 if TYPE_CHECKING:
-    from .base import SlotLayer
     from .config import PointTunerConfig
+    from .slot_layer import SlotLayer
 
 Selection = dict[str, tuple[type["SlotLayer"], ...]]
 

@@ -12,8 +12,9 @@ import point_peft_hf as pp
 from point_peft_hf.models.layers import PointTransformerLayer
 from point_peft_hf.slots import ReadoutSlot
 from point_peft_hf.tokens import Cloud
-from point_peft_hf.tuners.base import SlotLayer, slots_by_name
+from point_peft_hf.tuners.base import slots_by_name
 from point_peft_hf.tuners.point_prior_prompt import layer as layer_module
+from point_peft_hf.tuners.slot_layer import SlotLayer
 
 TYPES = {"prompt": pp.PointPriorPromptConfig, "point_peft": pp.PointPeftConfig}
 IDS = torch.tensor([0, 1, 2, 3])

@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import point_peft_hf as pp
-from point_peft_hf.tuners.base import SlotLayer
 from point_peft_hf.tuners.point_peft.layer import BiasLayer
+from point_peft_hf.tuners.slot_layer import SlotLayer
 
 
 def test_prediction_does_not_depend_on_batch_mates(backbone, case, points, logits):

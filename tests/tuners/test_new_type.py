@@ -10,7 +10,7 @@ from peft.utils import PeftType
 
 import point_peft_hf as pp
 from point_peft_hf.tuners import SlotTuner, register_method
-from point_peft_hf.tuners.base import SlotLayer
+from point_peft_hf.tuners.slot_layer import SlotLayer
 
 TOYS = sys.modules["point_peft_toys"]
 

@@ -29,7 +29,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 
 import point_peft_hf as pp
-from point_peft_hf.tuners.base import SlotLayer
+from point_peft_hf.tuners.slot_layer import SlotLayer
 
 # -- Attaching --------------------------------------------------------------------------------------------------------
 

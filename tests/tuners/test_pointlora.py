@@ -8,9 +8,9 @@ from peft import get_peft_model
 from torch.nn import functional as F
 
 import point_peft_hf as pp
-from point_peft_hf.tuners.base import SlotLayer
 from point_peft_hf.tuners.pointlora.layer import Scorer, negative_entropy
 from point_peft_hf.tuners.pointlora.published import read_published
+from point_peft_hf.tuners.slot_layer import SlotLayer
 
 CONFIG = {"r": 2, "bottleneck_size": 6, "scales": [[24, 8, 6], [12, 8, 2]], "init_weights": False}
 KEY = "pointlora_default"

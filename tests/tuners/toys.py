@@ -14,9 +14,10 @@ from point_peft_hf.slots import (
     ReadoutSlot,
     TokenSlot,
 )
-from point_peft_hf.tuners.base import BranchLayer, SlotLayer, SlotTuner
+from point_peft_hf.tuners.base import SlotTuner
 from point_peft_hf.tuners.config import PointTunerConfig
 from point_peft_hf.tuners.registry import register_method
+from point_peft_hf.tuners.slot_layer import BranchLayer, SlotLayer
 
 
 class Vector(nn.Module):

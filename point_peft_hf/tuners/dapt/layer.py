@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from ...slots import AdapterSlot, Backbone, BlockSlot, LayerSlot, OutputSlot, ReadoutSlot, TokenSlot
 from ...tokens import CLASS, PATCH, Tokens
-from ..base import BranchLayer, SlotLayer, bottleneck_size
 from ..explain import Picture
 from ..readout import pool
+from ..slot_layer import BranchLayer, SlotLayer, bottleneck_size
 from .config import DAPTConfig
 
 _NORM_EPS = 1e-5

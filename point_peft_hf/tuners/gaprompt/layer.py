@@ -13,8 +13,8 @@ from ...layers import FreezableBatchNorm1d, recompute_in_backward
 from ...ops import farthest_point_sample, gather_points, inverse_distance_weights, knn_indices
 from ...slots import AdapterSlot, Backbone, EntrySlot, OutputSlot, ReadoutSlot, TokenSlot
 from ...tokens import Tokens
-from ..base import SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
+from ..slot_layer import SlotLayer, bottleneck_size
 from .config import GAPromptConfig
 from .shift import SHAPE_SIZE, linear_parameters
 

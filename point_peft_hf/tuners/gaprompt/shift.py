@@ -20,8 +20,8 @@ from ...ops import (
 )
 from ...slots import Backbone, PointSlot
 from ...tokens import Cloud
-from ..base import SlotLayer
 from ..explain import Picture, Places
+from ..slot_layer import SlotLayer
 from .config import GAPromptConfig
 
 # Of the published method: widths of the layers on groups of points, on groups of these, and of the way back.

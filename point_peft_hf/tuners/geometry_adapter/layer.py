@@ -13,9 +13,9 @@ from ...layers import FreezableBatchNorm1d, add_product, recompute_in_backward, 
 from ...ops import farthest_point_sample, gather_points, inverse_distance_weights, knn_indices
 from ...slots import Backbone, OutputSlot, TokenSlot
 from ...tokens import Tokens
-from ..base import BranchLayer, SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
 from ..explain import Picture, Places
+from ..slot_layer import BranchLayer, SlotLayer, bottleneck_size
 from .config import GeometryOptions
 from .local_attention import LocalAttention
 

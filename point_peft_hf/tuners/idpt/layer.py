@@ -9,9 +9,9 @@ from torch import nn
 
 from ...slots import AdapterSlot, Backbone, EntrySlot, OutputSlot, ReadoutSlot, Stage, TokenSlot
 from ...tokens import CLASS, PATCH, Tokens
-from ..base import SlotLayer
 from ..explain import Picture
 from ..readout import pool
+from ..slot_layer import SlotLayer
 from .config import IDPTConfig
 from .generator import NormedLinear
 

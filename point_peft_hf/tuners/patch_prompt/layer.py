@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ...slots import PatchAttentionSlot
 from ...voxels import VoxelStage
-from ..base import SlotLayer
+from ..slot_layer import SlotLayer
 from .config import PatchPromptConfig
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..base import SlotLayer, SlotTuner
+from ..base import SlotTuner
 from ..geometry_adapter import GEOMETRY_LAYERS
 from ..point_prior_prompt import PROMPT_LAYERS, PromptTunerMixin
 from ..registry import register_method
+from ..slot_layer import SlotLayer
 from .config import PointPeftConfig
 from .layer import BiasLayer
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ...slots import AdapterSlot, LayerSlot
-from ..base import SlotLayer
+from ..slot_layer import SlotLayer
 from .config import PointPeftConfig
 
 

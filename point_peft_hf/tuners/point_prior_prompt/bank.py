@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ...io.backbone import common_precision, fingerprint
-from ..base import SlotLayer
+from ..slot_layer import SlotLayer
 from .compression import compress_bank
 from .config import PromptOptions
 from .quantization import FEATURE_DTYPES, quantize

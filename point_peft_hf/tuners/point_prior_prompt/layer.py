@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from ...slots import AdapterSlot, Backbone, EntrySlot, PointSlot, ReadoutSlot, TokenSlot
 from ...tokens import Cloud, Tokens
-from ..base import SlotLayer, bottleneck_size
 from ..bottleneck import Bottleneck
 from ..explain import Picture, Places, References
+from ..slot_layer import SlotLayer, bottleneck_size
 from .bank import BankBuffers, PointPriorBank, check_bank, select_entries
 from .config import PromptOptions
 from .dynamics import update_entries

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from ...ops import gather_points, morton_keys
 from ...tokens import Tokens
-from ..base import BranchLayer, bottleneck_size
 from ..explain import Picture
+from ..slot_layer import BranchLayer, bottleneck_size
 from .basis import graph_basis, published_graph_basis
 from .config import PointGSTConfig
 

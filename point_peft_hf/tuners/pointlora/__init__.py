@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from ...slots import AdapterSlot
-from ..base import SlotLayer, SlotTuner
+from ..base import SlotTuner
 from ..registry import register_method
+from ..slot_layer import SlotLayer
 from .config import PointLoRAConfig
 from .layer import BlockLayer, ProjectionLayer, ReadoutLayer, TokenLayer
 from .published import read_published

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from ...ops import gather_points
 from ...slots import AdapterSlot, Backbone, EntrySlot, LayerSlot, ReadoutSlot, TokenSlot
 from ...tokens import PATCH, Tokens
-from ..base import SlotLayer, bottleneck_size
 from ..bottleneck import GELUBottleneck
 from ..explain import Picture, Places
+from ..slot_layer import SlotLayer, bottleneck_size
 from .config import PointLoRAConfig
 
 _ENTROPY_EPS = 1e-6

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from ...slots import AdapterSlot, Backbone, EntrySlot, ReadoutSlot, TokenSlot
 from ...tokens import CLASS, PATCH, Tokens
-from ..base import BranchLayer, SlotLayer, bottleneck_size
 from ..bottleneck import GELUBottleneck
 from ..explain import Picture, Places
 from ..readout import pool
+from ..slot_layer import BranchLayer, SlotLayer, bottleneck_size
 from .config import PPTConfig
 
 

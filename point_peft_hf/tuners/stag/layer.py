@@ -14,8 +14,8 @@ from ...layers import recompute_in_backward
 from ...ops import gather_points, knn_indices
 from ...slots import AdapterSlot, Backbone, EntrySlot, OutputSlot, ReadoutSlot, TokenSlot
 from ...tokens import Tokens
-from ..base import SlotLayer
 from ..explain import Picture
+from ..slot_layer import SlotLayer
 from .config import Plan, STAGConfig
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ...ops import submanifold_conv
 from ...slots import VoxelFFNSlot
 from ...voxels import VoxelStage
-from ..base import SlotLayer, bottleneck_size
+from ..slot_layer import SlotLayer, bottleneck_size
 from .config import VoxelAdapterConfig
 
 _KERNEL = 3
