@@ -1,12 +1,16 @@
 """The documentation holds together: pages, links, and the numbers that pages of methods have from elsewhere."""
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
+import io
 import os
 import re
+import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ import torch
 from peft import get_peft_model
 
 import point_peft_hf
+from point_peft_hf.commands import main
 from point_peft_hf.training import METHODS, method_config
 from point_peft_hf.training.methods import SCENE_METHODS
 
@@ -35,6 +40,40 @@ def anchors(path: Path) -> set[str]:
     """What headings are called in links, as GitHub has it."""
     headings = re.findall(r"^#+ (.*)$", without_code(path), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def options_of(program: str) -> set[str]:
+    """The options that `--help` of a program lists: of "point-peft COMMAND", or of a script."""
+    printed, (first, *rest) = io.StringIO(), program.split()
+    option = "--help_all" if rest == ["train"] or first == "examples/train.py" else "--help"
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", [first, *rest, option])
+        patch.syspath_prepend(str((ROOT / first).parent))
+        run = (
+            partial(main, [*rest, option]) if rest else partial(runpy.run_path, str(ROOT / first), run_name="__main__")
+        )
+        with pytest.raises(SystemExit, match="0"):
+            run()
+    return set(re.findall(r"--\w+", printed.getvalue()))
+
+
+def test_options_in_commands_exist():
+    """A command that a page shows can be copied: no option of it was renamed since."""
+    wanted: dict[str, dict[str, str]] = {}
+    for name, path in LINKING.items():
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        for program, command in re.findall(
+            r"(point-peft [a-z]\w+|(?:examples|method_comparison)/\w+\.py)((?: [^`\n|&#]*)?)", text
+        ):
+            known = wanted.setdefault(program, {})
+            known |= dict.fromkeys(re.findall(r"(?<![\w-])--[a-z]\w*", command), name)
+    assert len(wanted) > 10
+    unknown = []
+    for program, options in wanted.items():
+        if options:
+            known = options_of(program)
+            unknown += [f"{name}: {program} {option}" for option, name in options.items() if option not in known]
+    assert not unknown
 
 
 @pytest.mark.parametrize("name", LINKING)
