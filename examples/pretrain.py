@@ -3,6 +3,7 @@
     accelerate launch examples/pretrain.py --output_dir outputs/point-mae-small --seed 0
     accelerate launch examples/pretrain.py --data path/to/modelnet40_ply_hdf5_2048 --output_dir outputs/backbone
     accelerate launch examples/pretrain.py --model_type point_m2ae --output_dir outputs/point-m2ae-small
+    torchrun --nproc_per_node 2 examples/pretrain.py --per_device_train_batch_size 32 --use_cpu --ddp_backend gloo
 
 The first is how the backbone that ships with the package was made (its model card has the exact command). Half of the
 procedural shapes are random assemblies of primitives, the others of the base classes, and all are clean: the held-out
@@ -135,7 +136,9 @@ def model_card(record: dict) -> str:
     untrained = "The head is not part of the pre-training; it is new in each classifier."
     if args["model_type"] == "point_mae":
         untrained = "The class token and the head are not part of the pre-training; they are new in each classifier."
-    launch = "accelerate launch" + (f" --num_processes {record['processes']}" if record["processes"] > 1 else "")
+    launch = "accelerate launch"
+    if record["processes"] > 1:
+        launch = f"torchrun --nproc_per_node {record['processes']}"  # on CPUs as well, with --ddp_backend gloo
     command = " ".join([f"{launch} examples/pretrain.py", *options, f"--seed {args['seed']}"])
     return f"""---
 library_name: transformers
@@ -267,8 +270,9 @@ def main() -> None:
     backbone.save_pretrained(output_dir)
     PointCloudProcessor(num_points=what.num_points).save_pretrained(output_dir)
     recorded = ("output_dir", "seed", "max_steps", "warmup_steps", "per_device_train_batch_size", "learning_rate")
+    recorded += ("weight_decay", "use_cpu", "ddp_backend")
     record = {
-        "arguments": asdict(what) | {name: getattr(args, name) for name in (*recorded, "weight_decay")},
+        "arguments": asdict(what) | {name: getattr(args, name) for name in recorded},
         "shape": shape_of(backbone.config),
         "processes": args.world_size,
         "batch": args.per_device_train_batch_size * args.world_size,

@@ -60,6 +60,9 @@ def test_pretrain_then_train_then_predict(script, tmp_path, capsys):
     )
     record = json.loads((tmp_path / "backbone" / "pretraining.json").read_text())
     assert np.isfinite(record["final_chamfer_x1000"])
+    card = (tmp_path / "backbone" / "README.md").read_text()
+    assert "50 % random assemblies of primitives, the rest 27 classes: airplane" in card
+    assert "accelerate launch examples/pretrain.py --hidden_size 24 " in card
 
     script(
         *[
