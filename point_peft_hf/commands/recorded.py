@@ -48,9 +48,32 @@ def recorded_data(
 
 
 def check_names(names: Sequence[str], known: Sequence[str], data: str) -> None:
-    """Refuse data of other classes than the adapter's."""
-    if list(names) != list(known):
-        raise ValueError(
-            f"The data {data} have the classes {', '.join(names)}, but the adapter knows {', '.join(known)}. Pass "
-            "data of the same classes, such as those it was trained on: --data."
+    """Refuse data of other classes than the adapter's, on which every number would be wrong.
+
+    Args:
+        names: Names of the classes of the data, in the order of their labels.
+        known: Those of the adapter.
+        data: Name of the data.
+
+    Raises:
+        ValueError: If they are not the same.
+    """
+    if list(names) == list(known):
+        return
+    differences = [
+        f"{what} {_few(others)}"
+        for what, others in (
+            ("the adapter does not know", [name for name in names if name not in known]),
+            ("the data lack", [name for name in known if name not in names]),
         )
+        if others
+    ]
+    raise ValueError(
+        f"The {len(names)} classes of the data {data} are not the {len(known)} of the adapter: "
+        f"{' and '.join(differences) or 'they come in another order'}. Pass data of the same classes, such as those "
+        "it was trained on: --data."
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} others" if len(names) > 5 else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..ops import knn_indices
 from ..visualization.palette import part_colors, to_rgb
 from .precision import check_precision, in_precision
 from .segmentation import predict_parts
-from .sharing import SharedValues
+from .sharing import SharedValues, run_model
 
 
 @dataclass
@@ -141,9 +140,8 @@ class PartPredictor:
         # The numbers of the points go through the sampling as labels do, and say which were taken.
         batch = self.processor([points], part_labels=[torch.arange(len(points))])
         sampled = batch["points"].to(next(self.model.parameters()).device)
-        run = self.model if shared is None else partial(shared.run, self.model)
         with in_precision(self.precision, sampled.device):
-            logits = run(points=sampled, category_ids=category_ids).logits.float()
+            logits = run_model(self.model, sampled, shared, category_ids=category_ids).logits.float()
         labels = predict_parts(logits, category_ids, self.model.config.category_parts)
         if points.dtype != np.float32:  # which would blur the distances far from the origin
             points = (points - points.min(axis=0)).astype(np.float32)

@@ -27,7 +27,7 @@ from ..scenes import ScenePredictor
 from ..tuners.targets import SCENE_MODEL_TYPES
 from .part_predictor import PartPredictor
 from .precision import check_precision, in_precision
-from .sharing import SharedValues
+from .sharing import SharedValues, run_model
 
 
 class Predictor:
@@ -150,24 +150,8 @@ class Predictor:
     def _probabilities(self, points: torch.Tensor, shared: SharedValues | None) -> np.ndarray:
         points = points.to(next(self.model.parameters()).device)
         with in_precision(self.precision, points.device):
-            output = self.model(points=points) if shared is None else shared.run(self.model, points)
-        return output.logits.float().softmax(dim=-1).cpu().numpy()
-
-    def check_classes(self, class_names: Sequence[str]) -> None:
-        """Refuse data of other classes, on which every number would be wrong.
-
-        Args:
-            class_names: Names of the classes of the data, in the order of their labels.
-
-        Raises:
-            ValueError: If they are not those of the model.
-        """
-        if list(class_names) != self.class_names:
-            raise ValueError(
-                f"{self.model.name_or_path or 'The model'} knows the {len(self.class_names)} classes "
-                f"{_few(self.class_names)}, but the data have {len(class_names)}: {_few(class_names)}. Pass the data "
-                "that it was trained on with --data."
-            )
+            logits = run_model(self.model, points, shared).logits
+        return logits.float().softmax(dim=-1).cpu().numpy()
 
     def predict_classes(self, clouds: Sequence[Any], batch_size: int, *, drop_invalid: bool = False) -> np.ndarray:
         """Classify many clouds.
@@ -189,10 +173,6 @@ class Predictor:
                 raise answer
             numbers.append(int(answer.argmax()))
         return np.array(numbers)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def load_trained(adapter: str, model: str | None = None) -> nn.Module:

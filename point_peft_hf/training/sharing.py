@@ -140,6 +140,21 @@ class SharedValues:
         return output
 
 
+def run_model(model: nn.Module, points: torch.Tensor, shared: SharedValues | None, **inputs: Any) -> Any:
+    """Run a model on prepared clouds, with what others have computed of them if there are others.
+
+    Args:
+        model: The model, as it predicts.
+        points: Clouds of shape `(batch_size, num_points, 3)`.
+        shared: Values that several models share on these clouds.
+        **inputs: Its other arguments.
+
+    Returns:
+        Its output.
+    """
+    return model(points=points, **inputs) if shared is None else shared.run(model, points, **inputs)
+
+
 def _identity(points: torch.Tensor) -> tuple[Any, ...]:
     """What clouds and the precision that they are computed in are known by."""
     kind = points.device.type

@@ -96,7 +96,9 @@ def test_data_of_other_classes_are_refused(point_peft, adapter, tmp_path):
             write_point_cloud(
                 tmp_path / "data" / name / f"{index}.ply", np.random.default_rng(index).normal(size=(99, 3))
             )
-    with pytest.raises(SystemExit, match=r"error: The data .*data have the classes a, b, but the adapter knows"):
+    with pytest.raises(
+        SystemExit, match=r"error: The 2 classes of the data .*the adapter does not know a, b and the data"
+    ):
         point_peft("visualize", "--adapter", adapter, "--data", tmp_path / "data")
 
 

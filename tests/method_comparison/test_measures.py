@@ -77,7 +77,7 @@ def test_corrupted_clouds_are_spread_over_the_test_split_and_the_same_for_every_
         seen.append(clouds)
         return np.ones(len(clouds), dtype=int)
 
-    predictor = SimpleNamespace(check_classes=lambda names: None, processor=PROCESSOR, predict_classes=predict_classes)
+    predictor = SimpleNamespace(processor=PROCESSOR, predict_classes=predict_classes)
     found = [corrupted_accuracies(predictor, test, 4, 8) for _ in range(2)]
     assert found[0] == found[1]
     assert list(found[0]) == list(CORRUPTIONS)
