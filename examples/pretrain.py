@@ -5,10 +5,10 @@
     accelerate launch examples/pretrain.py --model_type point_m2ae --output_dir outputs/point-m2ae-small
     torchrun --nproc_per_node 2 examples/pretrain.py --per_device_train_batch_size 32 --use_cpu --ddp_backend gloo
 
-The first is how the backbone that ships with the package was made (its model card has the exact command). Half of the
-procedural shapes are random assemblies of primitives, the others of the base classes, and all are clean: the held-out
-classes and the scan corruptions are kept for fine-tuning. Of a data set only the training split is used, and never its
-labels.
+The first is how the backbone that ships with the package was made (its model card has the exact command). Of the
+procedural shapes only the base classes are used, and only clean clouds: the held-out classes and the scan corruptions
+are kept for fine-tuning. `--assembly_share 0.5` makes half of them random assemblies of primitives. Of a data set only
+the training split is used, and never its labels.
 
 The same options give backbones of similar size for `--model_type` point_mae, point_bert and point_m2ae, to compare the
 architectures. Point-BERT is pre-trained with Point-MAE's decoder, not with the tokens of a discrete autoencoder as
@@ -74,7 +74,7 @@ class PretrainArguments:
     num_points: int = 1024
     clouds_per_class: int = 5000
     assembly_share: float = field(
-        default=0.5, metadata={"help": "Share of random assemblies of primitives among the procedural shapes."}
+        default=0.0, metadata={"help": "Share of random assemblies of primitives among the procedural shapes."}
     )
 
     def __post_init__(self):

@@ -43,6 +43,8 @@ def test_pretrain_then_train_then_predict(script, tmp_path, capsys):
             4,
             "--num_points",
             64,
+            "--assembly_share",
+            0.5,
         ],
         *["--hidden_size", 24, "--num_hidden_layers", 2, "--num_attention_heads", 2, "--num_groups", 8],
         *[
