@@ -10,7 +10,7 @@ from typing import Any
 from experiments import Experiment, Run
 from training import DATA_AND_MODEL
 
-ENVIRONMENT = ("device", "threads", "mixed_precision", "commit", "versions")
+ENVIRONMENT = ("device", "processor", "threads", "mixed_precision", "commit", "versions")
 
 
 class Result:

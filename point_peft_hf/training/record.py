@@ -31,7 +31,7 @@ _SAMPLED_CLOUDS = 64
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
-    """Say what a run runs on: "command", "processes", "threads", "device", "commit", "versions"."""
+    """Say what a run runs on: "command", "processes", "threads", "device", "processor", "commit", "versions"."""
     device = accelerator.device
     return {
         # Word by word, so that a push finds the folders of this machine among them.
@@ -39,11 +39,23 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": processor(),
         "distributed_type": str(accelerator.distributed_type.value),
         "mixed_precision": accelerator.mixed_precision,
         "commit": source_commit(),
         "versions": versions(),
     }
+
+
+def processor() -> str:
+    """Name of the CPU, and the instructions that PyTorch uses on it: with others, sums are rounded in another order."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = next(names, platform.processor() or platform.machine())
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def source_commit() -> str | None:
