@@ -48,7 +48,7 @@ def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Name of the CPU, and the instructions that PyTorch uses on it: with others, sums are rounded in another order."""
+    """Name of the CPU, and the instructions that PyTorch uses on it: with others, sums are rounded differently."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
