@@ -41,7 +41,13 @@ class PointCloudArguments:
         default=False, metadata={"help": "Drop points with NaN or infinite coordinates, as depth cameras write them."}
     )
     num_points: int | None = field(default=None, metadata={"help": "Points of a cloud. Default: the backbone's."})
-    augmentation: str = field(default="scale_translate", metadata={"help": "Augmentation of the training clouds."})
+    augmentation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Augmentation of the training clouds. Default: rotate for the built-in scans, scale_translate for "
+            "other objects, scene for scenes."
+        },
+    )
     cache_views: int | None = field(
         default=None,
         metadata={
@@ -116,13 +122,14 @@ class PointCloudArguments:
         if self.task == "scene_segmentation":
             if self.cache_views is not None:
                 raise ValueError("--cache_views is for objects: of scenes, nothing is computed ahead.")
-            if self.augmentation == "scale_translate":
-                self.augmentation = "scene"
+            self.augmentation = self.augmentation or "scene"
             if self.augmentation not in ("scene", "none"):
                 raise ValueError(f"--augmentation of scenes is scene or none, got {self.augmentation!r}.")
             if self.test_votes > 1 or self.num_points is not None:
                 raise ValueError("--test_votes and --num_points are for objects; of scenes all voxels are used.")
         else:
+            is_turned = self.data == PROCEDURAL and self.corruption != "clean"
+            self.augmentation = self.augmentation or ("rotate" if is_turned else "scale_translate")
             get_augmentation(self.augmentation)
         self.model = self.model or (SCENE_BACKBONE if self.task == "scene_segmentation" else DEFAULT_BACKBONE)
 

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from point_peft_hf.training import parse_arguments
+from point_peft_hf.training import PointCloudArguments, parse_arguments
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,18 @@ def test_errors_of_the_command_line_are_two_lines(given, message, capsys):
     assert error.startswith("point-peft train: error: ")
     assert re.search(message, error)
     assert hint == "`point-peft train --help` lists the options."
+
+
+@pytest.mark.parametrize(
+    ("fields", "augmentation"),
+    [
+        ({}, "rotate"),
+        ({"corruption": "clean"}, "scale_translate"),
+        ({"data": "folder"}, "scale_translate"),
+        ({"data": "folder", "task": "scene_segmentation"}, "scene"),
+        ({"augmentation": "none"}, "none"),
+        ({"task": "scene_segmentation", "augmentation": "none"}, "none"),
+    ],
+)
+def test_default_augmentation(fields, augmentation):
+    assert PointCloudArguments(**fields).augmentation == augmentation
