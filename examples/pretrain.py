@@ -130,8 +130,9 @@ def model_card(record: dict) -> str:
     )
     if args["data"] == PROCEDURAL:
         classes = ", ".join(record["classes"])
-        share = f"{100 * args['assembly_share']:g} % random assemblies of primitives, the rest "
-        share = share if args["assembly_share"] else ""
+        share = ""
+        if args["assembly_share"]:
+            share = f"{100 * args['assembly_share']:g} % random assemblies of primitives, the rest "
         data = f"procedural shapes, clean, seed {args['seed']}: {share}{len(record['classes'])} classes: {classes}"
     untrained = "The head is not part of the pre-training; it is new in each classifier."
     if args["model_type"] == "point_mae":

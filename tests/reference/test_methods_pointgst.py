@@ -58,7 +58,7 @@ def test_logits(method):
     hidden = model.base_model.model.point_mae(values["points"], precomputed=given(values)).last_hidden_state
     assert (hidden - values["eval.hidden"]).abs().max() < 1e-5 * values["eval.hidden"].abs().max()
     same = has_stored_basis(values)
-    assert same.any()
+    assert same.sum() >= 4  # of six
     assert (model(values["points"]).logits - values["eval.logits"])[same].abs().max() < 1e-5
     alone = torch.cat([model(cloud[None]).logits for cloud in values["points"]])
     equal = (alone - values["eval.logits_each_alone"]).abs().amax(dim=1) < 1e-5
